@@ -51,7 +51,7 @@ nightly: setup ## the same and what is too long for that
 mutations: setup ## each rule of safety left out of a copy of the product: do the tests notice?
 	cargo test --workspace --test mutations
 
-# Of a release build: SCENARIO is all, or some of join,idle,churn,edit,strangers,outage,takeover.
+# Of a release build: SCENARIO is all, or some of join,idle,churn,edit,strangers,outage,takeover,relist.
 SCENARIO ?= all
 NODES ?= 1000
 SUBSCRIPTIONS ?= 1

@@ -8,6 +8,8 @@ mod intake;
 pub mod kept;
 pub mod proof;
 mod renewal;
+#[cfg(test)]
+mod size;
 pub mod unreadable;
 mod wakeups;
 
@@ -39,10 +41,15 @@ use crate::pod_cidr;
 use crate::pool::left_alone::{self, Architectures};
 use renewal::Renewal;
 use unreadable::Unknown;
+#[cfg(test)]
+pub use wakeups::channels;
 pub use wakeups::{Waker, Wakeups, woken};
 
-/// So many pods come in one answer, some ten megabytes of text.
-const PAGE: u32 = 1000;
+/// So many objects come in one answer: some four megabytes of text, which are there twice while they are
+/// read, and the objects as a whole. All kinds are listed at the same time.
+const PAGE: u32 = 200;
+/// Little of each pod is decoded.
+const PAGE_OF_PODS: u32 = 500;
 
 /// The four watches, each a task of its own: a long list of one kind holds up no other.
 pub type Watches = [(&'static str, BoxFuture<'static, ()>); 4];
@@ -114,10 +121,10 @@ impl Cluster {
         let from = || (client.clone(), health.clone());
         let renewals = cluster.renewals.clone();
 
-        let everything = watcher::Config::default();
-        // Large pages, since little of each pod is kept. No streaming lists: kube 5 asks for the first list
-        // of any version ("0"), and a list that is made anew could go back in time.
-        let bound = watcher::Config::default().fields("spec.nodeName!=").page_size(PAGE);
+        // No streaming lists: kube 5 asks for the first list of any version ("0"), and a list that is made
+        // anew could go back in time.
+        let everything = watcher::Config::default().page_size(PAGE);
+        let bound = watcher::Config::default().fields("spec.nodeName!=").page_size(PAGE_OF_PODS);
         let (view, call) = ends();
         let take = intake::nodes(view, call, node_writer);
         let nodes = follow("Node", from(), everything.clone(), renewals.nodes, take);

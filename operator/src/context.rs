@@ -117,22 +117,34 @@ impl Context {
     /// In a cluster without an API server, beside an Azure that is never asked.
     #[cfg(test)]
     pub fn sample() -> Context {
-        use crate::{azure, leader::Tenure};
+        let (cluster, waker, ..) =
+            Cluster::watch(&Context::sample_client(), &Arc::default(), &Default::default());
+        Context::sample_of((cluster, waker), None)
+    }
+
+    #[cfg(test)]
+    fn sample_client() -> Client {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
-        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default(), &Default::default());
+        Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap()
+    }
+
+    /// The same with this view of the cluster; Azure and its metadata service are at `endpoint`.
+    #[cfg(test)]
+    pub fn sample_of(view: (Cluster, Waker), endpoint: Option<reqwest::Url>) -> Context {
+        use crate::{azure, leader::Tenure};
+        let client = Context::sample_client();
         let azure = Azure::new(&azure::Config {
             cloud: azure::Cloud::Public,
-            endpoint: None,
+            endpoint: endpoint.clone(),
             versions: azure::ApiVersions::of(azure::Cloud::Public),
-            imds: None,
+            imds: endpoint,
             credential: azure::Credential::ManagedIdentity { client_id: None },
             budget_percent: 80,
             dry_run: false,
         });
         let writes = Arc::new(Writes::new(Tenure::new(tokio::time::Instant::now())));
         let (events, _) = Events::new(client.clone(), "us", |_| None);
-        let (azure, view) = (Arc::new(azure.unwrap()), (cluster, waker));
+        let azure = Arc::new(azure.unwrap());
         Context::new((client, writes), events, azure, Arc::default(), view, false, Waits::default())
     }
 

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::time::{Instant, sleep};
 
 use crate::lock::lock;
@@ -68,10 +69,14 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result
     }
 }
 
-/// Waits for an event that another task brings about: the time doesn't count.
-pub async fn uncounted<T>(wait: impl Future<Output = T>) -> T {
-    let _stopped = CLOCK.try_with(Arc::clone).ok().map(Stopped::new);
-    wait.await
+/// Waits for an event that another task brings about: from now on the time doesn't count. No `async fn`,
+/// which would have room for the wait twice: thousands may wait.
+pub fn uncounted<F: Future>(wait: F) -> impl Future<Output = F::Output> {
+    let stopped = CLOCK.try_with(Arc::clone).ok().map(Stopped::new);
+    wait.map(move |done| {
+        drop(stopped);
+        done
+    })
 }
 
 /// Lets the clock go on when dropped.

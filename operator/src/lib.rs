@@ -24,6 +24,8 @@ mod demand;
 mod events;
 mod fence;
 mod health;
+#[cfg(test)]
+mod heap;
 mod ip_configuration;
 mod leader;
 pub mod metrics;
@@ -49,6 +51,8 @@ use vnetpool_apiserver::answer as api_server;
 use vnetpool_process::lock;
 
 pub use context::Waits;
+pub use demand::Uid;
 pub use node::outlook;
+pub use node::{Found, adoption, lost};
 pub use operate::{Config, Error, run};
 pub use pool::left_alone::Architectures;

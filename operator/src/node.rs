@@ -17,6 +17,9 @@
 //!  report/       conditions, Events, the taint
 //!  memory        what is kept from one reconcile to the next
 //! ```
+//!
+//! Thousands of nodes may wait for Azure at the same time. So the parts of a reconcile are boxed: a node that
+//! waits in one of them has no room for the others.
 
 mod absences;
 pub mod admit;
@@ -65,7 +68,9 @@ use error::Error;
 use memory::Memory;
 use need::Need;
 use observe::Seen;
+pub use observe::adopt::{Found, adoption};
 use observe::known::Read;
+pub use observe::lost;
 pub use observe::policy::follows;
 use observe::recheck::{self, Recheck};
 use progress::{Next, Progress, SOON};
@@ -86,21 +91,21 @@ async fn reconcile_one(
     let Some(node) = ctx.cluster.node(&allocation.name_any()) else {
         stand_back(ctx, &allocation.name_any());
         takeup::leave(ctx, &allocation.name_any());
-        return vacate::vacate(ctx, &allocation, memory).await;
+        return Box::pin(vacate::vacate(ctx, &allocation, memory)).await;
     };
     memory.vacant_since = None;
     if allocation.metadata.deletion_timestamp.is_some() {
         stand_back(ctx, &allocation.name_any());
-        return vacate::replace(ctx, &allocation, memory).await;
+        return Box::pin(vacate::replace(ctx, &allocation, memory)).await;
     }
     if is_of_another_past && !ctx.azure.is_dry_run() {
-        publish::begin_to_replace(ctx, &allocation).await?;
+        Box::pin(publish::begin_to_replace(ctx, &allocation)).await?;
         return Ok(Next::After(recheck::REQUEUE));
     }
     let need = Need::of(&ctx.cluster, &ctx.waker, &allocation.name_any());
     let mut progress = Progress::of(allocation, need);
     let outcome = loop {
-        match serve(ctx, &mut progress, &node, memory).await {
+        match Box::pin(serve(ctx, &mut progress, &node, memory)).await {
             // This reconcile goes on: the need that has outgrown the write waits for an answer.
             Err(error) if error.is_given_up() => {
                 let begun = progress.allocation.clone();
@@ -128,11 +133,11 @@ async fn reconcile_one(
         Err(_) => return outcome.map(|()| Next::Gone),
     }
     if progress.is_done_with(&memory.strays) && progress.pause.is_none() {
-        taint::set(ctx, &node, false).await?;
-        publish::delete(ctx, &progress.allocation).await?;
+        Box::pin(taint::set(ctx, &node, false)).await?;
+        Box::pin(publish::delete(ctx, &progress.allocation)).await?;
         return Ok(Next::Gone);
     }
-    let report_again = report::report(ctx, &mut progress, &node, memory).await?;
+    let report_again = Box::pin(report::report(ctx, &mut progress, &node, memory)).await?;
     if progress.has_taken_up() {
         takeup::leave(ctx, &progress.allocation.name_any());
     }
@@ -163,37 +168,38 @@ async fn serve(
     node: &Node,
     memory: &mut Memory,
 ) -> Result<(), Error> {
-    observe_and_plan(ctx, progress, node, memory).await?;
+    Box::pin(observe_and_plan(ctx, progress, node, memory)).await?;
     if progress.acts_on_a_mirror() {
         memory.nic.must_read = true;
-        observe_and_plan(ctx, progress, node, memory).await?;
+        Box::pin(observe_and_plan(ctx, progress, node, memory)).await?;
     }
     // Its place stands in its object before it takes anything up: the next leader counts it.
     if progress.is_updating && !progress.says_updating() {
-        report::report(ctx, progress, node, memory).await?;
+        Box::pin(report::report(ctx, progress, node, memory)).await?;
     }
     let mut outcome = Ok(());
     if progress.wants_write() {
         // `spec` names the NIC, or the route table, before anything is reserved in it, and the groups before
         // it joins them: the next leader finds it there.
         if progress.names_less_than_is_written() {
-            publish(ctx, progress, node, memory).await?;
+            Box::pin(publish(ctx, progress, node, memory)).await?;
         }
-        outcome = write(ctx, progress, node, memory).await;
+        outcome = Box::pin(write(ctx, progress, node, memory)).await;
         if outcome.as_ref().is_err_and(Error::has_sent_nothing) {
             return outcome;
         }
         // Whatever became of the write, the NIC's present content is published.
-        if let Err(error) = observe_again(ctx, progress, node, memory).await {
+        if let Err(error) = Box::pin(observe_again(ctx, progress, node, memory)).await {
             return outcome.and(Err(error));
         }
     }
-    publish(ctx, progress, node, memory).await?;
+    Box::pin(publish(ctx, progress, node, memory)).await?;
     if progress.pause.is_none() {
-        memory.nic.must_choose |= strays::settle(ctx, &progress.allocation, node, &mut memory.strays).await;
+        memory.nic.must_choose |=
+            Box::pin(strays::settle(ctx, &progress.allocation, node, &mut memory.strays)).await;
     }
     outcome?;
-    attach(ctx, progress, node, memory).await
+    Box::pin(attach(ctx, progress, node, memory)).await
 }
 
 /// Observes and plans. `seen` and `plan` stay `None` while an error holds the observation back.
@@ -204,7 +210,7 @@ async fn observe_and_plan(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     if !memory.knows_pods && ctx.cluster.misses_pods(&progress.allocation) {
-        let proved = ctx.cluster.prove_pods(&ctx.client, &node.name_any()).await;
+        let proved = Box::pin(ctx.cluster.prove_pods(&ctx.client, &node.name_any())).await;
         if matches!(proved, Err(Unproved::Behind)) {
             let since = memory.lacks_pods_since.get_or_insert_with(tokio::time::Instant::now);
             ctx.cluster.lacks_pods_since(*since);
@@ -220,7 +226,7 @@ async fn observe_and_plan(
     progress.pause = pause::of(&ctx.cluster, &progress.allocation);
     let name = node.name_any();
     let mut reads = Reads::of(ctx, &name);
-    let observed = observe(ctx, progress, node, (&mut *memory, &mut reads), now).await;
+    let observed = Box::pin(observe(ctx, progress, node, (&mut *memory, &mut reads), now)).await;
     if !matches!(observed, Ok(Some(_))) {
         // It won't write, so it holds no other node up meanwhile.
         turns::write_nothing(ctx, &name);
@@ -295,7 +301,8 @@ async fn observe(
     memory.nic.hints.note(allocation);
     let urgency = observe::urgency(&cluster, allocation, &progress.need, occasion);
     let occasion = (occasion, &urgency);
-    let found = observe::nic((ctx, &mut *reads), allocation, &cluster, &vm, occasion, memory).await?;
+    let found =
+        Box::pin(observe::nic((ctx, &mut *reads), allocation, &cluster, &vm, occasion, memory)).await?;
     if !occasion.0.is_held_back {
         reads.succeeded(Instant::now());
     }
@@ -303,7 +310,9 @@ async fn observe(
     if let (Read::All { strays, .. }, Some(serving)) = (&found.read, &found.nic) {
         memory.strays.found(strays, &serving.id, memory.nic.wait_for_all(now).is_some());
     }
-    let seen = observe::around(ctx, (allocation, node), cluster, found, occasion, memory, now).await?;
+    found.nic.iter().for_each(|nic| memory.others.note(nic, allocation));
+    let seen =
+        Box::pin(observe::around(ctx, (allocation, node), cluster, found, occasion, memory, now)).await?;
     memory.grouping = memory.grouping.take().filter(|_| !seen.grouping.lacks.is_empty());
     Ok(Some(seen))
 }
@@ -317,11 +326,11 @@ async fn write(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     if !progress.writes_alone() {
-        report::announce_write(ctx, progress, node, memory).await?;
+        Box::pin(report::announce_write(ctx, progress, node, memory)).await?;
         return write::write(ctx, progress, node, memory, |write| write).await.map_err(Error::Write);
     }
     // The write may wait for minutes; conditions and metrics show the present state before that.
-    report::report(ctx, progress, node, memory).await?;
+    Box::pin(report::report(ctx, progress, node, memory)).await?;
     let announcement = Announcement::of(ctx, progress, node);
     let outcome = write::write(ctx, progress, node, memory, |write| announcement.before(write)).await;
     announcement.take_in(ctx, progress, node, memory)?;
@@ -338,7 +347,7 @@ async fn observe_again(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     catch_up(ctx, progress, memory);
-    let result = observe_and_plan(ctx, progress, node, memory).await;
+    let result = Box::pin(observe_and_plan(ctx, progress, node, memory)).await;
     memory.nic.must_read |= result.is_err();
     result
 }
@@ -373,13 +382,14 @@ async fn publish(
         return Ok(());
     }
     let asks = memory.reports.outlived.asks || publish::adopts(&progress.allocation, seen);
+    let asks_anew = seen.adoption.is_some() && memory.others.must_ask_anew(&progress.allocation);
     let before = &progress.allocation.spec;
     let spec = if seen.is_held_back {
         // All else waits for the NIC: a list must not be taken for newer than it is.
         NodeIPAllocationSpec { target: plan.target, ..before.clone() }
     } else {
         NodeIPAllocationSpec {
-            report_holders: asks,
+            report_holders: asks && !asks_anew,
             ..publish::spec(before, node, seen, plan, attachments, &memory.strays)
         }
     };

@@ -1,6 +1,7 @@
 //! A gateway between the operator and its API server, by HTTP without TLS: it hands requests on, or answers
 //! some of them itself as an API server in trouble does.
 
+#[path = "gateway/hostile.rs"] // also where a benchmark includes this file
 mod hostile;
 
 use anyhow::Result;
@@ -51,8 +52,11 @@ struct Desk {
 struct Standing {
     /// Meant for so many more requests.
     trouble: Option<(Trouble, usize)>,
-    /// How many lists have been asked for.
+    /// How many lists have been asked for, and how many watches have been handed on.
     lists: usize,
+    watches: usize,
+    /// Ends the watches that go on.
+    ending: watch::Sender<()>,
     /// What watches bring is lost.
     are_watches_silent: bool,
     /// With the end of the requests' silence when it is dropped.
@@ -98,6 +102,16 @@ impl Gateway {
     pub fn lists(&self) -> usize {
         self.desk.lock().lists
     }
+
+    /// How many watches have been handed on.
+    pub fn watches(&self) -> usize {
+        self.desk.lock().watches
+    }
+
+    /// Ends all watches now. They are asked for anew from where they were.
+    pub fn end_watches(&self) {
+        self.desk.lock().ending.send_replace(());
+    }
 }
 
 impl Drop for Gateway {
@@ -122,9 +136,14 @@ impl Desk {
     /// A watch's answer, of which nothing passes while watches are silent.
     fn unless_silent(&self, answer: Response) -> Response {
         let desk = self.clone();
+        let mut state = self.lock();
+        state.watches += 1;
+        let mut ending = state.ending.subscribe();
+        drop(state);
         answer.map(|body| {
             let pieces = body.into_data_stream();
-            Body::from_stream(pieces.filter(move |_| ready(!desk.lock().are_watches_silent)))
+            let pieces = pieces.filter(move |_| ready(!desk.lock().are_watches_silent));
+            Body::from_stream(pieces.take_until(async move { ending.changed().await }))
         })
     }
 

@@ -69,6 +69,14 @@ pub const ALL: &[Mutation] = &[
         tests: &["an_address_azure_has_not_finished_is_counted_but_not_published"],
     },
     Mutation {
+        rule: "only_an_answer_of_the_agent_adopts",
+        file: "operator/src/node/observe/adopt.rs",
+        from: "ready: if is_answer && pods == 0 {",
+        to: "ready: if pods == 0 {",
+        program: UNITS,
+        tests: &["who_is_asked_already_for_another_reason_is_asked_anew_once_something_was_found"],
+    },
+    Mutation {
         rule: "a_write_removes_nothing_of_others",
         file: NIC,
         from: "named.into_iter().find(|name| !name.starts_with(IP_CONFIGURATION_PREFIX))",

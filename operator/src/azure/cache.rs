@@ -17,8 +17,9 @@ use crate::lock::lock;
 pub(super) struct Document {
     pub nic: Arc<Nic>,
     pub etag: String,
-    /// As it came: parsed JSON would take several times the memory.
-    body: Arc<[u8]>,
+    /// As it came, compressed: its ids repeat in each ipConfiguration. Parsed JSON would take several times
+    /// the memory of the text.
+    packed: Arc<[u8]>,
 }
 
 /// A NIC as it was read.
@@ -33,13 +34,16 @@ impl Document {
     pub(super) fn read(id: &ResourceId, body: Vec<u8>) -> Result<Document, Error> {
         let value = parse(id, &body)?;
         let nic = Nic::read(id, &value).map_err(|source| Error::Nic { resource: id.to_string(), source })?;
-        Ok(Document { nic: Arc::new(nic), etag: etag(id, &value)?, body: body.into() })
+        let packed = lz4_flex::compress_prepend_size(&body).into();
+        Ok(Document { nic: Arc::new(nic), etag: etag(id, &value)?, packed })
     }
 
     /// The body of the write that carries out `change`; `None` if there is nothing to do and nothing to
     /// repair.
     pub(super) fn edit(&self, change: &Change) -> Result<Option<Vec<u8>>, Error> {
-        let before = parse(&self.nic.id, &self.body)?;
+        let unusable = |error| Error::unexpected(&self.nic.id, error);
+        let body = lz4_flex::decompress_size_prepended(&self.packed).map_err(unusable)?;
+        let before = parse(&self.nic.id, &body)?;
         let after = nic::edit(&before, change, Form::Nic)
             .map_err(|source| Error::Nic { resource: self.nic.id.to_string(), source })?;
         Ok((after != before || change.repair).then(|| after.to_string().into_bytes()))
@@ -56,9 +60,8 @@ pub(super) fn etag(id: &ResourceId, document: &Value) -> Result<String, Error> {
     etag.ok_or_else(|| Error::unexpected(id, "it has no etag, without which it can't be written safely"))
 }
 
-/// The size of all NICs' documents together. A full NIC's document has some 150 KB, so 5,000 of them wouldn't
-/// fit. Those beyond the size are read again before a write.
-const MEMORY: usize = 256 * 1024 * 1024;
+/// The size of all NICs' documents together, compressed. Those beyond it are read again before a write.
+const MEMORY: usize = 64 * 1024 * 1024;
 
 /// The cache of all NICs. Only the holder of a NIC's lock asks Azure about it.
 #[derive(Debug)]
@@ -81,7 +84,7 @@ impl Documents {
     pub(super) fn keep(&self, known: &mut Known, document: Document) {
         known.forget();
         known.nic = Some(document.nic.clone());
-        known.document = Share::of(&self.room, document.body.len()).map(|share| (document, share));
+        known.document = Share::of(&self.room, document.packed.len()).map(|share| (document, share));
     }
 
     /// Caches the read state of a NIC, and returns its content.
@@ -214,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_room_only_what_a_nic_says_is_kept() {
-        let bytes = document().body.len();
+        let bytes = document().packed.len();
         let all = Documents { room: Arc::new(AtomicUsize::new(bytes)), ..Documents::default() };
         let (mut first, mut second) = (Known::default(), Known::default());
         all.keep(&mut first, document());
@@ -238,5 +241,65 @@ mod tests {
     fn a_change_already_made_needs_no_write() {
         let change = Change { release: vec!["vnp-0000000000000001".into()], ..Change::default() };
         assert!(document().edit(&change).unwrap().is_none());
+    }
+
+    /// As ARM answers.
+    fn full(number: usize, addresses: usize) -> Value {
+        const GROUP: &str = "/subscriptions/0b2f6d4e-3a52-4b1c-9f43-0123456789ab/resourceGroups/mc_group_cluster_westeurope/providers";
+        let name = format!("aks-workers-12345678-vmss{number:06}");
+        let id = format!("{GROUP}/Microsoft.Network/networkInterfaces/{name}-nic");
+        let etag = format!("W/\"{}\"", uuid::Uuid::from_u64_pair(number as u64, 7));
+        let subnet = format!("{GROUP}/Microsoft.Network/virtualNetworks/vnet-of-the-cluster/subnets/nodes");
+        let one = |n: usize| {
+            let name = if n == 0 {
+                "ipconfig1".to_owned()
+            } else {
+                format!("vnp-{:016x}", (number * 977 + n) * 0x9e37_79b9)
+            };
+            json!({
+                "name": name, "id": format!("{id}/ipConfigurations/{name}"), "etag": etag,
+                "type": "Microsoft.Network/networkInterfaces/ipConfigurations",
+                "properties": {"provisioningState": "Succeeded", "privateIPAddress": format!("10.240.{}.{}", n / 250, n % 250 + 4),
+                    "privateIPAllocationMethod": "Dynamic", "subnet": {"id": subnet}, "primary": n == 0,
+                    "privateIPAddressVersion": "IPv4"},
+            })
+        };
+        json!({
+            "name": format!("{name}-nic"), "id": id, "etag": etag, "type": "Microsoft.Network/networkInterfaces", "location": "westeurope",
+            "properties": {"provisioningState": "Succeeded", "resourceGuid": "0b2f6d4e-3a52-4b1c-9f43-0123456789ab",
+                "macAddress": "00-0D-3A-E5-1C-C0", "enableIPForwarding": false, "enableAcceleratedNetworking": true,
+                "virtualMachine": {"id": format!("{GROUP}/Microsoft.Compute/virtualMachines/{name}")},
+                "ipConfigurations": (0..=addresses).map(one).collect::<Vec<_>>()},
+        })
+    }
+
+    #[tokio::test]
+    async fn a_nic_is_kept_in_a_few_kilobytes_and_edited_as_it_came() {
+        for (addresses, at_most) in [(12, 5000), (255, 60_000)] {
+            let all = Documents::default();
+            let ids: Vec<(ResourceId, String)> = (0..50)
+                .map(|number| full(number, addresses))
+                .map(|body| (body["id"].as_str().unwrap().parse().unwrap(), body.to_string()))
+                .collect();
+            let mut slots = vec![];
+            for (id, _) in &ids {
+                slots.push(all.lock(id).await);
+            }
+            let (kept, _) = crate::heap::kept(|| {
+                for (slot, (id, body)) in slots.iter_mut().zip(&ids) {
+                    all.keep(slot, Document::read(id, body.clone().into_bytes()).unwrap());
+                }
+            });
+            let (each, json) = (kept / ids.len(), ids[0].1.len());
+            println!("a NIC of {addresses}: {each} bytes, of {json} bytes of JSON");
+            let release =
+                Change { release: vec!["vnp-0000000000000001".into()], repair: true, ..Change::default() };
+            let written = slots[0].take().unwrap().edit(&release).unwrap().unwrap();
+            assert_eq!(
+                serde_json::from_slice::<Value>(&written).unwrap(),
+                nic::edit(&full(0, addresses), &release, Form::Nic).unwrap()
+            );
+            assert!(each <= at_most, "{each} bytes");
+        }
     }
 }

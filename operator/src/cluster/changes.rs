@@ -39,8 +39,8 @@ impl<K: ResourceExt> Changes<K> {
                 self.known.remove(&object.name_any());
                 vec![object.name_any()]
             }
-            // The store shows a list only when it is complete, so an object that was woken during it may have
-            // read too early.
+            // The store shows a first list only when it is complete, so an object that was woken during it
+            // may have read too early. After a later one, the answers to our own writes count no more.
             Event::InitDone => {
                 let listed = self.listed.take().unwrap_or_default();
                 let gone: Vec<String> =

@@ -1,6 +1,7 @@
 //! How each event of a watch is handled: the store takes it, and the objects that it concerns are woken.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::mem::take;
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
@@ -22,27 +23,66 @@ use crate::demand::pod::{self, Decoded};
 use crate::pod_cidr;
 
 /// Keeps the store of one kind at what the API server has, stripped.
-struct Intake<K: Resource<DynamicType = ()> + Clone + 'static> {
+struct Intake<K: Resource<DynamicType = ()> + Clone + PartialEq + 'static> {
     sieve: Sieve,
-    store: Store<K>,
-    writer: Writer<K>,
+    shelf: Shelf<K>,
     strip: fn(&mut K),
 }
 
-impl<K: Resource<DynamicType = ()> + Clone + 'static> Intake<K> {
+impl<K: Resource<DynamicType = ()> + Clone + PartialEq + 'static> Intake<K> {
     fn new(unknown: &Unknown, store: &Store<K>, writer: Writer<K>, strip: fn(&mut K)) -> Self {
-        Intake { sieve: Sieve::new(unknown.clone()), store: store.clone(), writer, strip }
+        let shelf = Shelf { store: store.clone(), writer, is_listed: false, listed: HashSet::new() };
+        Intake { sieve: Sieve::new(unknown.clone()), shelf, strip }
     }
 
     /// Stores the object of an event, and returns the wakeups that follow.
     fn take(&mut self, event: Event<Reading<K>>) -> Sifted<K> {
-        let (store, writer, strip) = (&self.store, &mut self.writer, self.strip);
+        let (store, shelf, strip) = (self.shelf.store.clone(), &mut self.shelf, self.strip);
         let keep = |event: Event<K>| {
             let event = event.modify(strip);
-            writer.apply_watcher_event(&event);
+            shelf.keep(&event);
             event
         };
         self.sieve.sift(event, |name| store.get(&ObjectRef::new(name)), keep)
+    }
+}
+
+/// A store that has each object once, also while a list is made anew: kube's own writer would build a second
+/// store beside the first.
+struct Shelf<K: Resource<DynamicType = ()> + Clone + PartialEq + 'static> {
+    store: Store<K>,
+    writer: Writer<K>,
+    /// The first list is complete.
+    is_listed: bool,
+    /// The names that a later list has shown so far.
+    listed: HashSet<String>,
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + PartialEq + 'static> Shelf<K> {
+    fn keep(&mut self, event: &Event<K>) {
+        match event {
+            _ if !self.is_listed => {
+                self.writer.apply_watcher_event(event);
+                self.is_listed = matches!(event, Event::InitDone);
+            }
+            Event::Init => self.listed.clear(),
+            Event::InitApply(object) => {
+                self.listed.insert(object.name_any());
+                let known = self.store.get(&ObjectRef::from(object));
+                // Not by their versions: a store that was set back gives a version a second time.
+                if known.is_none_or(|known| *known != *object) {
+                    self.writer.apply_watcher_event(&Event::Apply(object.clone()));
+                }
+            }
+            // Whatever isn't listed went while the watch was down. Nothing is absent before.
+            Event::InitDone => {
+                let listed = take(&mut self.listed);
+                for gone in self.store.state().iter().filter(|one| !listed.contains(&one.name_any())) {
+                    self.writer.apply_watcher_event(&Event::Delete((**gone).clone()));
+                }
+            }
+            Event::Apply(_) | Event::Delete(_) => self.writer.apply_watcher_event(event),
+        }
     }
 }
 
@@ -365,6 +405,49 @@ mod tests {
         while let Ok(unreadable) = wakeups.unreadable.try_recv() {
             assert!(unreadable::message(&unreadable).contains(" bad "), "{unreadable:?}");
         }
+    }
+
+    #[test]
+    fn a_list_that_is_made_anew_shows_each_change_and_takes_away_what_has_gone_when_it_is_complete() {
+        let (store, writer) = reflector::store();
+        let (unknown, strip) = (Unknown::default(), kept::strip_node as fn(&mut Node));
+        let mut intake = Intake::new(&unknown, &store, writer, strip);
+        let mut take = |event: Event<Value>| {
+            let event = match event {
+                Event::InitApply(value) => Event::InitApply(serde_json::from_value(value).unwrap()),
+                Event::Init => Event::Init,
+                _ => Event::InitDone,
+            };
+            intake.take(event);
+            let mut all: Vec<(String, String)> = store
+                .state()
+                .iter()
+                .map(|node| (node.name_any(), kept::provider_id(node).to_owned()))
+                .collect();
+            all.sort();
+            all
+        };
+        let at = |name: &str, machine: &str| {
+            let mut node = node(name);
+            node["spec"]["providerID"] = json!(machine);
+            Event::InitApply(node)
+        };
+        let is = |all: &[(&str, &str)]| -> Vec<(String, String)> {
+            all.iter().map(|(name, machine)| ((*name).into(), (*machine).into())).collect()
+        };
+        for event in [Event::Init, at("a", "1"), at("b", "1"), at("c", "1")] {
+            assert!(take(event).is_empty(), "a first list shows nothing before it is complete");
+        }
+        assert_eq!(take(Event::InitDone), is(&[("a", "1"), ("b", "1"), ("c", "1")]));
+        // The same version with another content, as of a store that was set back.
+        take(Event::Init);
+        take(at("a", "1"));
+        assert_eq!(take(at("b", "2")), is(&[("a", "1"), ("b", "2"), ("c", "1")]));
+        // A list that broke off is made anew.
+        take(Event::Init);
+        take(at("b", "2"));
+        assert_eq!(take(at("d", "1")).len(), 4);
+        assert_eq!(take(Event::InitDone), is(&[("b", "2"), ("d", "1")]));
     }
 
     fn can_be_read<K: DeserializeOwned + Resource<DynamicType = ()>>(content: &Value) -> bool {

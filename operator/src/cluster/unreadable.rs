@@ -66,7 +66,7 @@ impl Sieve {
                 self.listed.clear();
                 Sifted { event: Some(keep(Event::Init)), turned: vec![] }
             }
-            // The store shows a list when it is complete.
+            // The store shows a first list when it is complete.
             Event::InitApply(Reading(Ok(object))) => {
                 Sifted { event: Some(keep(Event::InitApply(object))), turned: vec![] }
             }

@@ -81,8 +81,8 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     // belong to the writer of the original: the apply leaves them there.
     let is_set_back = || allocation.is_set_back() && memories.may_renew(&name, started);
     let is_of_another_past = allocation.is_copy() || is_set_back();
-    let work =
-        reconcile_one(ctx, allocation, &mut memory, is_of_another_past).instrument(info_span!("node", name));
+    let work = reconcile_one(ctx, allocation, &mut memory, is_of_another_past);
+    let work = Box::pin(work.instrument(info_span!("node", name)));
     let result =
         within(ctx.waits.deadline, work).await.unwrap_or(Err(Error::Overdue { limit: ctx.waits.deadline }));
     if matches!(result, Err(Error::Overdue { .. })) {
@@ -128,12 +128,22 @@ fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nod
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::Memory;
     use super::*;
+    use crate::cluster::{self, Cluster};
+    use crate::heap;
     use crate::lock::lock;
     use crate::rollout::Asks;
+    use kube::runtime::reflector;
+    use kube::runtime::watcher::Event;
+    use serde_json::{Value, json};
 
     fn nodes() -> Nodes {
-        Nodes { ctx: Arc::new(Context::sample()), memories: Memories::new(false) }
+        of(Context::sample())
+    }
+
+    fn of(ctx: Context) -> Nodes {
+        Nodes { ctx: Arc::new(ctx), memories: Memories::new(false) }
     }
 
     #[tokio::test]
@@ -148,5 +158,56 @@ mod tests {
         assert_eq!(tick(), [""; 0]);
         nodes.absent("a");
         assert_eq!(tick(), ["b"]);
+    }
+
+    /// When a cluster is new, or Azure is away, all nodes wait at once.
+    #[test]
+    fn a_node_that_waits_for_azure_takes_few_bytes() {
+        const MANY: usize = 100;
+        let name = |number: usize| format!("node-{number}");
+        let ((nodes, mut all_nodes), (allocations, mut all_allocations), (pools, mut all_pools)) =
+            (reflector::store(), reflector::store(), reflector::store());
+        let read = |object: Value| Event::Apply(serde_json::from_value(object).unwrap());
+        for number in 0..MANY {
+            let vm = format!(
+                "azure:///subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/{}",
+                name(number)
+            );
+            let node = json!({"metadata": {"name": name(number), "uid": "u"}, "spec": {"providerID": vm}});
+            all_nodes.apply_watcher_event(&serde_json::from_value(node).map(Event::Apply).unwrap());
+            let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+            let metadata = json!({"name": name(number), "uid": "a", "resourceVersion": "3", "generation": 1});
+            all_allocations.apply_watcher_event(&read(json!({"metadata": metadata, "spec": spec})));
+        }
+        let pool = json!({"metadata": {"name": "p", "uid": "p", "generation": 1}, "spec": {}});
+        all_pools.apply_watcher_event(&serde_json::from_value(pool).map(Event::Apply).unwrap());
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // Takes every connection and never answers.
+        let azure = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", azure.local_addr().unwrap()).parse().unwrap();
+        let cluster = Cluster::new(nodes, allocations.clone(), pools, tokio::sync::watch::channel(true).1);
+        let (waker, _wakeups) = cluster::channels();
+        let nodes =
+            runtime.block_on(async { Arc::new(of(Context::sample_of((cluster, waker), Some(endpoint)))) });
+        let mut tasks = vec![];
+        let mut wait = |numbers: std::ops::Range<usize>| {
+            heap::kept(|| {
+                runtime.block_on(async {
+                    for number in numbers {
+                        let allocation = allocations.get(&ObjectRef::new(&name(number))).unwrap();
+                        tasks.push(tokio::spawn(reconcile(allocation, nodes.clone())));
+                    }
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                });
+            })
+        };
+        // The first brings what all share.
+        wait(0..1);
+        let (kept, _) = wait(1..MANY);
+        assert!(tasks.iter().all(|task| !task.is_finished()), "one doesn't wait");
+        let each = kept / (MANY - 1);
+        println!("a node that waits: {each} bytes; beside, remembered of it: {}", size_of::<Memory>());
+        assert!(each <= 12_000, "{each} bytes");
     }
 }

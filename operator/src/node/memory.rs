@@ -14,6 +14,7 @@ use super::absences::Absences;
 use super::attachments::remembered::Attaching;
 use super::lag::Lag;
 use super::mending::Mending;
+use super::observe::adopt::Found;
 use super::observe::known::Known;
 use super::recalled::Recalled;
 use super::report::reports::Reports;
@@ -39,6 +40,8 @@ pub struct Memory {
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
     pub strays: Strays,
+    /// Others' ipConfigurations, and since when the agent is asked about them.
+    pub others: Found,
     pub mending: Mending,
     /// Azure has refused the pool's application security groups.
     pub grouping: Option<Setback>,
@@ -72,6 +75,7 @@ impl Memory {
             release_since: None,
             setback: None,
             strays: Strays::of(allocation),
+            others: Found::default(),
             mending: Mending::default(),
             grouping: None,
             recalled: Recalled::of(allocation),

@@ -36,6 +36,7 @@ use crate::context::Context;
 use crate::planner::{Demand, Observed};
 use adopt::Adoption;
 use drift::Drift;
+pub use drift::lost;
 use groups::Grouping;
 pub use interfaces::mirrored;
 use interfaces::{Found, Occasion};
@@ -237,7 +238,8 @@ pub async fn around(
 
     let adoption = served.zip(nic).and_then(|(pool, nic)| {
         let bound = ctx.cluster.bound_pods(&node.name_any());
-        adopt::adoption(pool.spec.adopt, &bound, allocation, kept::boot_id(node), nic)
+        let read = (nic, &memory.others);
+        adopt::adoption(pool.spec.adopt, &bound, allocation, kept::boot_id(node), read)
     });
     let grouping = groups::decide(&groups::Facts {
         pool: served,

@@ -4,8 +4,9 @@
 //! `make bench-scale SCENARIO=… NODES=… SUBSCRIPTIONS=… EACH=…`. Azure limits each subscription, so nodes in
 //! many show what the operator itself takes. Every scenario begins with all nodes and their pods coming
 //! (`join`), then goes on: `idle` for a minute, `churn` of pods, `edit` of the pool, `strangers` among the
-//! nodes, an `outage` of ARM, `takeover` by a standby; or `all` of these. What each has cost goes to
-//! `target/bench/scale.json`, which has the last run of each size; `make plots` draws it.
+//! nodes, an `outage` of ARM, `takeover` by a standby, `relist` when all watches expire at once; or `all` of
+//! these. What each has cost goes to `target/bench/scale.json`, which has the last run of each size, and there
+//! the aims beside it; `make plots` draws it.
 //!
 //! The pods are made and deleted by the benchmark itself, not by KWOK: its agents have to assign an address
 //! to each of them, and KWOK would choose one. A pod's later changes of status are left out but for one.
@@ -15,7 +16,11 @@
 #[path = "../../conduct/agent.rs"]
 #[allow(dead_code)] // the tests need more of it, here and below
 mod agent;
+mod aims;
 mod cost;
+#[path = "../../conduct/gateway.rs"]
+#[allow(dead_code)]
+mod gateway;
 #[path = "../../conduct/metrics.rs"]
 #[allow(dead_code)]
 mod metrics;
@@ -41,10 +46,10 @@ use world::{Size, World};
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|one| !one.starts_with("--")).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    if let [role, kubeconfig, arm, admin, identity] = arguments.as_slice()
+    if let [role, server, arm, admin, identity] = arguments.as_slice()
         && role == process::ROLE
     {
-        return runtime.block_on(process::run([kubeconfig, arm, admin, identity]));
+        return runtime.block_on(process::run([server, arm, admin, identity]));
     }
     let number = |index: usize, usual: usize| {
         let given = arguments.get(index);

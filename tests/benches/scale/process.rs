@@ -10,10 +10,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use vnetpool_operator::Waits;
-use vnetpool_tests::control_plane::{ControlPlane, User};
+use vnetpool_tests::control_plane::{ControlPlane, User, rendered};
 
 /// The first argument of this program when it is to be the operator.
 pub const ROLE: &str = "operator";
+
+const WITHOUT_TLS: &str = "http://";
 
 /// Killed when dropped.
 pub struct Process {
@@ -32,9 +34,18 @@ pub struct Usage {
 
 impl Process {
     pub fn start(plane: &ControlPlane, arm: &str, identity: &str) -> Result<Process> {
+        Process::of(&plane.kubeconfig.display().to_string(), arm, identity)
+    }
+
+    /// Before an API server without TLS.
+    pub fn start_behind(gateway: SocketAddr, arm: &str, identity: &str) -> Result<Process> {
+        Process::of(&format!("{WITHOUT_TLS}{gateway}"), arm, identity)
+    }
+
+    fn of(server: &str, arm: &str, identity: &str) -> Result<Process> {
         let admin = operator::free_address()?;
         let mut program = Command::new(std::env::current_exe()?);
-        program.arg(ROLE).arg(&plane.kubeconfig).args([arm, &admin.to_string(), identity]);
+        program.args([ROLE, server, arm, &admin.to_string(), identity]).envs(allocator()?);
         let child = program.stdin(Stdio::null()).spawn()?;
         Ok(Process { child, admin })
     }
@@ -58,6 +69,12 @@ impl Process {
         let signalled = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status()?;
         ensure!(signalled.success(), "kill: {signalled}");
         self.child.wait().map(drop).context("the operator's end")
+    }
+
+    /// From now on the most memory is that of the time since.
+    pub fn forget_most(&self) -> Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.child.id());
+        fs::write(&path, "5").context(path)
     }
 
     pub fn usage(&self) -> Result<Usage> {
@@ -85,11 +102,27 @@ impl Drop for Process {
     }
 }
 
-/// The process's work: the arguments are those after [`ROLE`].
-pub async fn run([kubeconfig, arm, admin, identity]: [&str; 4]) -> Result<()> {
+/// How the chart has the operator's allocator go about with memory.
+fn allocator() -> Result<Vec<(String, String)>> {
+    let objects = rendered(&[])?;
+    let deployment = objects.get("operator/deployment.yaml").and_then(|all| all.first());
+    let env = deployment.and_then(|one| one.pointer("/spec/template/spec/containers/0/env")?.as_array());
+    let set = env.context("the operator's environment in the chart")?.iter().filter_map(|one| {
+        let (name, value) = (one["name"].as_str()?, one["value"].as_str()?);
+        name.starts_with("MALLOC_").then(|| (name.to_owned(), value.to_owned()))
+    });
+    Ok(set.collect())
+}
+
+/// The process's work: the arguments are those after [`ROLE`], the first a kubeconfig or an address without
+/// TLS.
+pub async fn run([server, arm, admin, identity]: [&str; 4]) -> Result<()> {
     let config = operator::config(arm.parse()?, arm.parse()?, admin.parse()?, identity.to_owned());
     let config = vnetpool_operator::Config { waits: Waits::default(), ..config };
-    let kube = User::Operator.config(Path::new(kubeconfig)).await?;
+    let kube = match server.starts_with(WITHOUT_TLS) {
+        true => kube::Config::new(server.parse()?),
+        false => User::Operator.config(Path::new(server)).await?,
+    };
     let client = || vnetpool_apiserver::client::client(kube.clone());
     let mut terminate = signal(SignalKind::terminate())?;
     let stop = async move {

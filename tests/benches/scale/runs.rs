@@ -1,5 +1,6 @@
-//! What was measured: the last run of each size.
+//! What was measured: the last run of each size, with the aims beside it.
 
+use crate::aims;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs;
@@ -20,13 +21,25 @@ fn all() -> Result<Vec<Value>> {
     }
 }
 
-/// Keeps a run, in the place of one of the same size.
-pub fn keep(run: Value) -> Result<()> {
+/// Keeps a run, in the place of one of the same size, and prints which aims it has met. Its costs are compared
+/// with those of the smallest run of as many addresses a node.
+pub fn keep(mut run: Value) -> Result<()> {
     let size = |run: &Value| {
         ["nodes", "subscriptions", "addressesEach"].map(|of| run[of].as_u64().unwrap_or_default())
     };
     let mut all = all()?;
     all.retain(|one| size(one) != size(&run));
+    run["aims"] = aims::met(&run).into();
+    let is_smaller = |one: &&Value| {
+        one["addressesEach"] == run["addressesEach"] && one["nodes"].as_u64() < run["nodes"].as_u64()
+    };
+    if let Some(small) = all.iter().filter(is_smaller).min_by_key(|one| one["nodes"].as_u64()) {
+        run["exponents"] = aims::exponents(small, &run).into();
+        run["comparedWith"] = small["nodes"].clone();
+    }
+    for rows in ["aims", "exponents"] {
+        println!("{}", aims::shown(run[rows].as_array().map_or(&[], Vec::as_slice)));
+    }
     all.push(run);
     all.sort_by_key(size);
     fs::create_dir_all(path().parent().context("a folder")?)?;

@@ -1,6 +1,7 @@
 //! The events in the cluster, and the measurements.
 
 use crate::cost::{Cost, each};
+use crate::gateway::{Gateway, Trouble};
 use crate::process::Process;
 use crate::trouble;
 use crate::world::{AT_ONCE, PATIENCE, Size, World};
@@ -19,10 +20,11 @@ pub enum Scenario {
     Strangers,
     Outage,
     Takeover,
+    Relist,
 }
 
 impl Scenario {
-    const ALL: [Scenario; 7] = [
+    const ALL: [Scenario; 8] = [
         Scenario::Join,
         Scenario::Idle,
         Scenario::Churn,
@@ -30,6 +32,7 @@ impl Scenario {
         Scenario::Strangers,
         Scenario::Outage,
         Scenario::Takeover,
+        Scenario::Relist,
     ];
 
     pub fn name(self) -> &'static str {
@@ -41,6 +44,7 @@ impl Scenario {
             Scenario::Strangers => "strangers",
             Scenario::Outage => "outage",
             Scenario::Takeover => "takeover",
+            Scenario::Relist => "relist",
         }
     }
 
@@ -74,6 +78,8 @@ const TRAIL: Duration = Duration::from_secs(300);
 pub struct Run<'a> {
     world: &'a World<'a>,
     operator: Option<Process>,
+    /// Between the operator and the API server, once all watches were to expire.
+    gateway: Option<Gateway>,
     /// All so far, at the end of the last phase.
     cost: Cost,
 }
@@ -81,7 +87,7 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     pub async fn begin(world: &'a World<'a>, operator: Process) -> Result<Run<'a>> {
         let cost = Cost::so_far(world, &operator).await?;
-        Ok(Run { world, operator: Some(operator), cost })
+        Ok(Run { world, operator: Some(operator), gateway: None, cost })
     }
 
     /// Plays a scenario to its end, and returns its cost.
@@ -133,6 +139,7 @@ impl<'a> Run<'a> {
                 self.told("ARM is back", waits, None).await
             }
             Scenario::Takeover => self.takeover().await,
+            Scenario::Relist => self.relist().await,
         }
     }
 
@@ -198,6 +205,42 @@ impl<'a> Run<'a> {
         Ok(Value::Object(told))
     }
 
+    /// All watches of a leader expire at once, as when etcd was compacted while the API server was away: it
+    /// lists everything anew. It is behind a gateway from here on.
+    async fn relist(&mut self) -> Result<Value> {
+        let gateway = Gateway::start(self.world.plane).await?;
+        let identity = self.world.stage.new_identity();
+        let behind = Process::start_behind(gateway.address, self.world.stage.sim.arm_url(), &identity)?;
+        self.gateway = Some(gateway);
+        behind.until_ready(PATIENCE).await?;
+        let leader = self.operator.take().context("no operator")?;
+        let ended = tokio::task::spawn_blocking(move || leader.end());
+        self.until_leads(&identity).await?;
+        until_reconciled(&behind, self.world.nodes()).await?;
+        ended.await??;
+        settle(&behind).await?;
+        behind.forget_most()?;
+        let before = behind.usage()?.memory[0];
+        self.cost = Cost::so_far(self.world, &behind).await?;
+        self.operator = Some(behind);
+
+        let gateway = self.gateway.as_ref().context("no gateway")?;
+        let (began, lists, watches) = (Instant::now(), gateway.lists(), gateway.watches());
+        gateway.trouble(Trouble::Expire, KINDS);
+        gateway.end_watches();
+        // A watch is asked for when its list is complete.
+        while gateway.watches() < watches + KINDS {
+            sleep(POLL).await;
+        }
+        let synced = began.elapsed().as_secs_f64();
+        let lists = gateway.lists() - lists;
+        println!(
+            "\nall watches have expired: synced after {synced:.1} s by {lists} lists, {before:.0} MB before"
+        );
+        let more = json!({ "syncSeconds": synced, "lists": lists, "memoryBeforeMB": before });
+        self.told("all is listed anew", more, None).await
+    }
+
     async fn until_leads(&self, identity: &str) -> Result<()> {
         while self.world.stage.leader().await?.0.as_deref() != Some(identity) {
             sleep(POLL).await;
@@ -222,6 +265,8 @@ async fn settle(operator: &Process) -> Result<bool> {
     }
 }
 
+/// So many kinds are watched.
+const KINDS: usize = 4;
 /// How often to check whether a timed event has happened.
 const POLL: Duration = Duration::from_millis(100);
 

@@ -20,6 +20,7 @@ fn main() -> Result<()> {
     }
     if let Ok(runs) = scale {
         draw_scale(&runs)?;
+        write_aims(&runs)?;
     }
     if let Ok(rows) = node {
         for pods in [0, 200] {
@@ -57,6 +58,44 @@ fn draw_scale(runs: &[Value]) -> Result<()> {
     chart("scale-node.svg", "What a node costs when it comes", ("nodes", "for each node"), &costs)?;
     let memory = [by_nodes("at most, MB", |join| join["mostMemoryMB"].as_f64())?];
     chart("scale-memory.svg", "The operator's memory while nodes come", ("nodes", "MB"), &memory)
+}
+
+/// Writes the aims, and what each run has measured, into the page.
+fn write_aims(runs: &[Value]) -> Result<()> {
+    const BEGIN: &str = "<!-- by `make plots` -->\n";
+    const END: &str = "<!-- until here -->\n";
+    let path = root().join("docs/evidence/scale.md");
+    let page = fs::read_to_string(&path)?;
+    let (before, rest) = page.split_once(BEGIN).context("the page has no place for the aims")?;
+    let (_, after) = rest.split_once(END).context("the place for the aims has no end")?;
+    let heads: Vec<String> = runs.iter().map(name).collect();
+    let mut table = String::new();
+    for (title, part) in [("at most", "aims"), ("power of the number of nodes, at most", "exponents")] {
+        let of = |run: &Value| run[part].as_array().cloned().unwrap_or_default();
+        let Some(rows) = runs.iter().map(of).find(|rows| !rows.is_empty()) else { continue };
+        let rule = "|---".repeat(runs.len() + 2);
+        table += &format!("\n| | {title} | {} |\n{rule}|\n", heads.join(" | "));
+        for (at, row) in rows.iter().enumerate() {
+            let cells: Vec<String> = runs.iter().map(|run| cell(of(run).get(at))).collect();
+            let aim = row["aim"].as_str().unwrap_or_default();
+            let unit = if part == "aims" { row["unit"].as_str().unwrap_or_default() } else { "" };
+            table += &format!(
+                "| {aim} | {} | {} |\n",
+                format!("{} {unit}", row["atMost"]).trim(),
+                cells.join(" | ")
+            );
+        }
+    }
+    fs::write(&path, format!("{before}{BEGIN}{table}\n{END}{after}"))?;
+    println!("written: {}", path.display());
+    Ok(())
+}
+
+/// What a run has measured of an aim.
+fn cell(row: Option<&Value>) -> String {
+    let Some(measured) = row.and_then(|row| row["measured"].as_f64()) else { return "not run".to_owned() };
+    let is_met = row.is_some_and(|row| row["met"] == true);
+    format!("{}{}", (measured * 100.0).round() / 100.0, if is_met { "" } else { ", missed" })
 }
 
 /// What a pod waits for, beside the peers: a point for the median of each repetition.

@@ -1,14 +1,14 @@
 //! The ipConfigurations that other network plugins have left on a NIC, and when they may go: the pool must
 //! allow it, and every pod of the node must have an address of ours. Pure.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::pool::Adopt;
 
 use crate::azure::Nic;
 use crate::demand::Uid;
-use crate::node::lag::{Lag, lag};
+use crate::node::lag::{Lag, lag, spec_generation};
 
 /// How others' ipConfigurations on a NIC are treated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,36 @@ pub struct Adoption {
     pub attached: Vec<String>,
 }
 
+/// Since when the agent's answer is newer than the reads that found others' ipConfigurations on the NIC. A
+/// process that has just started knows of none, so it asks once more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Found {
+    names: BTreeSet<String>,
+    /// The generation of the object when a read found one of a new name.
+    at: Option<i64>,
+}
+
+impl Found {
+    /// Takes in the NIC as it was read, before anything is decided by it.
+    pub fn note(&mut self, nic: &Nic, allocation: &NodeIPAllocation) {
+        if nic.others.idle.iter().any(|name| !self.names.contains(name)) {
+            self.at = spec_generation(allocation);
+        }
+        self.names = nic.others.idle.iter().cloned().collect();
+    }
+
+    /// Whether the present `spec` is newer than these reads.
+    fn is_past(&self, allocation: &NodeIPAllocation) -> bool {
+        spec_generation(allocation) > self.at
+    }
+
+    /// Whether `spec` asks the agent already, from before these reads: then it has to stop once, or an answer
+    /// to it would be as old as the question.
+    pub fn must_ask_anew(&self, allocation: &NodeIPAllocation) -> bool {
+        !self.names.is_empty() && allocation.spec.report_holders && !self.is_past(allocation)
+    }
+}
+
 /// `None` unless the pool asks for it. `bound` are the UIDs of the node's pods that need an address,
 /// `boot_id` is the node's boot.
 ///
@@ -37,19 +67,20 @@ pub fn adoption(
     bound: &HashSet<Uid>,
     allocation: &NodeIPAllocation,
     boot_id: &str,
-    nic: &Nic,
+    (nic, found): (&Nic, &Found),
 ) -> Option<Adoption> {
     if adopt == Adopt::Nothing {
         return None;
     }
-    let is_answer = allocation.spec.report_holders && lag(allocation, boot_id) == Lag::None;
+    let is_asked = allocation.spec.report_holders && found.is_past(allocation);
+    let is_answer = is_asked && lag(allocation, boot_id) == Lag::None;
     let status = allocation.status.as_ref().filter(|_| is_answer);
     let holders = status.into_iter().flat_map(|status| &status.holders);
     let assigned: HashSet<Uid> = holders.map(|one| Uid::of(&one.pod_uid)).collect();
     let pods = bound.difference(&assigned).count();
     Some(Adoption {
         is_answered: is_answer,
-        ready: if pods == 0 { nic.others.idle.clone() } else { vec![] },
+        ready: if is_answer && pods == 0 { nic.others.idle.clone() } else { vec![] },
         pods,
         left: nic.others.idle.len(),
         attached: nic.others.attached.clone(),
@@ -83,8 +114,9 @@ mod tests {
             "status": {"bootID": "b1", "observedGeneration": taken_up, "holders": holders},
         }))
         .unwrap();
-        assert_eq!(adoption(Adopt::Nothing, &bound, &allocation, boot_id, &nic), None);
-        adoption(Adopt::Secondaries, &bound, &allocation, boot_id, &nic).unwrap()
+        let read = (&nic, &Found::default());
+        assert_eq!(adoption(Adopt::Nothing, &bound, &allocation, boot_id, read), None);
+        adoption(Adopt::Secondaries, &bound, &allocation, boot_id, read).unwrap()
     }
 
     fn decide(bound: &[&str], assigned: &[&str], boot_id: &str) -> Adoption {
@@ -100,6 +132,33 @@ mod tests {
         assert_eq!(ready(true, 3), (1, true));
         assert_eq!(ready(true, 2), (0, false));
         assert_eq!(ready(false, 3), (0, false));
+    }
+
+    #[test]
+    fn who_is_asked_already_for_another_reason_is_asked_anew_once_something_was_found() {
+        let at = |generation: i64, asks: bool| -> NodeIPAllocation {
+            let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "reportHolders": asks});
+            let status = json!({"bootID": "b", "observedGeneration": generation});
+            let metadata = json!({"name": "n", "generation": generation});
+            serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status})).unwrap()
+        };
+        let nic = |idle: &[&str]| Nic {
+            others: Others { idle: idle.iter().map(|&name| name.into()).collect(), attached: vec![] },
+            ..sample_nic(&[])
+        };
+        let mut found = Found::default();
+        let mut read = |idle: &[&str], object: &NodeIPAllocation| {
+            found.note(&nic(idle), object);
+            let seen = (&nic(idle), &found);
+            let adoption = adoption(Adopt::Secondaries, &HashSet::new(), object, "b", seen).unwrap();
+            (adoption.ready.len(), found.must_ask_anew(object))
+        };
+        assert_eq!(read(&[], &at(3, true)), (0, false));
+        assert_eq!(read(&["a"], &at(3, true)), (0, true));
+        assert_eq!(read(&["a"], &at(4, false)), (0, false));
+        assert_eq!(read(&["a"], &at(5, true)), (1, false));
+        assert_eq!(read(&["a", "b"], &at(5, true)), (0, true), "one more");
+        assert_eq!(read(&["b"], &at(7, true)), (1, false), "one less");
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Drift {
 /// The agent must have taken up the current `spec`, which mirrors the NIC without them: its report is then
 /// newer than the read of the NIC. A pod may have ended since: then one address too many is requested again
 /// and stays with the node as one more to hand out.
-fn lost(
+pub fn lost(
     allocation: &NodeIPAllocation,
     boot_id: &str,
     nic: &Nic,
