@@ -86,7 +86,7 @@ fn an_entry_without_an_existing_test_is_found() {
 }
 
 #[test]
-fn a_trial_is_what_stands_in_a_list_of_trials_and_no_argument_elsewhere() {
+fn a_trial_is_a_name_in_a_list_of_trials_and_no_argument_elsewhere() {
     let text = "fn listed() {}\nasync fn second(world: &World) {}\nfn argument() {}\nfn single() {}
         const TESTS: &[Test] = crate::tests![listed, part::second];
         call(
@@ -145,7 +145,7 @@ fn every_place_in_the_code_that_the_evidence_names_is_there() {
 }
 
 #[test]
-fn a_place_in_the_code_is_a_file_and_what_is_named_as_being_in_it() {
+fn a_place_in_the_code_is_a_file_and_the_names_in_it() {
     let cell = "`no`; each `a.b` and `c` in `one/two.rs::d`, or `e`, `f` in `g.rs`; in `h.rs`";
     let found: Vec<_> = places(cell).into_iter().map(|place| (place.file, place.names)).collect();
     assert_eq!(found, [("one/two.rs", vec!["a.b", "c", "d"]), ("g.rs", vec!["e", "f"]), ("h.rs", vec![])]);
@@ -156,7 +156,7 @@ fn a_place_in_the_code_is_a_file_and_what_is_named_as_being_in_it() {
 const NOT_RUN: usize = 41;
 
 #[test]
-fn every_block_of_commands_is_run_by_a_test_or_says_why_not() {
+fn every_block_of_commands_is_run_by_a_test_or_names_a_reason() {
     let tests = Tests::of_the_project();
     let all = snippets::all().unwrap_or_else(|error| panic!("{error:#}"));
     let mut reasons = vec![];
@@ -196,7 +196,7 @@ fn every_generated_page_is_current() {
 }
 
 #[test]
-fn every_alert_and_panel_asks_for_what_the_programs_serve() {
+fn every_alert_and_panel_asks_for_served_metrics() {
     let served = reference::metrics::expositions().unwrap();
     let expressions = monitoring::expressions().unwrap();
     assert!(expressions.len() > 40, "{} expressions", expressions.len());
@@ -473,7 +473,7 @@ fn tally(printed: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_stage_is_summed_up_by_binary_with_the_names_of_what_was_skipped() {
+fn a_stage_is_summed_up_by_binary_with_the_names_of_skipped_tests() {
     let printed = "
      Running unittests src/lib.rs (target/x86_64-unknown-linux-gnu/debug/deps/vnetpool_operator-0123456789abcdef)
 test one ... ok

@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_that_differ_only_in_time_say_the_same() {
+    fn conditions_that_differ_only_in_time_are_the_same() {
         let ready =
             |message: &str, second| [Verdict::yes(Reason::Ready, message).condition(READY, None, at(second))];
         assert!(same(&ready("", 1), &ready("", 9)));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_stands_in_the_table_where_its_number_says() {
+    fn every_type_stands_in_its_own_row_of_the_table() {
         for row in TYPES {
             assert_eq!(row.type_.row().name, row.name);
             assert!(row.meaning.ends_with('.'), "{}: {}", row.name, row.meaning);

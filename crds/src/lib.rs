@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_an_agent_writes_has_an_end() {
+    fn every_field_that_an_agent_writes_has_a_limit() {
         let [_, allocations] = definitions().unwrap();
         let schema = schema(&allocations);
         let mut seen = vec![];

@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_is_used_and_says_what_to_do_if_somebody_has_to_act() {
+    fn every_reason_is_used_and_names_a_remedy_if_it_has_an_actor() {
         for row in TABLE {
             assert!(!row.conditions.is_empty() || row.event.is_some(), "{}: nothing has it", row.name);
             assert!(row.meaning.ends_with('.'), "{}: {}", row.name, row.meaning);

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn whom_a_message_names_can_be_read_out_of_it() {
+    fn the_pods_named_in_a_message_can_be_read_out_of_it() {
         let [metadata, wire_server] = Service::ALL;
         for named in [
             BTreeSet::from([refusal(metadata, "default/a"), refusal(metadata, "kube-system/b")]),

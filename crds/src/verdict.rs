@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_the_api_server_would_refuse_is_cut_and_says_so() {
+    fn a_message_too_long_for_the_api_server_is_cut_with_a_note() {
         let told = |message: String| {
             Verdict::yes(Reason::Ready, message).condition(READY, None, Timestamp::UNIX_EPOCH).message
         };

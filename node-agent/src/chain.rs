@@ -109,7 +109,7 @@ pub struct Chain {
     /// Those of these two that aren't on the node.
     pub needed_missing: Vec<String>,
     /// Whether all found plugins support CNI 1.1.0.
-    pub speaks_1_1: bool,
+    pub supports_1_1: bool,
 }
 
 /// The plugin that an entry of a configuration is of.
@@ -210,13 +210,13 @@ impl Finder {
         others: Vec<String>,
         bin_dir: &Path,
     ) -> Chain {
-        let mut chain = Chain { speaks_1_1: true, further: further.clone(), ..Chain::default() };
+        let mut chain = Chain { supports_1_1: true, further: further.clone(), ..Chain::default() };
         for &plugin in wanted {
             match self.ask(&bin_dir.join(plugin.name())).await {
                 None => chain.missing.push(plugin),
-                Some(speaks_1_1) => {
+                Some(supports_1_1) => {
                     chain.found.push(plugin);
-                    chain.speaks_1_1 &= speaks_1_1;
+                    chain.supports_1_1 &= supports_1_1;
                 }
             }
         }
@@ -224,7 +224,7 @@ impl Finder {
         for plugin in needed {
             match self.ask(&bin_dir.join(plugin)).await {
                 None => chain.needed_missing.push(plugin.to_owned()),
-                Some(speaks_1_1) => chain.speaks_1_1 &= speaks_1_1,
+                Some(supports_1_1) => chain.supports_1_1 &= supports_1_1,
             }
         }
         Chain { others, ..chain }
@@ -236,7 +236,7 @@ impl Finder {
         let file = (metadata.modified().ok(), metadata.len());
         let answer = match self.answers.get(path) {
             Some(&(modified, size, answer)) if (modified, size) == file => Some(answer),
-            _ => speaks_1_1(path).await,
+            _ => supports_1_1(path).await,
         };
         // A plugin that couldn't be asked, while it is being installed for instance, is asked again at the
         // next inspection.
@@ -247,7 +247,7 @@ impl Finder {
 
 /// Asks the plugin for its versions. A plugin that can't be asked (`None`) counts as old: then the chain
 /// works, only without STATUS and GC.
-async fn speaks_1_1(plugin: &Path) -> Option<bool> {
+async fn supports_1_1(plugin: &Path) -> Option<bool> {
     let mut command = Command::new(plugin);
     command.env_clear().env("CNI_COMMAND", "VERSION");
     let output = child::run(&mut command, br#"{"cniVersion":"1.0.0"}"#, ANSWER_WITHIN).await.ok()?;
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_there_is_chained_and_what_is_not_is_named() {
+    async fn installed_plugins_are_chained_and_missing_ones_are_named() {
         let dir = tempfile::tempdir().unwrap();
         install(dir.path(), Chained::Bandwidth, r#"["1.0.0","1.1.0"]"#);
         let chain = Finder::default().find(&BOTH, &Further::default(), vec![], dir.path()).await;
@@ -294,7 +294,7 @@ mod tests {
         fs::write(dir.path().join("istio-cni"), "no program").unwrap();
         let chain = Finder::default().find(&[], &Further::default(), mesh(), dir.path()).await;
         assert_eq!((chain.others, chain.needed_missing), (mesh(), vec![]));
-        assert!(!chain.speaks_1_1, "one that can't be asked counts as old");
+        assert!(!chain.supports_1_1, "one that can't be asked counts as old");
     }
 
     #[test]
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_have_put_into_the_configuration_stays_in_its_place() {
+    fn entries_of_others_in_the_configuration_stay_in_place() {
         let entry = |plugin: &str, mtu: u32| json!({ "type": plugin, "mtu": mtu });
         let document = |plugins: &[Value]| json!({ "name": "vnetpool", "plugins": plugins });
         let types = |document: &Value| -> Vec<String> {
@@ -340,20 +340,20 @@ mod tests {
     async fn the_newest_version_is_offered_only_if_every_chained_plugin_speaks_it() {
         let dir = tempfile::tempdir().unwrap();
         let mut finder = Finder::default();
-        assert!(finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1, "ours alone");
+        assert!(finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.supports_1_1, "ours alone");
         install(dir.path(), Chained::Portmap, r#"["0.4.0","1.0.0","1.1.0"]"#);
         install(dir.path(), Chained::Bandwidth, r#"["0.4.0","1.0.0"]"#);
-        assert!(!finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1);
+        assert!(!finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.supports_1_1);
         install(dir.path(), Chained::Bandwidth, r#"["0.4.0","1.0.0","1.1.0"]"#);
         // Another test's new process may hold the file open for a moment: then it can't be asked.
         let mut speaks = false;
         for _ in 0..1000 {
-            speaks = speaks || finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1;
+            speaks = speaks || finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.supports_1_1;
         }
         assert!(speaks, "another file is asked anew");
         fs::write(dir.path().join("portmap"), "no program").unwrap();
         assert!(
-            !finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.speaks_1_1,
+            !finder.find(&BOTH, &Further::default(), vec![], dir.path()).await.supports_1_1,
             "can't be asked"
         );
     }

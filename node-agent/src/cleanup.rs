@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_ledger_that_is_not_there_or_of_another_boot_says_that_no_pod_has_an_address() {
+    fn only_a_missing_ledger_or_one_of_another_boot_means_that_no_pod_has_an_address() {
         let dir = tempfile::tempdir().unwrap();
         assert!(vacant(&Store::at(dir.path())).is_ok());
         let store = holding(dir.path(), 1);

@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_put_right_is_reported_for_an_hour_with_its_remedy() {
+    fn a_repair_is_reported_for_an_hour_with_its_remedy() {
         let mut disturbances = Disturbances::default();
         assert_eq!(disturbances.verdict(0).reason, "Undisturbed");
         disturbances.repaired(Kind::Address, "10.240.0.5/24 on eth0", 1_000);

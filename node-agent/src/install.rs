@@ -60,7 +60,7 @@ pub fn conflist(uplink: &Uplink, wiring: Wiring, chain: &Chain, state_dir: &Path
     if state_dir != Path::new(STATE_DIR) {
         ours["stateDir"] = json!(state_dir);
     }
-    let versions: &[&str] = if chain.speaks_1_1 { &["1.0.0", "1.1.0"] } else { &["1.0.0"] };
+    let versions: &[&str] = if chain.supports_1_1 { &["1.0.0", "1.1.0"] } else { &["1.0.0"] };
     let mut document = json!({ "cniVersion": "1.0.0", "cniVersions": versions, "name": NETWORK });
     chain.put_into(&mut document, ours);
     document

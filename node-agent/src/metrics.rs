@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn the_states_of_addresses_add_up_to_what_the_node_holds() {
+    fn the_states_of_addresses_add_up_to_the_held_ones() {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Metrics::new(dir.path());
         let (assigned, cooling, free, vanished) = (5, 2, 7, 1);
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn how_long_ago_a_reconcile_ended_and_each_watch_brought_something_is_told() {
+    fn metrics_show_the_age_of_the_last_reconcile_and_of_each_watch() {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Metrics::new(dir.path());
         let ago = |seconds| Instant::now() - Duration::from_secs(seconds);
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_never_happened_is_counted_as_none() {
+    fn an_event_that_never_happened_has_the_count_zero() {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Metrics::new(dir.path());
         serves(&metrics, r#"vnetpool_agent_repairs_total{kind="route"} 0"#);
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_plugin_has_logged_is_counted_by_verb_and_outcome() {
+    fn logged_invocations_are_counted_by_verb_and_outcome() {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Metrics::new(dir.path());
         let lines = [

@@ -283,12 +283,12 @@ mod tests {
     }
 
     #[test]
-    fn dockers_chains_drop_what_pods_send_and_receive() {
+    fn dockers_chains_drop_packets_from_and_to_pods() {
         assert_eq!(dropped(&docker()), [true, true]);
     }
 
     #[test]
-    fn what_the_user_lets_through_in_dockers_chain_is_not_dropped() {
+    fn packets_that_the_user_accepts_in_dockers_chain_are_not_dropped() {
         for (link, expected) in [("iifname", [false, true]), ("oifname", [true, false])] {
             let mut chains = docker();
             let rule = vec![meta(link, "==", json!("vnp*")), json!({ "accept": null })];
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_engine_of_network_policy_drops_of_pods_links_is_no_alarm() {
+    fn a_drop_by_an_engine_of_network_policy_raises_no_alarm() {
         assert_eq!(dropped(&felix()), [false, false]);
         // But a rule before it of a program that doesn't know of pods is.
         let mut chains = felix();
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_last_rule_that_rejects_is_a_drop_whatever_the_policy() {
+    fn a_last_rule_that_rejects_is_a_drop_under_any_policy() {
         let reject = json!({ "reject": { "type": "icmpx", "expr": "admin-prohibited" } });
         let established = json!({ "match": { "op": "in", "left": { "ct": { "key": "state" } },
                                              "right": ["established", "related"] } });
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_understood_raises_no_alarm() {
+    fn a_rule_of_unknown_meaning_raises_no_alarm() {
         let accept = || json!({ "accept": null });
         let owner = || json!({ "xt": { "type": "match", "name": "addrtype" } });
         for rule in [

@@ -79,8 +79,8 @@ pub fn compose(report: &Report, published: Option<&NodeIPAllocationStatus>) -> N
         condition::set(&mut merged, condition.clone());
     }
     // This condition is part of every report, or it has ended.
-    let is_told = conditions.iter().any(|one| one.type_ == condition::METADATA_REFUSED);
-    merged.retain(|one| is_told || one.type_ != condition::METADATA_REFUSED);
+    let is_reported = conditions.iter().any(|one| one.type_ == condition::METADATA_REFUSED);
+    merged.retain(|one| is_reported || one.type_ != condition::METADATA_REFUSED);
     NodeIPAllocationStatus {
         observed_generation: generation.or(published.and_then(|status| status.observed_generation)),
         boot_id: ledger.boot_id().to_owned(),
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_counts_and_names_nobody_unless_it_is_asked_to() {
+    fn the_status_counts_and_names_holders_only_on_request() {
         let mut ledger = ledger(&[9, 10, 11]);
         for id in ["a", "b"] {
             ledger.assign(&Claim::wired(&sandbox(id), &pod(id), ""), 5_000);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_announces_a_new_ledger_keeps_what_the_last_one_gave_up_and_is_never_the_same_twice() {
+    fn a_new_ledgers_announcement_keeps_the_relinquished_names_and_differs_each_time() {
         let published = NodeIPAllocationStatus {
             relinquished: vec!["vnp-9".into()],
             conditions: vec![Verdict::yes(Reason::Ready, "").condition(
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_plugins_wired_is_known_from_the_status_when_the_ledger_is_lost() {
+    fn leases_of_a_lost_ledger_are_known_from_the_status() {
         let mut ledger = ledger(&[9, 10, 11]);
         let proof = Proof::Namespace { path: "/run/netns/cni-1".into(), inode: Some(4) };
         let (sandbox_a, pod_a) = (sandbox("a"), pod("a"));
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_relinquished_is_reported_and_no_longer_held() {
+    fn a_relinquished_address_is_reported_and_no_longer_held() {
         let mut ledger = ledger(&[9, 10, 11]);
         ledger.relinquish(1, 0);
         let status = compose(&report(ledger, 0), None);
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_listed_is_reported_but_not_what_the_node_has_given_up() {
+    fn an_unlisted_address_is_reported_unless_the_node_has_given_it_up() {
         let mut ledger = ledger(&[9, 10]);
         ledger.relinquish(1, 0);
         let given_up: Vec<String> = ledger.relinquished().map(str::to_owned).collect();

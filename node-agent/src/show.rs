@@ -99,7 +99,7 @@ mod tests {
     use vnetpool_plugin::ledger::{Claim, Entry, Sandbox, Supply};
 
     #[test]
-    fn each_address_is_a_line_with_who_has_it() {
+    fn each_address_is_a_line_with_its_holder() {
         let entry = |n: u8| Entry { name: n.to_string(), address: [10, 240, 0, n].into(), attached_to: None };
         let supply = Supply {
             object: "vm".into(),
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_get_the_ledger_and_the_wiring_whatever_they_say_of_each_other() {
+    fn programs_get_the_ledger_and_the_wiring_though_they_disagree() {
         let supply = Supply {
             object: "o".into(),
             generation: 7,

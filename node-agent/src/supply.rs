@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_for_one_pod_is_an_entry_for_that_pod() {
+    fn an_address_kept_for_one_pod_is_an_entry_for_that_pod() {
         let mut object = object(&[("vnp-1", "10.240.0.5/32")]);
         object.spec.interfaces[0].ip_configurations[0].attached_to = Some("uid".into());
         assert_eq!(supply(&object).unwrap().entries[0].attached_to.as_deref(), Some("uid"));

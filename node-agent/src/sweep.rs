@@ -84,8 +84,8 @@ fn suspects(ledger: &Ledger, links: &[HostLink]) -> Vec<Suspect> {
 /// Whether a link shows that a sandbox lives: by its alias, or because it is used, has the name that the
 /// sandbox's was given, and has no alias.
 fn is_of(link: &HostLink, sandbox: &Sandbox, name: &str) -> bool {
-    let says_so = || link.occupants().iter().any(|occupant| occupant.sandbox == *sandbox);
-    says_so() || (link.identity.is_none() && !link.is_silenced() && link.name == name)
+    let names_sandbox = || link.occupants().iter().any(|occupant| occupant.sandbox == *sandbox);
+    names_sandbox() || (link.identity.is_none() && !link.is_silenced() && link.name == name)
 }
 
 fn strangers(ledger: &Ledger, links: &[HostLink]) -> impl Iterator<Item = Occupant> {
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_is_down_but_still_says_who_it_is_of_proves_life() {
+    fn a_link_that_is_down_but_names_its_sandbox_proves_life() {
         assert_eq!(suspects(&assigned(), &[HostLink { up: false, ..wired() }]), []);
     }
 
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_in_use_that_does_not_say_whose_proves_the_life_of_the_one_it_was_made_for() {
+    fn a_link_in_use_without_an_identity_proves_life_of_the_sandbox_it_was_made_for() {
         let silent = HostLink { identity: None, routes: vec![], ..wired() };
         assert_eq!(suspects(&assigned(), &[silent]), []);
     }

@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_cloud_is_asked_in_versions_of_its_own_unless_told_otherwise() {
+    fn each_cloud_is_asked_in_its_own_api_versions_unless_an_argument_names_one() {
         let versions = |args: &[&str]| {
             let all = ["vnetpool-operator"].iter().chain(args);
             Args::parse_from(all).config().unwrap().azure.versions

@@ -32,7 +32,7 @@ mod tests {
     use std::sync::Arc;
 
     #[tokio::test]
-    async fn what_waits_for_ever_ends_with_the_leadership_and_lets_go_of_what_it_holds() {
+    async fn a_task_that_waits_for_ever_ends_with_the_leadership_and_drops_its_state() {
         let (beside, view) = (Beside::default(), Arc::new(()));
         for _ in 0..3 {
             let view = view.clone();
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_has_ended_takes_no_room() {
+    async fn a_task_that_has_ended_takes_no_room() {
         let beside = Beside::default();
         for _ in 0..100 {
             beside.begin(async {});

@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_to_lead_wakes_all_that_a_standby_has_dropped() {
+    fn a_new_leader_wakes_all_objects_whose_wakeups_a_standby_dropped() {
         let (allocations, mut writer) = reflector::store();
         let (nodes, pools) = (reflector::store().0, reflector::store().0);
         let cluster = Cluster::new(nodes, allocations, pools, watch::channel(true).1);

@@ -15,7 +15,7 @@ tokio::task_local! {
 }
 
 /// A piece of work reads the clock no more often than this.
-const LOOK: Duration = Duration::from_secs(1);
+const GRANULARITY: Duration = Duration::from_secs(1);
 
 /// The limit has passed; the work was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result
         tokio::select! {
             biased;
             done = &mut work => return Ok(done),
-            () = sleep(left.max(LOOK)) => {}
+            () = sleep(left.max(GRANULARITY)) => {}
         }
     }
 }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_that_somebody_else_ends_does_not_count_and_what_follows_does() {
+    async fn a_wait_for_others_does_not_count_and_the_work_after_it_does() {
         let begun = Instant::now();
         let work = async {
             sleep(LIMIT / 2).await;
@@ -121,7 +121,7 @@ mod tests {
         };
         assert_eq!(within(LIMIT, work).await, Err(Overdue));
         let late = begun.elapsed() - HOUR - LIMIT;
-        assert!(late <= LOOK, "{late:?}");
+        assert!(late <= GRANULARITY, "{late:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -132,7 +132,7 @@ mod tests {
             pending::<()>().await;
         };
         assert_eq!(within(LIMIT, work).await, Err(Overdue));
-        assert!(begun.elapsed() - 2 * HOUR - LIMIT <= LOOK, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() - 2 * HOUR - LIMIT <= GRANULARITY, "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
@@ -143,7 +143,7 @@ mod tests {
             pending::<()>().await;
         };
         assert_eq!(within(LIMIT, work).await, Err(Overdue));
-        assert!(begun.elapsed() - HOUR - LIMIT <= LOOK, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() - HOUR - LIMIT <= GRANULARITY, "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_comes_to_ask_for_something_else_calls_its_node() {
+    fn a_pod_that_changes_its_wish_wakes_its_node() {
         let asks = |pools: Option<&str>| {
             let annotations = pools.map(|pools| json!({ names::BACKEND_POOLS: pools, "other/one": "long" }));
             let metadata = json!({ "uid": "a", "namespace": "d", "name": "p", "annotations": annotations });
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_can_not_pass_itself_off_as_another_that_the_api_server_has_made() {
+    fn a_pod_can_not_claim_another_pods_uid_by_the_mirror_annotation() {
         const VICTIM: &str = "4f1c0000-0000-4000-8000-000000000001";
         let pod = |metadata: Value| decoded(json!({ "metadata": metadata, "spec": { "nodeName": "n" } }));
         let wish = json!({ "vnetpool.io/public-address": "true" });
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_can_not_be_read_as_a_whole_counts_by_what_can_be() {
+    fn a_partly_unreadable_pod_counts_by_its_readable_fields() {
         let pod = |spec: Value, status: Value| -> Event<Pod> {
             let metadata = json!({ "name": "a", "uid": "a", "annotations": { names::BACKEND_POOLS: "web" } });
             let reading: Reading<pod::Decoded> =
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listed_pod_is_shown_once_it_is_known_with_what_it_asks_for() {
+    fn a_listed_pod_is_shown_once_its_wish_is_known() {
         let asking = |pools: Option<&str>| {
             let annotations = pools.map(|pools| json!({ names::BACKEND_POOLS: pools }));
             let metadata = json!({ "uid": "a", "annotations": annotations });

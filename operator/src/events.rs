@@ -61,7 +61,7 @@ impl Events {
         (Events { queue }, deliver)
     }
 
-    pub fn say(&self, about: &[ObjectReference], event: Event) {
+    pub fn report(&self, about: &[ObjectReference], event: Event) {
         // Fails only when the operator is ending.
         let _ = self.queue.send((about.to_vec(), event));
     }
@@ -253,7 +253,7 @@ mod tests {
         let (events, deliver) = Events::new(Client::new(server, "default"), "us", pool_of);
         for node in 0..1000 {
             let name = format!("n{node}");
-            events.say(&[object("Node", &name), object("NodeIPAllocation", &name)], reserved(4, 8, "nic"));
+            events.report(&[object("Node", &name), object("NodeIPAllocation", &name)], reserved(4, 8, "nic"));
         }
         drop(events);
         deliver.await;

@@ -16,12 +16,12 @@ use tracing::warn;
 /// by, and drops it.
 pub async fn only_while<T>(may: impl Fn() -> bool, what: &str, write: impl Future<Output = T>) -> T {
     let mut write = pin!(write);
-    let mut is_said = false;
+    let mut is_reported = false;
     poll_fn(|context| {
         if may() {
             return write.as_mut().poll(context);
         }
-        if !std::mem::replace(&mut is_said, true) {
+        if !std::mem::replace(&mut is_reported, true) {
             warn!(what, "not written: another may lead by now");
         }
         Poll::Pending

@@ -166,7 +166,7 @@ impl Networks {
                 () = sleep(wait) => {}
             }
             let news = self.count_due().await;
-            self.tell(&news, changed);
+            self.report(&news, changed);
         }
     }
 
@@ -192,7 +192,7 @@ impl Networks {
         news
     }
 
-    fn tell(&self, news: &HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
+    fn report(&self, news: &HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         for subnet in self.subnets() {
             let Ok(vnet) = azure::vnet_of(&subnet) else { continue };
             let free = match self.usages(&vnet) {

@@ -125,7 +125,7 @@ async fn reconcile_one(
             let now = Instant::now();
             let mut setback = Setback::after(memory.setback.as_ref(), Stage::Find, error, now);
             // A resource that isn't there is soon read again; the node waits for it.
-            if Recorded::of(&progress.allocation, Timestamp::now()).lacks_second_look(error) {
+            if Recorded::of(&progress.allocation, Timestamp::now()).lacks_second_read(error) {
                 setback.until = now + ctx.waits.second_read;
             }
             memory.setback = Some(setback);
@@ -174,7 +174,7 @@ async fn serve(
         Box::pin(observe_and_plan(ctx, progress, node, memory)).await?;
     }
     // Its place stands in its object before it takes anything up: the next leader counts it.
-    if progress.is_updating && !progress.says_updating() {
+    if progress.is_updating && !progress.records_updating() {
         Box::pin(report::report(ctx, progress, node, memory)).await?;
     }
     let mut outcome = Ok(());

@@ -286,19 +286,19 @@ async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) -> Result<
     };
     tokio::select! {
         _ = controllers => {}
-        () = tell(&ctx, unreadable) => {}
+        () = report(&ctx, unreadable) => {}
         () = node::backend::watch(&ctx.azure, &ctx.cluster, |node| ctx.waker.allocation(node)) => {}
     }
     Ok(())
 }
 
 /// Reports each object that has turned out to be unreadable, and the nodes or pools that it concerns.
-async fn tell(ctx: &Context, mut unreadable: UnboundedReceiver<Arc<Unreadable>>) {
+async fn report(ctx: &Context, mut unreadable: UnboundedReceiver<Arc<Unreadable>>) {
     while let Some(object) = unreadable.next().await {
         let node = ctx.cluster.node(&object.name()).filter(|_| object.kind == NodeIPAllocation::kind(&()));
         let about = node.map(|node| node.object_ref(&())).into_iter().chain([object.object_ref()]);
         let event = events::stuck(Reason::Unreadable, "Read", &unreadable::message(&object));
-        ctx.events.say(&about.collect::<Vec<_>>(), event);
+        ctx.events.report(&about.collect::<Vec<_>>(), event);
     }
 }
 

@@ -106,19 +106,19 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
     let mut next = roll_up(&pool, served.iter().map(Arc::as_ref), conflict, Timestamp::now());
     let blocks = Blocks::of(ctx.cluster.allocations().state().iter().map(Arc::as_ref));
     let known = |id: &str| known(&ctx.networks, &blocks, &id.parse().ok()?);
-    forecast::tell(&pool, &mut next, known, Timestamp::now());
+    forecast::report(&pool, &mut next, known, Timestamp::now());
     let told = |vnet: &ResourceId| ctx.networks.usages(vnet);
-    forecast::tell_networks(&pool, &mut next, told, &blocks, Timestamp::now());
+    forecast::report_networks(&pool, &mut next, told, &blocks, Timestamp::now());
     let nodes = ctx.cluster.nodes().state_filter(|node| ctx.cluster.leaves_alone(node));
     let architectures = ctx.cluster.architectures();
-    left_alone::tell(&pool, &mut next, nodes.iter().map(Arc::as_ref), architectures, Timestamp::now());
-    leaving::tell(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
-    rolling::tell(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
+    left_alone::report(&pool, &mut next, nodes.iter().map(Arc::as_ref), architectures, Timestamp::now());
+    leaving::report(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
+    rolling::report(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
     let coarseness = |subscription: &str| lock(&ctx.scarcity).coarseness(subscription);
-    scarce::tell(&pool, &mut next, served.iter().map(Arc::as_ref), coarseness, Timestamp::now());
-    tell_unreadable(&pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
+    scarce::report(&pool, &mut next, served.iter().map(Arc::as_ref), coarseness, Timestamp::now());
+    report_unreadable(&pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
     ctx.metrics.pool(&name, &next);
-    if says_the_same(&before, &next) {
+    if is_the_same(&before, &next) {
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
         return Ok(Action::await_change());
     }
@@ -133,21 +133,21 @@ async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Acti
     let told = written.map_or(before.conditions, |written| written.conditions);
     if let Some(invalid) = turned_false(VALID, &told, &next.conditions) {
         let event = events::turned(invalid, "Validate");
-        ctx.events.say(&[pool.object_ref(&())], event);
+        ctx.events.report(&[pool.object_ref(&())], event);
     }
     if let Some(leave) = turned_false(SELECTED, &told, &next.conditions) {
-        ctx.events.say(&[pool.object_ref(&())], events::turned(leave, "Select"));
+        ctx.events.report(&[pool.object_ref(&())], events::turned(leave, "Select"));
     }
     if let Some(stopped) = rolling::turned_stopped(&told, &next.conditions) {
         let event = events::stuck(Reason::RolloutStopped, "RollOut", &stopped.message);
-        ctx.events.say(&[pool.object_ref(&())], event);
+        ctx.events.report(&[pool.object_ref(&())], event);
     }
     for (type_, reason) in
         [(SUBNET_EXHAUSTING, Reason::SubnetExhausting), (NETWORK_EXHAUSTING, Reason::NetworkExhausting)]
     {
         if let Some(short) = turned_true(type_, &told, &next.conditions) {
             let event = events::stuck(reason, "Forecast", &short.message);
-            ctx.events.say(&[pool.object_ref(&())], event);
+            ctx.events.report(&[pool.object_ref(&())], event);
         }
     }
     Ok(Action::await_change())
@@ -324,7 +324,7 @@ fn paused(pool: &NodeIPPool) -> Option<String> {
 }
 
 /// Names in the status the unreadable objects of the pool's nodes. Reports nothing as long as there was none.
-fn tell_unreadable(
+fn report_unreadable(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
     unreadable: &[Arc<Unreadable>],
@@ -347,7 +347,7 @@ fn tell_unreadable(
 }
 
 /// Blind to the order of conditions and to their transition times.
-fn says_the_same(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
+fn is_the_same(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
     let without = |status: &NodeIPPoolStatus| NodeIPPoolStatus {
         conditions: vec![],
         counted_at: None,
@@ -365,7 +365,7 @@ fn only_sums_differ(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool 
         status.networks.iter_mut().for_each(|network| network.used = network.used.map(|_| 0));
         status
     };
-    says_the_same(&without(before), &without(next))
+    is_the_same(&without(before), &without(next))
 }
 
 fn turned_false<'a>(type_: Type, before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_says_why_nodes_are_short_and_how_to_list_them_and_is_ready_itself() {
+    fn a_pool_reports_the_reason_of_short_nodes_and_their_selector_and_is_ready_itself() {
         let nodes: Vec<_> = (0..8).map(|n| node(&format!("n{n}"), "s", 8, "SubnetFull")).collect();
         let status = rolled(&pool(json!({})), &nodes);
         let ready = condition::find(&status.conditions, NODES_READY).unwrap();
@@ -432,13 +432,13 @@ mod tests {
     }
 
     #[test]
-    fn what_pods_change_are_sums_and_all_else_is_news() {
+    fn pods_change_only_sums_and_all_other_changes_are_news() {
         let mut nodes: Vec<_> = (0..8).map(|n| node(&format!("n{n}"), "s", 8, "SubnetFull")).collect();
         let before = rolled(&pool(json!({})), &nodes);
         let status = nodes[0].status.as_mut().unwrap();
         (status.assigned, status.free, status.cooling) = (4, 3, 1);
         let moved = rolled(&pool(json!({})), &nodes);
-        assert!(!says_the_same(&before, &moved) && only_sums_differ(&before, &moved));
+        assert!(!is_the_same(&before, &moved) && only_sums_differ(&before, &moved));
         nodes[0] = node("n0", "s", 8, "Ready");
         let ready = rolled(&pool(json!({})), &nodes);
         assert!(!only_sums_differ(&before, &ready));
@@ -458,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_pool_says_who_to_ask_and_how_to_go_on_and_is_neither_ready_nor_stalled() {
+    fn a_paused_pool_names_its_reason_and_its_end_and_is_neither_ready_nor_stalled() {
         let mut pool = pool(json!({}));
         pool.annotations_mut().insert(names::PAUSED.into(), "incident 7".into());
         let mut status = rolled(&pool, &[node("a", "s", 8, "Ready")]);
@@ -482,8 +482,8 @@ mod tests {
         let nodes = [node("a", "s", 8, "Ready")];
         let first = rolled(&pool(json!({})), &nodes);
         let later = roll_up(&pool(json!({})), nodes.iter(), None, Timestamp::from_second(60).unwrap());
-        assert!(says_the_same(&first, &later));
-        assert!(!says_the_same(&first, &rolled(&pool(json!({})), &[])));
+        assert!(is_the_same(&first, &later));
+        assert!(!is_the_same(&first, &rolled(&pool(json!({})), &[])));
     }
 
     #[tokio::test]
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_names_what_can_not_be_read_of_its_nodes_until_it_can_be() {
+    fn a_pool_names_unreadable_objects_of_its_nodes_until_they_are_readable() {
         let unreadable = |name: &str| -> Arc<Unreadable> {
             let object = json!({"metadata": {"name": name}, "spec": {"nodeUID": 1}});
             let reading: Reading<NodeIPAllocation> = serde_json::from_value(object).unwrap();
@@ -508,16 +508,16 @@ mod tests {
         };
         let (pool, now) = (pool(json!({})), Timestamp::UNIX_EPOCH);
         let mut status = NodeIPPoolStatus::default();
-        tell_unreadable(&pool, &mut status, &[], now);
+        report_unreadable(&pool, &mut status, &[], now);
         assert!(status.conditions.is_empty());
         let many: Vec<_> = (0..8).map(|n| unreadable(&format!("n{n}"))).collect();
-        tell_unreadable(&pool, &mut status, &many, now);
+        report_unreadable(&pool, &mut status, &many, now);
         let said = condition::find(&status.conditions, OBJECTS_READABLE).unwrap().clone();
         assert_eq!(said.status, "False");
         for part in ["NodeIPAllocation n0", "spec.nodeUID", "NodeIPAllocation n5, 2 more", "kubectl edit"] {
             assert!(said.message.contains(part), "{}", said.message);
         }
-        tell_unreadable(&pool, &mut status, &[], now);
+        report_unreadable(&pool, &mut status, &[], now);
         assert!(condition::is_true(&status.conditions, OBJECTS_READABLE));
     }
 }

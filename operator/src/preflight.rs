@@ -46,7 +46,7 @@ enum Verdict {
 /// All that was found, to be shown to people.
 #[derive(Debug, Default)]
 pub struct Report {
-    looked_at: Vec<String>,
+    read_objects: Vec<String>,
     findings: BTreeMap<Need, Verdict>,
     /// Of the cluster, if there is one.
     kube_proxy: Option<String>,
@@ -65,7 +65,7 @@ pub async fn run(
     let mut asked = Asked { azure, known: BTreeMap::new() };
     match subject {
         Subject::Group { id, subnet } => {
-            report.looked_at.push(format!("resource group {id}"));
+            report.read_objects.push(format!("resource group {id}"));
             let needs = of_group(&id, subnet.as_ref());
             for finding in asked.roles(needs).await? {
                 report.add(finding);
@@ -74,12 +74,12 @@ pub async fn run(
         Subject::Nodes => {
             let client = client().await?;
             for (node, vm) in representatives(client.clone()).await? {
-                report.looked_at.push(format!("node {node}"));
+                report.read_objects.push(format!("node {node}"));
                 let findings = asked.node(&vm).await.with_context(|| format!("node {node}, {vm}"))?;
                 findings.into_iter().for_each(|finding| report.add(finding));
             }
             anyhow::ensure!(
-                !report.looked_at.is_empty(),
+                !report.read_objects.is_empty(),
                 "the cluster has no node with a providerID of an Azure virtual machine. Name --subscription and \
                  --resource-group to test without nodes."
             );
@@ -91,7 +91,7 @@ pub async fn run(
             for pool in pools(client).await? {
                 let needs = of_pool(&pool.spec);
                 if !needs.is_empty() {
-                    report.looked_at.push(format!("NodeIPPool {}", pool.name_any()));
+                    report.read_objects.push(format!("NodeIPPool {}", pool.name_any()));
                 }
                 asked.roles(needs).await?.into_iter().for_each(|finding| report.add(finding));
             }
@@ -293,7 +293,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Looked at {}.\n", self.looked_at.join(", "))?;
+        writeln!(f, "Looked at {}.\n", self.read_objects.join(", "))?;
         let width = self.findings.keys().map(|need| need.action.len()).max().unwrap_or_default();
         for (Need { scope, action }, verdict) in &self.findings {
             let word = match verdict {

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_mean_something_else_in_a_url_is_no_id() {
+    fn a_text_with_another_meaning_in_a_url_is_no_id() {
         for text in [
             "",
             "/subscriptions/S",

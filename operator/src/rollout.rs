@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_ready_is_called_last_and_who_needs_what_an_edit_brings_waits_for_no_place() {
+    fn an_unready_node_is_woken_last_and_a_needy_node_waits_for_no_place() {
         let mut all = asked(&["b", "c"]);
         all.ask("p", "a", Asks { is_ready: false, ..READY });
         assert!(all.ask("p", "d", Asks { is_needy: true, ..READY }));
@@ -184,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn who_has_waiting_pods_is_called_first_ready_or_not() {
+    fn a_node_with_waiting_pods_is_woken_first_ready_or_not() {
         let mut all = asked(&["a", "b"]);
         all.ask("p", "c", Asks { has_waiting_pods: true, ..Asks::default() });
         assert_eq!(all.tick(|_| 2, |_| true), ["c", "a"]);
     }
 
     #[test]
-    fn who_can_not_act_takes_no_place_from_the_next_and_asks_again_when_it_can() {
+    fn a_node_that_can_not_act_takes_no_place_and_asks_again_later() {
         let mut all = asked(&["a", "b", "c"]);
         assert_eq!(all.tick(|_| 1, |node| node != "a"), ["b"]);
         all.left("b");
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_without_places_calls_nobody_and_other_pools_go_on() {
+    fn a_pool_without_places_wakes_no_node_and_other_pools_go_on() {
         let mut all = asked(&["a"]);
         all.ask("q", "b", READY);
         assert_eq!(all.tick(|pool| usize::from(pool == "q"), |_| true), ["b"]);
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_leader_knows_from_the_objects_who_has_a_place() {
+    fn the_next_leader_knows_the_nodes_with_a_place_from_their_objects() {
         let node = |name: &str, status: &str| -> NodeIPAllocation {
             let updating = json!({"type": "Updating", "status": status, "reason": "Updating", "message": "",
                 "lastTransitionTime": "2026-01-01T00:00:00Z"});
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenth_of_the_nodes_and_at_least_fifty_take_an_edit_up_unless_the_pool_says_otherwise() {
+    fn a_tenth_of_the_nodes_and_at_least_fifty_take_an_edit_up_unless_the_pool_sets_a_number() {
         let places = |rollout: Value, nodes| {
             let spec = serde_json::from_value(json!({"rollout": rollout})).unwrap();
             places(&NodeIPPool::new("p", spec), nodes)
@@ -263,7 +263,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_have_more_a_place_than_there_are_and_who_waits_is_called_in_the_end(
+        fn nodes_never_exceed_the_places_and_each_waiting_node_is_woken_in_the_end(
             places in 1..5_usize,
             acts in proptest::collection::vec(act(), 1..60),
         ) {

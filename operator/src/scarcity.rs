@@ -50,7 +50,7 @@ impl Scarcity {
             .into_iter()
             .map(|(subscription, used)| {
                 let before = self.0.get(subscription).copied().unwrap_or_default();
-                (subscription.to_owned(), before.look(used, lasts, now))
+                (subscription.to_owned(), before.observe(used, lasts, now))
             })
             .collect();
         let has_changed = stands.values().any(|(_, has_changed)| *has_changed);
@@ -68,7 +68,7 @@ impl Default for Stand {
 
 impl Stand {
     /// After another observation, and whether its step has changed.
-    fn look(self, used: f64, lasts: Duration, now: Instant) -> (Stand, bool) {
+    fn observe(self, used: f64, lasts: Duration, now: Instant) -> (Stand, bool) {
         let due = due(self.coarseness, used);
         if due == self.coarseness {
             return (Stand { turns: None, ..self }, false);
@@ -122,33 +122,33 @@ mod tests {
     }
 
     /// The coarseness of `s` after each of these observations, a minute apart.
-    fn looks(used: &[f64]) -> Vec<u32> {
+    fn observed(used: &[f64]) -> Vec<u32> {
         let (mut scarcity, start) = (Scarcity::default(), Instant::now());
-        let look = |(minute, used): (usize, &f64)| {
+        let observe = |(minute, used): (usize, &f64)| {
             scarcity.take_in(&[account("s", true, *used)], LASTS, start + LASTS * minute as u32);
             scarcity.coarseness("S")
         };
-        used.iter().enumerate().map(look).collect()
+        used.iter().enumerate().map(observe).collect()
     }
 
     #[test]
     fn steps_grow_with_the_part_of_the_writes_that_is_used() {
-        assert_eq!(looks(&[0.49, 0.49]), [1, 1]);
-        assert_eq!(looks(&[0.5, 0.5]), [1, 2]);
-        assert_eq!(looks(&[0.75, 0.75]), [1, 4]);
-        assert_eq!(looks(&[0.6, 0.6, 0.8, 0.8]), [1, 2, 2, 4]);
+        assert_eq!(observed(&[0.49, 0.49]), [1, 1]);
+        assert_eq!(observed(&[0.5, 0.5]), [1, 2]);
+        assert_eq!(observed(&[0.75, 0.75]), [1, 4]);
+        assert_eq!(observed(&[0.6, 0.6, 0.8, 0.8]), [1, 2, 2, 4]);
     }
 
     #[test]
     fn a_finer_step_is_taken_up_only_where_twice_the_writes_would_not_call_for_the_coarser_one() {
-        assert_eq!(looks(&[0.9, 0.9, 0.38, 0.38]), [1, 4, 4, 4]);
-        assert_eq!(looks(&[0.9, 0.9, 0.37, 0.37, 0.3, 0.3]), [1, 4, 4, 2, 2, 2]);
-        assert_eq!(looks(&[0.9, 0.9, 0.0, 0.0, 0.0, 0.0]), [1, 4, 4, 2, 2, 1]);
-        assert_eq!(looks(&[0.5, 0.5, 0.25, 0.25, 0.24, 0.24]), [1, 2, 2, 2, 2, 1]);
+        assert_eq!(observed(&[0.9, 0.9, 0.38, 0.38]), [1, 4, 4, 4]);
+        assert_eq!(observed(&[0.9, 0.9, 0.37, 0.37, 0.3, 0.3]), [1, 4, 4, 2, 2, 2]);
+        assert_eq!(observed(&[0.9, 0.9, 0.0, 0.0, 0.0, 0.0]), [1, 4, 4, 2, 2, 1]);
+        assert_eq!(observed(&[0.5, 0.5, 0.25, 0.25, 0.24, 0.24]), [1, 2, 2, 2, 2, 1]);
     }
 
     #[test]
-    fn a_moments_rush_changes_nothing_and_a_turn_is_told_once() {
+    fn a_moments_rush_changes_nothing_and_a_change_is_reported_once() {
         let (mut scarcity, start) = (Scarcity::default(), Instant::now());
         let mut at = |second: u64, used: f64| {
             let now = start + Duration::from_secs(second);
@@ -165,11 +165,11 @@ mod tests {
     fn the_next_leader_goes_on_with_the_steps_of_the_last_until_writes_have_been_plenty_for_a_while() {
         let scarce = ScarceWrites { subscription: "S".into(), coarseness: 2 };
         let (mut scarcity, start) = (Scarcity::recalled([scarce].iter()), Instant::now());
-        let looks = [0, 59, 60].map(|second| {
+        let observed = [0, 59, 60].map(|second| {
             scarcity.take_in(&[], LASTS, start + Duration::from_secs(second));
             scarcity.coarseness("s")
         });
-        assert_eq!(looks, [2, 2, 1]);
+        assert_eq!(observed, [2, 2, 1]);
     }
 
     #[test]

@@ -68,7 +68,7 @@ mod tests {
     use tokio::time::{Instant, advance, timeout};
 
     #[tokio::test(start_paused = true)]
-    async fn who_may_lead_no_more_writes_neither_spec_nor_conditions() {
+    async fn a_leader_whose_lease_has_expired_writes_neither_spec_nor_conditions() {
         let writes = Writes::new(Tenure::new(Instant::now()));
         writes.urgent(ready(())).await;
         writes.report(ready(())).await;
@@ -82,7 +82,7 @@ mod tests {
     /// The API server says when a write is to be made again, and the client makes it: by then another may
     /// lead.
     #[tokio::test(start_paused = true)]
-    async fn a_write_that_the_api_server_has_put_off_is_not_sent_by_who_may_lead_no_more() {
+    async fn a_write_that_the_api_server_has_put_off_is_not_sent_once_the_lease_has_expired() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_lost_its_lease_writes_nothing_though_it_was_renewed_a_moment_ago() {
+    async fn a_leader_that_lost_its_lease_writes_nothing_though_it_has_just_renewed() {
         let tenure = Tenure::new(Instant::now());
         let writes = Writes::new(tenure.clone());
         writes.urgent(ready(())).await;

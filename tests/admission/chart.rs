@@ -42,7 +42,7 @@ pub fn no_template_owns_a_custom_resource_definition() -> Result<()> {
     Ok(())
 }
 
-pub fn what_must_run_first_needs_no_pod_network() -> Result<()> {
+pub fn programs_that_must_run_first_need_no_pod_network() -> Result<()> {
     let objects = rendered(&[])?;
     for template in ["operator/deployment.yaml", "crds/job.yaml", "node-agent/daemonset.yaml"] {
         let pod = &pod(&objects, template)?["spec"];
@@ -231,7 +231,7 @@ pub fn the_programs_know_the_settings_they_are_given() -> Result<()> {
     Ok(())
 }
 
-pub fn each_identity_gets_what_it_needs_and_says_what_it_lacks() -> Result<()> {
+pub fn each_identity_gets_its_settings_and_the_chart_names_missing_ones() -> Result<()> {
     let env = |args: &[&str]| -> Result<BTreeMap<String, String>> {
         let objects = rendered(args)?;
         let container = container(&objects, "operator/deployment.yaml")?;
@@ -299,7 +299,7 @@ pub fn a_share_of_azures_limits_beyond_reason_is_refused() -> Result<()> {
     Ok(())
 }
 
-pub fn an_installation_without_a_registry_is_refused_with_what_to_give() -> Result<()> {
+pub fn an_installation_without_a_registry_is_refused_with_the_value_to_set() -> Result<()> {
     let refusal = template(&["--set", "image.registry="]).err().map(|error| error.to_string());
     ensure!(refusal.as_ref().is_some_and(|text| text.contains("--set image.registry=")), "{refusal:?}");
     Ok(())
@@ -356,7 +356,7 @@ fn with_values(lines: &str) -> Result<Objects> {
     rendered(&["--values", &file.path().to_string_lossy()])
 }
 
-pub fn what_a_cluster_asks_of_all_pods_can_be_given() -> Result<()> {
+pub fn the_chart_sets_fields_a_cluster_demands_of_all_pods() -> Result<()> {
     for (component, template) in
         [("operator", "operator/deployment.yaml"), ("nodeAgent", "node-agent/daemonset.yaml")]
     {
@@ -411,7 +411,7 @@ pub fn what_a_cluster_asks_of_all_pods_can_be_given() -> Result<()> {
 }
 
 /// Otherwise a cluster whose nodes all have a taint of their own could not install CRDs or get addresses.
-pub fn the_hook_and_the_operator_tolerate_what_the_values_say() -> Result<()> {
+pub fn the_hook_and_the_operator_tolerate_the_values_taints() -> Result<()> {
     let objects = with_values("operator: { tolerations: [{ operator: Exists }] }")?;
     for template in ["operator/deployment.yaml", "crds/job.yaml"] {
         let tolerations = &pod(&objects, template)?["spec"]["tolerations"];
@@ -450,7 +450,7 @@ pub fn replicas_are_spread_over_zones_and_no_affinity_puts_two_on_a_node() -> Re
 }
 
 /// Those of the distributions that values.yaml names, each rendered.
-pub fn the_folders_of_cni_are_where_the_values_say() -> Result<()> {
+pub fn the_folders_of_cni_are_those_of_the_values() -> Result<()> {
     let values = std::fs::read_to_string(path("charts/vnetpool/values.yaml"))?;
     let named = values.lines().filter_map(|line| {
         let mut words = line.trim().strip_prefix("#   ")?.split_whitespace();
@@ -513,7 +513,7 @@ pub fn further_plugins_reach_the_agent_and_ours_are_refused_as_such() -> Result<
 }
 
 /// Both programs are on the host's network, where every pod and the whole VNet could else ask.
-pub fn nobody_but_the_node_sees_metrics_unless_the_values_say_so() -> Result<()> {
+pub fn only_the_node_sees_metrics_unless_the_values_expose_them() -> Result<()> {
     let (unless, so) = (rendered(&[])?, rendered(&["--set", "monitoring.expose=true"])?);
     for (template, port) in [("operator/deployment.yaml", 9470), ("node-agent/daemonset.yaml", 9471)] {
         let closed = environment(&unless, template)?;

@@ -6,7 +6,7 @@ use serde_json::json;
 use std::time::Duration;
 use vnetpool_tests::control_plane::{ControlPlane, User, allocation};
 
-pub fn explain_shows_what_each_field_means(plane: &ControlPlane) -> Result<()> {
+pub fn explain_shows_the_meaning_of_each_field(plane: &ControlPlane) -> Result<()> {
     for (field, says) in [
         ("nodeippool", "Policy for the Azure virtual network addresses"),
         ("nodeippool.spec.sizing", "How many addresses"),

@@ -52,7 +52,7 @@ pub fn an_agent_does_not_touch_the_operators_conditions(plane: &ControlPlane) ->
     Ok(())
 }
 
-pub fn an_agent_reports_no_values_that_nobody_could_go_by(plane: &ControlPlane) -> Result<()> {
+pub fn an_agent_can_not_report_contradictory_or_invalid_values(plane: &ControlPlane) -> Result<()> {
     published(plane, "values")?;
     let holder = |address: &str| json!([{ "address": address, "podUID": "u", "sandbox": "s/eth0" }]);
     for (status, says) in [
@@ -107,7 +107,7 @@ pub fn an_agent_with_more_rights_than_it_should_have_still_writes_no_spec(
     plane.kubectl(&["delete", "clusterrole,clusterrolebinding", "generous"]).map(drop)
 }
 
-pub fn nobody_but_the_operator_writes_a_spec(plane: &ControlPlane) -> Result<()> {
+pub fn only_the_operator_writes_a_spec(plane: &ControlPlane) -> Result<()> {
     published(plane, "mirror")?;
     let says = "only Vnetpool's operator writes it; change the NodeIPPool";
     let patch = ["patch", "nodeipallocation", "mirror", "--type=merge", "-p", r#"{"spec":{"target":200}}"#];

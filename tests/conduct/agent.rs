@@ -104,7 +104,7 @@ impl Agents {
 
     /// The node's agent compares once what the metadata service lists of the NIC in `spec`, and reports what
     /// is missing.
-    pub fn look(&self, node: &str, nic: &Interface, answer: &Network) {
+    pub fn compare(&self, node: &str, nic: &Interface, answer: &Network) {
         self.change(node, |agent| agent.listing.take_in(nic, answer));
     }
 

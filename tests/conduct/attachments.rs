@@ -19,7 +19,7 @@ use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
-    a_pod_joins_the_backend_pool_it_asks_for_and_its_address_is_nobody_elses_until_azure_has_detached_it,
+    a_pod_joins_its_backend_pool_and_its_address_goes_to_no_other_until_azure_has_detached_it,
     a_public_address_with_a_dns_label_comes_and_goes_with_its_pod,
     a_public_address_is_not_forgotten_by_an_operator_that_dies_before_it_is_attached,
     a_public_address_goes_with_its_node,
@@ -30,8 +30,8 @@ pub const TESTS: &[Test] = crate::tests![
     public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the_node,
     a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else,
     what_azure_has_refused_to_attach_is_tried_at_once_when_a_person_edits_the_pod_or_the_pool,
-    a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure,
-    an_address_that_somebody_else_attached_something_to_goes_to_no_pod,
+    a_wish_that_cannot_be_granted_is_reported_and_asks_nothing_of_azure,
+    an_address_with_an_attachment_of_others_goes_to_no_pod,
 ];
 
 /// What is in the group of the first moment.
@@ -100,16 +100,16 @@ async fn with_three(plane: &ControlPlane) -> Result<Stage<'_>> {
     Ok(stage)
 }
 
-async fn a_pod_joins_the_backend_pool_it_asks_for_and_its_address_is_nobody_elses_until_azure_has_detached_it(
+async fn a_pod_joins_its_backend_pool_and_its_address_goes_to_no_other_until_azure_has_detached_it(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = beside_balancer(plane).await?;
     let pod = stage.pod("n1", json!({ "vnetpool.io/backend-pools": "web" })).await?;
-    stage.until_says("n1", ATTACHED, "Attached").await?;
+    stage.until_condition("n1", ATTACHED, "Attached").await?;
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
     ensure!(attached(&stage, "n1", &entry.name)? == json!([backend_pool("web"), null]), "{entry:?}");
     ensure!(entry.backend_pools == [backend_pool("web")], "{entry:?}");
-    stage.until_told(&pod, "Attached", &["Pod"]).await?;
+    stage.until_reported(&pod, "Attached", &["Pod"]).await?;
 
     // Azure takes its time: the pod is gone, but packets for its load balancer still come to its address.
     let fault = stage.fault("PUT", "/networkInterfaces/", None, Effect::HoldBefore);
@@ -137,7 +137,7 @@ async fn a_public_address_with_a_dns_label_comes_and_goes_with_its_pod(plane: &C
     stage.until_holds("n1", 4).await?;
     let annotations = json!({ "vnetpool.io/public-address": "true", "vnetpool.io/dns-label": "shop" });
     let pod = stage.pod("n1", annotations).await?;
-    stage.until_says("n1", ATTACHED, "Attached").await?;
+    stage.until_condition("n1", ATTACHED, "Attached").await?;
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
     let public = entry.public_address.clone().context("no public address")?;
     ensure!(public.address.is_some(), "{public:?}");
@@ -176,7 +176,7 @@ async fn a_public_address_goes_with_its_node(plane: &ControlPlane) -> Result<()>
     let stage = Stage::set(plane, quick(), pool()).await?;
     stage.node("n1", None).await?;
     stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
-    stage.until_says("n1", ATTACHED, "Attached").await?;
+    stage.until_condition("n1", ATTACHED, "Attached").await?;
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
     let public = entry.public_address.context("no public address")?;
     stage.sim.delete_vm("n1", false).await?;
@@ -196,13 +196,13 @@ pub async fn detached(plane: &ControlPlane) -> Result<(Stage<'_>, String, String
         stage.until_holds(node, 4).await?;
     }
     let pod = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
-    stage.until_says("n1", ATTACHED, "Attached").await?;
+    stage.until_condition("n1", ATTACHED, "Attached").await?;
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
     let public = entry.public_address.context("no public address")?.id;
-    stage.look("n1", 1).await?;
+    stage.compare("n1", 1).await?;
     let fault = stage.fault("PUT", "/networkInterfaces/n1-nic", None, Effect::HoldBefore);
     wipe(&stage, "n1").await?;
-    stage.look("n1", 2).await?;
+    stage.compare("n1", 2).await?;
     let is_named = |seen: &NodeIPAllocation| {
         (kept(seen).is_none() && seen.spec.detached_public_addresses == [public.as_str()]).then_some(())
     };
@@ -350,7 +350,7 @@ async fn a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else(
     spec["sizing"] = json!({ "minimum": 2, "warm": 0, "batch": 1 });
     beside_outbound_rule(&stage, spec).await?;
     let refused = stage.pod("n1", json!({ "vnetpool.io/backend-pools": "out" })).await?;
-    let says = stage.until_says("n1", ATTACHED, "NotAttachable").await?;
+    let says = stage.until_condition("n1", ATTACHED, "NotAttachable").await?;
     for part in [refused.as_str(), "outbound rule", "give the pods a backend pool without one"] {
         ensure!(says.message.contains(part), "{part:?} isn't in {:?}", says.message);
     }
@@ -362,8 +362,8 @@ async fn a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else(
         seen.spec.ip_configurations().any(|one| one.backend_pools == [backend_pool("web")]).then_some(())
     };
     stage.until("the other pod is attached", "n1", in_web).await?;
-    stage.until_told(&refused, "NotAttachable", &["Pod"]).await?;
-    stage.until_told(&served, "Attached", &["Pod"]).await?;
+    stage.until_reported(&refused, "NotAttachable", &["Pod"]).await?;
+    stage.until_reported(&served, "Attached", &["Pod"]).await?;
     let tried = stage.writes("n1").iter().filter(|one| one.status == 400).count();
     ensure!(tried == 1, "tried {tried} times");
     Ok(())
@@ -380,7 +380,7 @@ async fn what_azure_has_refused_to_attach_is_tried_at_once_when_a_person_edits_t
         stage.pod("n1", json!({ "vnetpool.io/backend-pools": "out" })).await?,
     ];
     for pod in &pods {
-        stage.until_told(pod, "NotAttachable", &["Pod"]).await?;
+        stage.until_reported(pod, "NotAttachable", &["Pod"]).await?;
     }
     // Left alone, each would be tried again after two minutes.
     let is_in = |seen: &NodeIPAllocation, name: &str| {
@@ -397,7 +397,9 @@ async fn what_azure_has_refused_to_attach_is_tried_at_once_when_a_person_edits_t
     stage.until("the other pod is attached", "n1", |seen| is_in(seen, "out")).await
 }
 
-async fn a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure(plane: &ControlPlane) -> Result<()> {
+async fn a_wish_that_cannot_be_granted_is_reported_and_asks_nothing_of_azure(
+    plane: &ControlPlane,
+) -> Result<()> {
     let stage = Stage::set(plane, quick(), json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
@@ -412,14 +414,12 @@ async fn a_wish_that_cannot_be_granted_says_so_and_asks_nothing_of_azure(plane: 
     for part in ["Unavailable", "attachments.backendPools", "attachments.publicAddressNamespaces"] {
         ensure!(says.message.contains(part) || says.reason == part, "{part:?} isn't in {says:?}");
     }
-    stage.until_told(&orders, "Unavailable", &["Pod"]).await?;
+    stage.until_reported(&orders, "Unavailable", &["Pod"]).await?;
     ensure!(stage.writes("n1").is_empty(), "{:?}", stage.writes("n1"));
     Ok(())
 }
 
-async fn an_address_that_somebody_else_attached_something_to_goes_to_no_pod(
-    plane: &ControlPlane,
-) -> Result<()> {
+async fn an_address_with_an_attachment_of_others_goes_to_no_pod(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     balancer(&stage, "theirs", json!([])).await?;
     stage.pool("default", pool()).await?;
@@ -432,7 +432,7 @@ async fn an_address_that_somebody_else_attached_something_to_goes_to_no_pod(
     stage.sim.patch_nic("n1-nic", &json!({ "properties": { "ipConfigurations": all } })).await?;
     // The next read of the NIC shows it; a new boot causes one.
     stage.boot("n1", "boot-2").await?;
-    let says = stage.until_says("n1", ATTACHED, "AttachedByOthers").await?;
+    let says = stage.until_condition("n1", ATTACHED, "AttachedByOthers").await?;
     ensure!(says.message.contains("detached in Azure"), "{}", says.message);
     stage.bind("n1", 4).await?;
     stage.until("one pod waits", "n1", |seen| (seen.status.as_ref()?.waiting == 1).then_some(())).await?;

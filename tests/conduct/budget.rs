@@ -20,7 +20,7 @@ pub const TESTS: &[Test] = crate::tests![
     an_outage_and_a_restart_of_many_nodes_stay_within_the_budget,
     pods_that_come_to_a_node_whose_refill_waits_for_its_turn_go_first_and_in_one_write_with_it,
     pods_that_come_to_a_node_that_is_yet_to_be_found_have_it_found_first,
-    the_budget_its_spend_and_who_waits_are_metrics,
+    the_budget_its_spend_and_its_waiting_calls_are_metrics,
     computes_limit_of_a_subscription_holds_new_nodes_up_and_nothing_else,
 ];
 
@@ -267,7 +267,7 @@ async fn pods_that_come_to_a_node_that_is_yet_to_be_found_have_it_found_first(
     Ok(())
 }
 
-async fn the_budget_its_spend_and_who_waits_are_metrics(plane: &ControlPlane) -> Result<()> {
+async fn the_budget_its_spend_and_its_waiting_calls_are_metrics(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
     let throttled = Effect::Status {

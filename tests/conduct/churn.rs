@@ -13,7 +13,7 @@ use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
-    pods_that_come_and_go_write_hardly_anything,
+    pods_that_come_and_go_cost_few_writes,
     an_object_of_a_full_node_has_counts_instead_of_a_list_of_its_pods,
 ];
 
@@ -31,7 +31,7 @@ fn count(versions: &Mutex<HashSet<(String, String)>>, object: &impl ResourceExt)
     lock(versions).insert((object.name_any(), object.resource_version().unwrap_or_default()));
 }
 
-async fn pods_that_come_and_go_write_hardly_anything(plane: &ControlPlane) -> Result<()> {
+async fn pods_that_come_and_go_cost_few_writes(plane: &ControlPlane) -> Result<()> {
     const NODES: [&str; 3] = ["n1", "n2", "n3"];
     const STARTS: usize = 120;
     // The pods come within seconds, so addresses that cooled for half a minute would be used up.

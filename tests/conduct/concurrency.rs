@@ -14,7 +14,7 @@ use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     no_report_lands_that_was_made_before_a_new_ledger_was_announced,
-    a_write_of_somebody_else_between_our_read_and_ours_is_seen_and_survives,
+    another_clients_write_between_our_read_and_write_is_seen_and_survives,
     a_newer_write_that_takes_the_place_of_ours_survives_and_ours_is_made_again,
 ];
 
@@ -70,7 +70,7 @@ fn survived(before: &Value, after: &Value) -> Result<()> {
     Ok(())
 }
 
-async fn a_write_of_somebody_else_between_our_read_and_ours_is_seen_and_survives(
+async fn another_clients_write_between_our_read_and_write_is_seen_and_survives(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage =

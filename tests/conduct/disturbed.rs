@@ -20,7 +20,7 @@ pub const TESTS: &[Test] = crate::tests![
     watches_that_are_cut_cost_a_moment,
     one_of_two_api_servers_that_dies_without_a_word_is_missed_for_less_than_a_minute,
     errors_of_the_api_server_cost_no_more_than_their_backoff,
-    an_api_server_that_is_busy_is_asked_again_when_it_says,
+    an_api_server_that_is_busy_is_asked_again_at_its_retry_time,
     lists_and_watches_that_are_refused_cost_no_more_than_their_backoff,
     watches_whose_version_is_too_old_are_listed_anew,
     an_outage_of_the_api_server_ends_a_leadership_and_restarts_nothing,
@@ -188,7 +188,7 @@ async fn errors_of_the_api_server_cost_no_more_than_their_backoff(plane: &Contro
     refused(plane, Trouble::Refuse(StatusCode::INTERNAL_SERVER_ERROR, None), ERRORS).await
 }
 
-async fn an_api_server_that_is_busy_is_asked_again_when_it_says(plane: &ControlPlane) -> Result<()> {
+async fn an_api_server_that_is_busy_is_asked_again_at_its_retry_time(plane: &ControlPlane) -> Result<()> {
     refused(plane, Trouble::Refuse(StatusCode::TOO_MANY_REQUESTS, Some(2)), BUSY).await
 }
 

@@ -12,11 +12,11 @@ use vnetpool_crds::condition::{DRY_RUN, READY, RESERVED};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
-    a_dry_run_says_what_it_would_do_and_writes_nothing_to_azure,
+    a_dry_run_reports_its_plan_and_writes_nothing_to_azure,
     a_dry_run_after_the_real_thing_takes_nothing_from_nodes_or_pods,
 ];
 
-async fn a_dry_run_says_what_it_would_do_and_writes_nothing_to_azure(plane: &ControlPlane) -> Result<()> {
+async fn a_dry_run_reports_its_plan_and_writes_nothing_to_azure(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
     stage.start_with(|config| config.azure.dry_run = true).await?;
@@ -28,12 +28,12 @@ async fn a_dry_run_says_what_it_would_do_and_writes_nothing_to_azure(plane: &Con
         }
     };
     stage.until("it says what it would do", "n1", would(4)).await?;
-    stage.until_says("n1", RESERVED, "DryRun").await?;
+    stage.until_condition("n1", RESERVED, "DryRun").await?;
     stage.bind("n1", 7).await?;
     stage.until("it says what it would do for the pods", "n1", would(8)).await?;
     let seen = stage.allocation("n1").await?;
     ensure!(seen.spec.interfaces.len() == 1 && seen.spec.addresses() == 0, "{:?}", seen.spec);
-    let told = stage.until_said("n1", "DryRun", 2).await?;
+    let told = stage.until_events("n1", "DryRun", 2).await?;
     let kinds: Vec<_> = told.iter().map(|(kind, _)| kind.as_str()).collect();
     ensure!(kinds == ["Node", "NodeIPAllocation"], "{told:?}");
     stage.nothing_was_written()
@@ -47,7 +47,7 @@ async fn a_dry_run_after_the_real_thing_takes_nothing_from_nodes_or_pods(plane: 
         stage.until_holds(node, 8).await?;
     }
     stage.bind("n1", 2).await?;
-    stage.until_says("n1", READY, "Ready").await?;
+    stage.until_condition("n1", READY, "Ready").await?;
     let held = stage.held("n1");
     stage.stop().await?;
     stage.sim.clear_log();
@@ -61,7 +61,7 @@ async fn a_dry_run_after_the_real_thing_takes_nothing_from_nodes_or_pods(plane: 
         find(seen, DRY_RUN)?.message.contains("would have 5 addresses given back").then_some(())
     };
     stage.until("it says what it would do", "n1", give_back).await?;
-    stage.until_says("n2", READY, "DryRun").await?;
+    stage.until_condition("n2", READY, "DryRun").await?;
     let seen = stage.allocation("n1").await?;
     ensure!(seen.spec.target == 8, "the agent is asked to give up: {:?}", seen.spec);
     let status = seen.status.unwrap_or_default();

@@ -13,7 +13,7 @@ use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_pool_that_is_deleted_and_made_again_takes_nothing_though_the_operator_starts_anew_in_between,
-    a_pool_that_is_gone_for_good_leaves_pods_what_they_have_until_they_end,
+    a_pool_that_is_gone_for_good_leaves_pods_their_addresses_until_they_end,
     a_weight_that_moves_a_node_takes_nothing_before_the_grace_is_over,
     an_edit_that_withdraws_an_offer_takes_nothing_from_a_pod_that_has_it,
 ];
@@ -35,7 +35,7 @@ async fn stage(plane: &ControlPlane, grace: Duration) -> Result<(Stage<'_>, Stri
     stage.node("n1", None).await?;
     let annotations = json!({ "vnetpool.io/backend-pools": "web", "vnetpool.io/public-address": "true" });
     let pod = stage.pod("n1", annotations).await?;
-    stage.until_says("n1", ATTACHED, "Attached").await?;
+    stage.until_condition("n1", ATTACHED, "Attached").await?;
     stage.until_holds("n1", 2).await?;
     stage.sim.clear_log();
     Ok((stage, pod))
@@ -60,17 +60,17 @@ async fn a_pool_that_is_deleted_and_made_again_takes_nothing_though_the_operator
 ) -> Result<()> {
     let (stage, _) = stage(plane, HOUR).await?;
     stage.delete_pool("default").await?;
-    let says = stage.until_says("n1", SELECTED, "NoPool").await?;
+    let says = stage.until_condition("n1", SELECTED, "NoPool").await?;
     for part in ["NodeIPPool default is gone", "60 minutes", "vnetpool.io/release=true"] {
         ensure!(says.message.contains(part), "{part} isn't in {}", says.message);
     }
-    stage.until_told("n1", "NoPool", &["Node", "NodeIPAllocation"]).await?;
+    stage.until_reported("n1", "NoPool", &["Node", "NodeIPAllocation"]).await?;
     stage.kill().await?;
     stage.start_with(|config| config.waits.grace = HOUR).await?;
     // Pods that come are served as the pool that is gone would serve them.
     stage.bind("n1", 2).await?;
     stage.until_holds("n1", 4).await?;
-    let again = stage.until_says("n1", SELECTED, "NoPool").await?;
+    let again = stage.until_condition("n1", SELECTED, "NoPool").await?;
     ensure!(again.last_transition_time == says.last_transition_time, "the clock began anew: {again:?}");
     has_all(&stage).await?;
     let writes = stage.writes("n1").len();
@@ -81,13 +81,13 @@ async fn a_pool_that_is_deleted_and_made_again_takes_nothing_though_the_operator
     Ok(())
 }
 
-async fn a_pool_that_is_gone_for_good_leaves_pods_what_they_have_until_they_end(
+async fn a_pool_that_is_gone_for_good_leaves_pods_their_addresses_until_they_end(
     plane: &ControlPlane,
 ) -> Result<()> {
     let (stage, pod) = stage(plane, HOUR).await?;
     let address = until_served(&stage, "n1", 1).await?;
     stage.delete_pool("default").await?;
-    stage.until_says("n1", SELECTED, "NoPool").await?;
+    stage.until_condition("n1", SELECTED, "NoPool").await?;
     stage.nothing_was_written()?;
     stage.annotate::<NodeIPAllocation>("n1", names::RELEASE, Some("true")).await?;
     stage.until_holds("n1", 1).await?;
@@ -108,7 +108,7 @@ async fn a_weight_that_moves_a_node_takes_nothing_before_the_grace_is_over(
     let blocks =
         json!({ "weight": 1, "mode": "Prefix", "sizing": { "minimum": 0, "warm": 0, "releaseAfter": "0s" } });
     stage.pool("blocks", blocks).await?;
-    let says = stage.until_says("n1", SELECTED, "OtherPool").await?;
+    let says = stage.until_condition("n1", SELECTED, "OtherPool").await?;
     ensure!(says.message.contains("NodeIPPool blocks selects node n1 now"), "{}", says.message);
     stage.nothing_was_written()?;
     ensure!(stage.allocation("n1").await?.spec.pool == "default");
@@ -130,7 +130,7 @@ async fn an_edit_that_withdraws_an_offer_takes_nothing_from_a_pod_that_has_it(
     stage
         .pool("default", json!({ "sizing": { "minimum": 2, "warm": 1, "batch": 1 }, "cooldown": "0s" }))
         .await?;
-    let says = stage.until_says("n1", ATTACHED, "Unavailable").await?;
+    let says = stage.until_condition("n1", ATTACHED, "Unavailable").await?;
     ensure!(says.message.contains("Until it ends it keeps what it has."), "{}", says.message);
     stage.nothing_was_written()?;
     has_all(&stage).await?;

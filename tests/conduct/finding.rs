@@ -14,8 +14,8 @@ use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_new_node_costs_a_read_of_its_vm_one_of_its_nic_a_write_and_a_read_back,
-    nothing_is_ever_listed_whatever_happens_to_nodes_pods_and_the_operator,
-    looking_again_at_nodes_to_which_nothing_happened_asks_azure_nothing,
+    no_event_of_nodes_pods_or_operator_makes_the_operator_list_resources,
+    another_reconcile_of_unchanged_nodes_asks_azure_nothing,
     sixty_pods_that_are_bound_at_once_cost_two_nic_writes_at_most,
 ];
 
@@ -46,7 +46,7 @@ async fn a_new_node_costs_a_read_of_its_vm_one_of_its_nic_a_write_and_a_read_bac
     Ok(())
 }
 
-async fn nothing_is_ever_listed_whatever_happens_to_nodes_pods_and_the_operator(
+async fn no_event_of_nodes_pods_or_operator_makes_the_operator_list_resources(
     plane: &ControlPlane,
 ) -> Result<()> {
     let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
@@ -101,9 +101,7 @@ fn is_of_one_thing(path: &str) -> bool {
     path.contains("/operations/") || in_group && (names % 2 == 0 || resource.ends_with("/usages"))
 }
 
-async fn looking_again_at_nodes_to_which_nothing_happened_asks_azure_nothing(
-    plane: &ControlPlane,
-) -> Result<()> {
+async fn another_reconcile_of_unchanged_nodes_asks_azure_nothing(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::set(plane, quick(), json!({ "sizing": { "minimum": 2, "warm": 0 } })).await?;
     let nodes = ["n1", "n2", "n3"];
     for node in nodes {

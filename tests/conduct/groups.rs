@@ -17,17 +17,17 @@ use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_nic_of_the_pods_own_joins_its_pools_groups_with_its_first_write_and_leaves_only_those,
-    a_nic_that_the_node_uses_too_joins_only_if_its_pool_says_so,
+    a_nic_that_the_node_uses_too_joins_only_if_its_pool_allows_it,
     a_node_without_a_pool_leaves_the_groups_with_its_last_address,
     a_node_that_goes_over_to_another_nic_takes_its_groups_along,
-    groups_that_azure_refuses_are_said_once_and_keep_no_address_from_pods,
+    groups_that_azure_refuses_are_reported_once_and_keep_no_address_from_pods,
     without_the_right_to_join_groups_the_action_is_named_and_pods_get_addresses,
     an_operator_that_dies_before_groups_are_joined_is_followed_by_one_that_joins_them,
-    an_operator_that_dies_after_groups_are_joined_is_followed_by_one_that_takes_off_what_is_not_wanted_any_more,
+    groups_joined_by_an_operator_that_died_are_taken_off_by_the_next_if_unwanted,
     an_instance_of_a_uniform_scale_set_joins_its_pools_groups,
     a_nic_left_without_its_vm_leaves_its_groups,
     a_node_that_has_joined_its_groups_costs_a_new_operator_no_request,
-    a_dry_run_joins_no_groups_and_says_which_it_would,
+    a_dry_run_joins_no_groups_and_names_those_it_would,
 ];
 
 fn id(name: &str) -> String {
@@ -106,11 +106,11 @@ async fn a_nic_of_the_pods_own_joins_its_pools_groups_with_its_first_write_and_l
     stage.start().await?;
     stage.until_offers("n1", 2).await?;
     until_grouped(&stage, "n1", "n1-second", &["web", "theirs"], &["web"]).await?;
-    stage.until_says("n1", GROUPS, "Joined").await?;
+    stage.until_condition("n1", GROUPS, "Joined").await?;
     let writes = || stage.asked().iter().filter(|one| one.method == "PUT").count();
     ensure!(writes() == 1, "{:?}", stage.asked());
     ensure!(groups_of(&stage.nic("n1"))?.is_empty(), "the node's own NIC is in groups");
-    stage.until_said("n1", "SecurityGroupsChanged", 1).await?;
+    stage.until_events("n1", "SecurityGroupsChanged", 1).await?;
     // A later reservation is in the same.
     stage.bind("n1", 5).await?;
     stage.until_offers("n1", 5).await?;
@@ -126,24 +126,24 @@ async fn a_nic_of_the_pods_own_joins_its_pools_groups_with_its_first_write_and_l
     stage.until("nothing is said any more", "n1", |seen| find(seen, GROUPS).is_none().then_some(())).await
 }
 
-async fn a_nic_that_the_node_uses_too_joins_only_if_its_pool_says_so(plane: &ControlPlane) -> Result<()> {
+async fn a_nic_that_the_node_uses_too_joins_only_if_its_pool_allows_it(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     make(&stage, &["web"]).await?;
     stage.pool("default", pool(&["web"], false)).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 2).await?;
-    let says = stage.until_says("n1", GROUPS, "SharedNIC").await?;
+    let says = stage.until_condition("n1", GROUPS, "SharedNIC").await?;
     for part in ["n1-nic", "NodeIPPool default", "onSharedNIC", "second NIC", "subnetID"] {
         ensure!(says.message.contains(part), "{part:?} isn't in {:?}", says.message);
     }
-    stage.until_says("n1", READY, "Ready").await?;
+    stage.until_condition("n1", READY, "Ready").await?;
     until_grouped(&stage, "n1", "n1-nic", &[], &[]).await?;
     stage.pool("default", pool(&["web"], true)).await?;
-    stage.until_says("n1", GROUPS, "Joined").await?;
+    stage.until_condition("n1", GROUPS, "Joined").await?;
     until_grouped(&stage, "n1", "n1-nic", &["web"], &["web"]).await?;
     stage.pool("default", pool(&["web"], false)).await?;
-    stage.until_says("n1", GROUPS, "SharedNIC").await?;
+    stage.until_condition("n1", GROUPS, "SharedNIC").await?;
     until_grouped(&stage, "n1", "n1-nic", &[], &[]).await?;
     // Once for each time, about the node and about its object.
     eventually("the shared NIC is told of", Duration::from_secs(10), || async {
@@ -162,12 +162,12 @@ async fn a_node_without_a_pool_leaves_the_groups_with_its_last_address(plane: &C
     stage.start().await?;
     stage.node("n1", None).await?;
     stage.bind("n1", 1).await?;
-    stage.until_says("n1", GROUPS, "Joined").await?;
+    stage.until_condition("n1", GROUPS, "Joined").await?;
     stage.until_holds("n1", 2).await?;
     stage.delete_pool("default").await?;
     // The pod keeps its address, and the rules it was started under.
-    stage.until_says("n1", GROUPS, "Leaving").await?;
-    stage.until_says("n1", RESERVED, "NoPool").await?;
+    stage.until_condition("n1", GROUPS, "Leaving").await?;
+    stage.until_condition("n1", RESERVED, "NoPool").await?;
     until_grouped(&stage, "n1", "n1-nic", &["web"], &["web"]).await?;
     stage.sim.clear_log();
     stage.unbind("n1", 1).await?;
@@ -197,7 +197,7 @@ async fn a_node_that_goes_over_to_another_nic_takes_its_groups_along(plane: &Con
 
 /// Waits until there is an Event with this reason about the node and one about its object, and sees that
 /// there is no more.
-async fn said_once(stage: &Stage<'_>, reason: &str) -> Result<()> {
+async fn reported_once(stage: &Stage<'_>, reason: &str) -> Result<()> {
     let mut said = eventually(&format!("both Events {reason}"), Duration::from_secs(10), || async {
         let said = stage.events("n1", reason).await?;
         Ok((said.len() >= 2).then_some(said))
@@ -208,22 +208,22 @@ async fn said_once(stage: &Stage<'_>, reason: &str) -> Result<()> {
     Ok(())
 }
 
-async fn groups_that_azure_refuses_are_said_once_and_keep_no_address_from_pods(
+async fn groups_that_azure_refuses_are_reported_once_and_keep_no_address_from_pods(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     stage.pool("default", pool(&["web"], true)).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
-    let says = stage.until_says("n1", GROUPS, "NotAttachable").await?;
+    let says = stage.until_condition("n1", GROUPS, "NotAttachable").await?;
     for part in [id("web").as_str(), "applicationSecurityGroups, or make it in Azure"] {
         ensure!(says.message.contains(part), "{part:?} isn't in {:?}", says.message);
     }
     stage.until_holds("n1", 2).await?;
     stage.bind("n1", 4).await?;
     stage.until_holds("n1", 4).await?;
-    stage.until_says("n1", READY, "Ready").await?;
-    said_once(&stage, "NotAttachable").await?;
+    stage.until_condition("n1", READY, "Ready").await?;
+    reported_once(&stage, "NotAttachable").await?;
     let refused = || stage.writes("n1").iter().filter(|one| one.status == 400).count();
     ensure!(refused() == 1, "tried {} times", refused());
     // The group is in another network now. An edit of the pool has it tried at once.
@@ -238,7 +238,7 @@ async fn groups_that_azure_refuses_are_said_once_and_keep_no_address_from_pods(
     member[0]["properties"]["applicationSecurityGroups"] = json!([{ "id": id("far") }]);
     stage.sim.patch_nic("far-nic", &json!({ "properties": { "ipConfigurations": member } })).await?;
     stage.pool("default", pool(&["far"], true)).await?;
-    let says = stage.until_says("n1", GROUPS, "AzureRefused").await?;
+    let says = stage.until_condition("n1", GROUPS, "AzureRefused").await?;
     ensure!(says.message.contains("must be in the same virtual network"), "{}", says.message);
     until_grouped(&stage, "n1", "n1-nic", &[], &["far"]).await?;
     stage.pool("default", pool(&["web"], true)).await?;
@@ -259,11 +259,11 @@ async fn without_the_right_to_join_groups_the_action_is_named_and_pods_get_addre
     stage.pool("default", pool(&["web"], true)).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
-    let says = stage.until_says("n1", GROUPS, "PermissionDenied").await?;
+    let says = stage.until_condition("n1", GROUPS, "PermissionDenied").await?;
     ensure!(says.message.contains(join) && says.message.contains(&id("web")), "{}", says.message);
     stage.until_holds("n1", 2).await?;
-    stage.until_says("n1", RESERVED, "Reserved").await?;
-    said_once(&stage, "PermissionDenied").await?;
+    stage.until_condition("n1", RESERVED, "Reserved").await?;
+    reported_once(&stage, "PermissionDenied").await?;
     let with_it = actions.into_iter().chain([join.to_owned()]).collect();
     stage.sim.control(Access { grants: vec![grant(with_it)], ..Access::default() });
     let mut edited = pool(&["web"], true);
@@ -302,7 +302,7 @@ async fn an_operator_that_dies_before_groups_are_joined_is_followed_by_one_that_
     until_grouped(&stage, "n1", "n1-nic", &["web"], &["web"]).await
 }
 
-async fn an_operator_that_dies_after_groups_are_joined_is_followed_by_one_that_takes_off_what_is_not_wanted_any_more(
+async fn groups_joined_by_an_operator_that_died_are_taken_off_by_the_next_if_unwanted(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = killed(plane, Effect::Hold).await?;
@@ -321,7 +321,7 @@ async fn an_instance_of_a_uniform_scale_set_joins_its_pools_groups(plane: &Contr
     let new = NewInstance { instance_id: Some(0), ..NewInstance::default() };
     let vm = stage.sim.add_instance("pool", new).await?;
     stage.join("n1", &vm.provider_id).await?;
-    stage.until_says("n1", GROUPS, "Joined").await?;
+    stage.until_condition("n1", GROUPS, "Joined").await?;
     stage.until_offers("n1", 2).await?;
     let document = || async { stage.get_instance_nic(&vm.nic_id).await };
     ensure!(groups_of(&document().await?)? == set(&["web"]), "{}", document().await?);
@@ -339,7 +339,7 @@ async fn a_nic_left_without_its_vm_leaves_its_groups(plane: &ControlPlane) -> Re
     stage.pool("default", pool(&["web"], true)).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
-    stage.until_says("n1", GROUPS, "Joined").await?;
+    stage.until_condition("n1", GROUPS, "Joined").await?;
     stage.sim.delete_vm("n1", true).await?;
     stage.delete_node("n1").await?;
     stage.until_gone("n1").await?;
@@ -355,29 +355,29 @@ async fn a_node_that_has_joined_its_groups_costs_a_new_operator_no_request(
     stage.pool("default", pool(&["web"], true)).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
-    stage.until_says("n1", GROUPS, "Joined").await?;
-    stage.until_says("n1", READY, "Ready").await?;
+    stage.until_condition("n1", GROUPS, "Joined").await?;
+    stage.until_condition("n1", READY, "Ready").await?;
     stage.stop().await?;
     stage.sim.clear_log();
     stage.start().await?;
     // A node that comes after it has been reconciled after it.
     stage.node("n2", None).await?;
-    stage.until_says("n2", GROUPS, "Joined").await?;
+    stage.until_condition("n2", GROUPS, "Joined").await?;
     let asked = stage.asked();
     ensure!(!asked.iter().any(|one| one.path.ends_with("/n1-nic") || one.path.ends_with("/n1")), "{asked:?}");
     Ok(())
 }
 
-async fn a_dry_run_joins_no_groups_and_says_which_it_would(plane: &ControlPlane) -> Result<()> {
+async fn a_dry_run_joins_no_groups_and_names_those_it_would(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     make(&stage, &["web"]).await?;
     stage.pool("default", pool(&["web"], true)).await?;
     stage.sim.clear_log();
     stage.start_with(|config| config.azure.dry_run = true).await?;
     stage.node("n1", None).await?;
-    let says = stage.until_says("n1", DRY_RUN, "WouldWrite").await?;
+    let says = stage.until_condition("n1", DRY_RUN, "WouldWrite").await?;
     ensure!(says.message.contains("put it into the application security groups web"), "{}", says.message);
-    stage.until_says("n1", GROUPS, "DryRun").await?;
+    stage.until_condition("n1", GROUPS, "DryRun").await?;
     until_grouped(&stage, "n1", "n1-nic", &[], &[]).await?;
     ensure!(stage.asked().iter().all(|one| one.method == "GET"), "{:?}", stage.asked());
     Ok(())

@@ -21,8 +21,8 @@ pub const TESTS: &[Test] = crate::tests![
     a_write_that_is_answered_with_a_location_only_is_followed_on_the_nic,
     a_write_to_an_instance_that_is_answered_with_a_location_only_is_followed_on_its_model,
     a_write_that_is_refused_because_another_is_under_way_is_made_when_that_has_ended,
-    a_stopped_machine_keeps_what_it_holds_and_holds_nobody_up_whether_its_nic_may_be_written_or_not,
-    a_machine_that_is_being_deleted_holds_nobody_up_whether_its_nic_may_be_written_or_not,
+    a_stopped_machine_keeps_its_addresses_and_delays_no_node_whether_or_not_its_nic_is_writable,
+    a_machine_that_is_being_deleted_delays_no_node_whether_or_not_its_nic_is_writable,
     a_public_address_that_is_refused_for_its_zone_keeps_nothing_from_its_node_and_goes_with_its_pod,
     addresses_that_a_deleted_nic_holds_for_a_while_are_asked_for_no_more_often_by_many_nodes_than_by_one,
 ];
@@ -194,7 +194,7 @@ async fn a_write_that_is_refused_because_another_is_under_way_is_made_when_that_
     Ok(())
 }
 
-async fn a_stopped_machine_keeps_what_it_holds_and_holds_nobody_up_whether_its_nic_may_be_written_or_not(
+async fn a_stopped_machine_keeps_its_addresses_and_delays_no_node_whether_or_not_its_nic_is_writable(
     plane: &ControlPlane,
 ) -> Result<()> {
     for refuses_writes_to_stopped in [false, true] {
@@ -209,7 +209,7 @@ async fn a_stopped_machine_keeps_what_it_holds_and_holds_nobody_up_whether_its_n
         // Bound before the scheduler knows.
         stage.bind("n1", 4).await?;
         if refuses_writes_to_stopped {
-            stage.until_says("n1", RESERVED, "ResourceBusy").await?;
+            stage.until_condition("n1", RESERVED, "ResourceBusy").await?;
         } else {
             stage.until_holds("n1", 4).await?;
         }
@@ -226,7 +226,7 @@ async fn a_stopped_machine_keeps_what_it_holds_and_holds_nobody_up_whether_its_n
     Ok(())
 }
 
-async fn a_machine_that_is_being_deleted_holds_nobody_up_whether_its_nic_may_be_written_or_not(
+async fn a_machine_that_is_being_deleted_delays_no_node_whether_or_not_its_nic_is_writable(
     plane: &ControlPlane,
 ) -> Result<()> {
     for refuses_writes_to_leaving in [false, true] {
@@ -245,7 +245,7 @@ async fn a_machine_that_is_being_deleted_holds_nobody_up_whether_its_nic_may_be_
         // Bound before the scheduler knows.
         stage.bind("n1", 4).await?;
         if refuses_writes_to_leaving {
-            stage.until_says("n1", RESERVED, "ResourceBusy").await?;
+            stage.until_condition("n1", RESERVED, "ResourceBusy").await?;
         } else {
             stage.until_holds("n1", 4).await?;
         }
@@ -275,7 +275,7 @@ async fn a_public_address_that_is_refused_for_its_zone_keeps_nothing_from_its_no
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
     let pod = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
-    let says = stage.until_says("n1", ATTACHED, "AzureRefused").await?;
+    let says = stage.until_condition("n1", ATTACHED, "AzureRefused").await?;
     ensure!(says.message.contains("availability zone"), "{}", says.message);
     let named = |seen: &NodeIPAllocation| kept(seen)?.public_address;
     let public = stage.until("spec names it", "n1", named).await?;
@@ -304,7 +304,7 @@ async fn addresses_that_a_deleted_nic_holds_for_a_while_are_asked_for_no_more_of
     let needy = ["b", "c", "d"];
     for node in needy {
         stage.bind(node, 2).await?;
-        stage.until_says(node, RESERVED, "SubnetFull").await?;
+        stage.until_condition(node, RESERVED, "SubnetFull").await?;
     }
     let small = subnet("small");
     let usages = format!("{}/usages", small.split("/subnets/").next().unwrap_or_default());

@@ -27,8 +27,8 @@ pub use world::Scene;
 use world::World;
 
 pub const TESTS: &[Test] = crate::tests![
-    one_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice,
-    another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice,
+    one_seed_of_random_answers_leaves_nothing_leaked_doubled_or_reported_twice,
+    another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_reported_twice,
 ];
 
 /// No seed takes longer than this on a machine that does nothing else: half a minute of trouble, and
@@ -45,13 +45,13 @@ pub fn further_seeds() -> Result<Vec<u64>> {
         .collect()
 }
 
-async fn one_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice(
+async fn one_seed_of_random_answers_leaves_nothing_leaked_doubled_or_reported_twice(
     plane: &ControlPlane,
 ) -> Result<()> {
     survive(plane, 1, Scene::Addresses).await
 }
 
-async fn another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_said_twice(
+async fn another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_reported_twice(
     plane: &ControlPlane,
 ) -> Result<()> {
     survive(plane, 2, Scene::Addresses).await
@@ -86,7 +86,7 @@ pub async fn survive(plane: &ControlPlane, seed: u64, scene: Scene) -> Result<()
     gateway.be_hostile(Some(seed));
     for step in 0..STEPS {
         world.happen(&stage, step).await?;
-        world.tell_addresses(&stage).await?;
+        world.report_addresses(&stage).await?;
         tokio::time::sleep(BETWEEN).await;
     }
     stage.sim.heal();
@@ -109,7 +109,7 @@ pub async fn survive(plane: &ControlPlane, seed: u64, scene: Scene) -> Result<()
 
 async fn until_well(stage: &Stage<'_>, world: &World, within: Duration) -> Result<()> {
     eventually("every node has what it wants and nothing else is held", within, || async {
-        world.tell_addresses(stage).await?;
+        world.report_addresses(stage).await?;
         audit::audit(stage, world).await?;
         Ok(Some(()))
     })

@@ -20,13 +20,13 @@ use vnetpool_tests::control_plane::{ControlPlane, User};
 const KEPT: f64 = 5.0;
 
 pub const TESTS: &[Test] = crate::tests![
-    a_sign_in_that_is_refused_is_said_and_when_it_works_again_so_do_all_nodes,
-    a_locked_node_resource_group_is_said_plainly_and_what_nodes_hold_stays,
+    a_refused_sign_in_is_reported_and_all_nodes_recover_when_it_works_again,
+    a_locked_node_resource_group_is_reported_and_nodes_keep_their_addresses,
     nodes_of_several_subscriptions_and_groups_are_served_and_one_that_is_throttled_stops_no_other,
     preflight_reads_a_cluster_with_the_operators_own_rights,
 ];
 
-async fn a_sign_in_that_is_refused_is_said_and_when_it_works_again_so_do_all_nodes(
+async fn a_refused_sign_in_is_reported_and_all_nodes_recover_when_it_works_again(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
@@ -40,7 +40,7 @@ async fn a_sign_in_that_is_refused_is_said_and_when_it_works_again_so_do_all_nod
         stage.node(node, None).await?;
     }
     for node in nodes {
-        let says = stage.until_says(node, INTERFACE_FOUND, "CredentialRefused").await?;
+        let says = stage.until_condition(node, INTERFACE_FOUND, "CredentialRefused").await?;
         ensure!(
             says.message.contains("can't sign in") && says.message.contains("AZURE_CLIENT_ID"),
             "{}",
@@ -62,7 +62,7 @@ async fn a_sign_in_that_is_refused_is_said_and_when_it_works_again_so_do_all_nod
     Ok(())
 }
 
-async fn a_locked_node_resource_group_is_said_plainly_and_what_nodes_hold_stays(
+async fn a_locked_node_resource_group_is_reported_and_nodes_keep_their_addresses(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage =
@@ -93,7 +93,7 @@ async fn a_locked_node_resource_group_is_said_plainly_and_what_nodes_hold_stays(
         stage.sim.control(access);
         let spec = json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1 } });
         stage.pool("default", spec).await?;
-        let says = stage.until_says("n1", RESERVED, reason).await?;
+        let says = stage.until_condition("n1", RESERVED, reason).await?;
         ensure!(says.message.contains(remedy) && says.message.contains(&group), "{}", says.message);
         ensure!(stage.held("n1").len() == 6, "{:?}", stage.held("n1"));
     }
@@ -138,7 +138,7 @@ async fn nodes_of_several_subscriptions_and_groups_are_served_and_one_that_is_th
     let headers = [("retry-after".to_owned(), "60".to_owned())].into();
     stage.fault("PUT", "networkInterfaces", None, Effect::Status { status: 429, body, headers });
     stage.bind("n1", 5).await?;
-    stage.until_says("n1", RESERVED, "Throttled").await?;
+    stage.until_condition("n1", RESERVED, "Throttled").await?;
     stage.bind("n2", 5).await?;
     stage.bind("n3", 5).await?;
     stage.until_offers("n3", 5).await?;

@@ -9,10 +9,10 @@ use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::snippets;
 
 pub const TESTS: &[Test] = crate::tests![
-    what_is_forecast_of_an_edit_is_what_the_operator_does,
+    the_operator_does_as_the_forecast_of_an_edit_shows,
     an_address_leads_to_its_pod_and_back,
-    what_is_given_to_others_tells_no_ids_and_what_could_not_be_read,
-    the_commands_that_inspect_do_what_they_say,
+    a_bundle_for_others_holds_no_ids_and_names_its_missing_parts,
+    the_documented_commands_that_inspect_work,
 ];
 
 fn pool(minimum: u32) -> Value {
@@ -20,7 +20,7 @@ fn pool(minimum: u32) -> Value {
         "spec": { "sizing": { "minimum": minimum, "warm": 1, "batch": 1 } } })
 }
 
-async fn what_is_forecast_of_an_edit_is_what_the_operator_does(plane: &ControlPlane) -> Result<()> {
+async fn the_operator_does_as_the_forecast_of_an_edit_shows(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::set(plane, quick(), pool(2)["spec"].clone()).await?;
     stage.node("n1", None).await?;
     stage.bind("n1", 3).await?;
@@ -79,7 +79,7 @@ async fn an_address_leads_to_its_pod_and_back(plane: &ControlPlane) -> Result<()
     Ok(())
 }
 
-async fn what_is_given_to_others_tells_no_ids_and_what_could_not_be_read(plane: &ControlPlane) -> Result<()> {
+async fn a_bundle_for_others_holds_no_ids_and_names_its_missing_parts(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::set(plane, quick(), pool(2)["spec"].clone()).await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 2).await?;
@@ -112,7 +112,7 @@ async fn what_is_given_to_others_tells_no_ids_and_what_could_not_be_read(plane: 
     Ok(())
 }
 
-async fn the_commands_that_inspect_do_what_they_say(plane: &ControlPlane) -> Result<()> {
+async fn the_documented_commands_that_inspect_work(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::set(plane, quick(), pool(2)["spec"].clone()).await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 2).await?;

@@ -17,8 +17,8 @@ use vnetpool_tests::control_plane::ControlPlane;
 pub const TESTS: &[Test] = crate::tests![
     a_node_gets_its_addresses_and_gives_the_surplus_back,
     a_write_whose_answer_is_cut_off_is_found_and_used,
-    however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_leaks,
-    what_an_answer_has_not_attached_is_not_said_to_be_and_is_attached_later,
+    after_any_lost_answer_the_node_gets_its_addresses_and_none_leaks,
+    an_attachment_missing_from_an_answer_is_not_reported_and_is_made_later,
     an_azure_that_is_not_there_yet_is_waited_for,
 ];
 
@@ -42,7 +42,7 @@ async fn a_write_whose_answer_is_cut_off_is_found_and_used(plane: &ControlPlane)
     Ok(())
 }
 
-async fn however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_leaks(
+async fn after_any_lost_answer_the_node_gets_its_addresses_and_none_leaks(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage =
@@ -88,7 +88,7 @@ async fn however_an_answer_is_lost_the_node_ends_with_what_it_wants_and_nothing_
     Ok(())
 }
 
-async fn what_an_answer_has_not_attached_is_not_said_to_be_and_is_attached_later(
+async fn an_attachment_missing_from_an_answer_is_not_reported_and_is_made_later(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = beside_balancer(plane).await?;
@@ -97,8 +97,8 @@ async fn what_an_answer_has_not_attached_is_not_said_to_be_and_is_attached_later
     let fault = stage.fault("PUT", "/n1-nic", Some(2), nothing);
     let pod = stage.pod("n1", json!({ BACKEND_POOLS: "web" })).await?;
     stage.until_struck(fault, 2).await?;
-    stage.until_says("n1", ATTACHED, "Attached").await?;
-    stage.until_told(&pod, "Attached", &["Pod"]).await
+    stage.until_condition("n1", ATTACHED, "Attached").await?;
+    stage.until_reported(&pod, "Attached", &["Pod"]).await
 }
 
 async fn an_azure_that_is_not_there_yet_is_waited_for(plane: &ControlPlane) -> Result<()> {
@@ -111,7 +111,7 @@ async fn an_azure_that_is_not_there_yet_is_waited_for(plane: &ControlPlane) -> R
     stage.start().await?;
     stage.join("n1", &vm.provider_id).await?;
     let has_no_name = |says: &Condition| says.message.contains("dns error");
-    let says = stage.until_says("n1", READY, "AzureUnavailable").await?;
+    let says = stage.until_condition("n1", READY, "AzureUnavailable").await?;
     ensure!(has_no_name(&says), "{}", says.message);
     let answer = reqwest::get(format!("http://{}/healthz", stage.admin)).await?;
     ensure!(answer.status().is_success(), "an outage of Azure restarts it: {}", answer.text().await?);

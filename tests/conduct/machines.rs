@@ -16,7 +16,7 @@ use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
-    addresses_wiped_off_a_nic_under_their_pods_are_asked_for_again_before_anything_else,
+    addresses_wiped_off_a_nic_under_their_pods_are_restored_by_the_first_write,
     an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named,
     lost_addresses_that_azure_refuses_keep_no_other_from_pods,
     an_instance_of_a_uniform_scale_set_serves_its_pods,
@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_reimaged_instance_gets_new_addresses_when_it_boots,
     an_instance_that_is_scaled_in_leaves_nothing_behind,
     an_instance_id_that_comes_back_is_another_machine,
-    an_instance_id_that_comes_back_while_no_operator_looks_is_another_machine,
+    an_instance_id_that_comes_back_while_no_operator_runs_is_another_machine,
     a_machine_under_an_old_id_that_never_joins_keeps_no_object_alive,
     a_node_deleted_while_its_vm_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
     a_node_deleted_while_its_instance_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
@@ -32,10 +32,10 @@ pub const TESTS: &[Test] = crate::tests![
     a_nic_left_without_its_vm_gives_everything_back,
     a_nic_that_a_stranger_has_taken_keeps_its_object_until_a_person_gives_it_up,
     a_machine_whose_node_comes_back_under_another_name_keeps_no_object_under_the_old_one,
-    a_404_that_passes_leaves_the_record_of_what_a_nic_holds,
-    a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_says_so,
-    a_nic_that_is_wiped_for_the_third_time_in_a_day_has_its_pattern_and_the_cure_told,
-    a_node_says_what_its_instance_meets_at_azure_and_is_served_after_that,
+    a_transient_404_leaves_the_record_of_a_nics_addresses,
+    a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_confirms,
+    a_third_wipe_of_a_nic_in_a_day_is_reported_as_a_pattern_with_its_remedy,
+    a_node_reports_azures_refusals_of_its_instance_and_is_served_after_them,
     the_next_leader_goes_on_counting_for_how_long_a_resource_group_has_been_gone,
 ];
 
@@ -100,7 +100,7 @@ pub async fn wipe(stage: &Stage<'_>, node: &str) -> Result<()> {
     Ok(())
 }
 
-async fn a_nic_that_is_wiped_for_the_third_time_in_a_day_has_its_pattern_and_the_cure_told(
+async fn a_third_wipe_of_a_nic_in_a_day_is_reported_as_a_pattern_with_its_remedy(
     plane: &ControlPlane,
 ) -> Result<()> {
     let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1 });
@@ -121,9 +121,9 @@ async fn a_nic_that_is_wiped_for_the_third_time_in_a_day_has_its_pattern_and_the
         stage.kill().await?;
         stage.start().await?;
     }
-    let says = stage.until_says("n1", condition::ADDRESSES_KEPT, "TakenOffByOthers").await?;
+    let says = stage.until_condition("n1", condition::ADDRESSES_KEPT, "TakenOffByOthers").await?;
     ensure!(says.message.contains("n1-nic") && says.message.contains("ignore_changes"), "{}", says.message);
-    stage.until_told("n1", "TakenOffByOthers", &["Node", "NodeIPAllocation"]).await
+    stage.until_reported("n1", "TakenOffByOthers", &["Node", "NodeIPAllocation"]).await
 }
 
 /// The addresses that a write asks for by themselves, the node's own left out.
@@ -136,7 +136,7 @@ pub fn asked_for(write: &LogEntry) -> BTreeSet<String> {
         .collect()
 }
 
-async fn addresses_wiped_off_a_nic_under_their_pods_are_asked_for_again_before_anything_else(
+async fn addresses_wiped_off_a_nic_under_their_pods_are_restored_by_the_first_write(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
@@ -153,7 +153,7 @@ async fn addresses_wiped_off_a_nic_under_their_pods_are_asked_for_again_before_a
     let first = writes.first().context("nothing was written")?;
     // One of the pods that came after it may have got the address that was warm before.
     ensure!(asked_for(first).is_superset(&before), "the first write asks for {:?}", asked_for(first));
-    stage.until_said("n1", "AddressesRestored", 1).await.map(drop)
+    stage.until_events("n1", "AddressesRestored", 1).await.map(drop)
 }
 
 async fn an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named(
@@ -229,7 +229,7 @@ async fn an_instance_of_a_uniform_scale_set_serves_its_pods(plane: &ControlPlane
     Ok(())
 }
 
-async fn a_node_says_what_its_instance_meets_at_azure_and_is_served_after_that(
+async fn a_node_reports_azures_refusals_of_its_instance_and_is_served_after_them(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
@@ -245,7 +245,7 @@ async fn a_node_says_what_its_instance_meets_at_azure_and_is_served_after_that(
     let faults = met.map(|(status, code, _)| refuse(status, code));
     stage.join(NODE, &vm.provider_id).await?;
     for (fault, (_, _, reason)) in faults.into_iter().zip(met) {
-        stage.until_says(NODE, condition::RESERVED, reason).await?;
+        stage.until_condition(NODE, condition::RESERVED, reason).await?;
         stage.sim.lift_fault(fault)?;
     }
     stage.until_offers(NODE, 1).await?;
@@ -320,7 +320,7 @@ async fn an_instance_id_that_comes_back_is_another_machine(plane: &ControlPlane)
 }
 
 /// Then no operator has seen that the Node was gone in between.
-async fn an_instance_id_that_comes_back_while_no_operator_looks_is_another_machine(
+async fn an_instance_id_that_comes_back_while_no_operator_runs_is_another_machine(
     plane: &ControlPlane,
 ) -> Result<()> {
     let (stage, vm) = uniform(plane).await?;
@@ -390,7 +390,7 @@ async fn replace_the_node(stage: &Stage<'_>, node: &str, vm: &VmInfo) -> Result<
     let before = held(stage, &vm.nic_id);
     let uid = stage.allocation(node).await?.spec.node_uid;
     stage.delete_node(node).await?;
-    stage.until_says(node, condition::READY, "NodeGone").await?;
+    stage.until_condition(node, condition::READY, "NodeGone").await?;
     ensure!(held(stage, &vm.nic_id) == before);
     stage.join(node, &vm.provider_id).await?;
     let adopted = |seen: &NodeIPAllocation| (seen.spec.node_uid != uid).then_some(());
@@ -413,14 +413,14 @@ async fn a_node_registered_anew_keeps_its_record_while_it_has_no_provider_id(
     stage.until_holds("n1", 3).await?;
     let (before, spec) = (held(&stage, &vm.nic_id), stage.allocation("n1").await?.spec);
     stage.delete_node("n1").await?;
-    stage.until_says("n1", condition::READY, "NodeGone").await?;
+    stage.until_condition("n1", condition::READY, "NodeGone").await?;
     stage.join("n1", "").await?;
-    stage.until_says("n1", condition::INTERFACE_FOUND, "ProviderIDUnusable").await?;
+    stage.until_condition("n1", condition::INTERFACE_FOUND, "ProviderIDUnusable").await?;
     let now = stage.allocation("n1").await?.spec;
     ensure!(now == spec, "the record is lost: {now:?}");
     // It isn't, either, if that Node goes again.
     stage.delete_node("n1").await?;
-    stage.until_says("n1", condition::READY, "NodeGone").await?;
+    stage.until_condition("n1", condition::READY, "NodeGone").await?;
     ensure!(held(&stage, &vm.nic_id) == before);
     stage.join("n1", "").await?;
     stage.provide("n1", &vm.provider_id).await?;
@@ -457,7 +457,7 @@ async fn a_nic_that_a_stranger_has_taken_keeps_its_object_until_a_person_gives_i
     let stage = Stage::set(plane, quick(), pool()).await?;
     let vm = stage.node("n1", None).await?;
     stage.pod("n1", json!({ names::PUBLIC_ADDRESS: "true" })).await?;
-    stage.until_says("n1", condition::ATTACHED, "Attached").await?;
+    stage.until_condition("n1", condition::ATTACHED, "Attached").await?;
     stage.until_holds("n1", 4).await?;
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
     let public = entry.public_address.context("no public address")?.id;
@@ -470,7 +470,7 @@ async fn a_nic_that_a_stranger_has_taken_keeps_its_object_until_a_person_gives_i
     stage.put_vm(&stranger, document).await?;
     stage.delete_node("n1").await?;
     stage.start().await?;
-    let says = stage.until_says("n1", condition::READY, "NodeGone").await?;
+    let says = stage.until_condition("n1", condition::READY, "NodeGone").await?;
     ensure!(says.message.contains("stranger") && says.message.contains("vnetpool.io/gone=true"), "{says:?}");
     let before = stage.held("n1");
     stage.annotate::<NodeIPAllocation>("n1", names::GONE, Some("true")).await?;
@@ -489,7 +489,7 @@ async fn a_machine_whose_node_comes_back_under_another_name_keeps_no_object_unde
     let vm = stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
     let pod = stage.pod("n1", json!({ names::PUBLIC_ADDRESS: "true" })).await?;
-    stage.until_says("n1", condition::ATTACHED, "Attached").await?;
+    stage.until_condition("n1", condition::ATTACHED, "Attached").await?;
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
     let public = entry.public_address.context("no public address")?.id;
     let before = stage.held("n1");
@@ -505,7 +505,7 @@ async fn a_machine_whose_node_comes_back_under_another_name_keeps_no_object_unde
     .await
 }
 
-async fn a_404_that_passes_leaves_the_record_of_what_a_nic_holds(plane: &ControlPlane) -> Result<()> {
+async fn a_transient_404_leaves_the_record_of_a_nics_addresses(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
     let vm = stage.node("n1", None).await?;
     stage.bind("n1", 2).await?;
@@ -514,13 +514,13 @@ async fn a_404_that_passes_leaves_the_record_of_what_a_nic_holds(plane: &Control
     let before = held(&stage, &vm.nic_id);
     not_found(&stage, "ResourceNotFound", Some(1));
     stage.delete_node("n1").await?;
-    stage.until_says("n1", condition::READY, "NodeGone").await?;
+    stage.until_condition("n1", condition::READY, "NodeGone").await?;
     ensure!(held(&stage, &vm.nic_id) == before, "{before:?} became {:?}", held(&stage, &vm.nic_id));
     ensure!(stage.sim.faults().iter().all(|fault| fault.hits == 1), "{:?}", stage.sim.faults());
     Ok(())
 }
 
-async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_says_so(
+async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_confirms(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
@@ -530,7 +530,7 @@ async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_
     let before = held(&stage, &vm.nic_id);
     not_found(&stage, "SubscriptionNotFound", None);
     stage.delete_node("n1").await?;
-    let says = stage.until_says("n1", condition::READY, "ScopeMissing").await?;
+    let says = stage.until_condition("n1", condition::READY, "ScopeMissing").await?;
     ensure!(says.message.contains("vnetpool.io/gone=true"), "{}", says.message);
     ensure!(held(&stage, &vm.nic_id) == before && !before.is_empty());
     stage.annotate::<NodeIPAllocation>("n1", names::GONE, Some("true")).await?;
@@ -546,7 +546,7 @@ async fn the_next_leader_goes_on_counting_for_how_long_a_resource_group_has_been
     stage.until_offers("n1", 2).await?;
     not_found(&stage, "ResourceGroupNotFound", None);
     stage.delete_node("n1").await?;
-    let says = stage.until_says("n1", condition::GROUP_FOUND, "ScopeMissing").await?;
+    let says = stage.until_condition("n1", condition::GROUP_FOUND, "ScopeMissing").await?;
     ensure!(says.message.contains("for 24 h"), "{}", says.message);
     stage.kill().await?;
     // It has been so for a day.

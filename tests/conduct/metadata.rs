@@ -37,14 +37,14 @@ async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
     };
     let a = refusal(Service::Metadata, "default/a");
     says(std::slice::from_ref(&a)).await?;
-    stage.until_told("n1", "PodsAsk", &["Node", "NodeIPAllocation"]).await?;
+    stage.until_reported("n1", "PodsAsk", &["Node", "NodeIPAllocation"]).await?;
     // About the node and its object again.
     let b = refusal(Service::Metadata, "default/b");
     says(&[a.clone(), b.clone()]).await?;
-    stage.until_said("n1", "PodsAsk", 4).await?;
+    stage.until_events("n1", "PodsAsk", 4).await?;
     // And once more of the other service, though the pod is the same.
     says(&[a, b, refusal(Service::WireServer, "default/a")]).await?;
-    let said = stage.until_said("n1", "PodsAsk", 6).await?;
+    let said = stage.until_events("n1", "PodsAsk", 6).await?;
     anyhow::ensure!(said.len() == 6 && said.iter().all(|(_, times)| *times == 1), "{said:?}");
     Ok(())
 }

@@ -13,8 +13,8 @@ use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     nodes_of_aks_without_a_network_plugin_are_served_like_any_others,
-    what_another_plugin_made_is_left_alone_and_counts_against_the_nics_room,
-    what_another_plugin_made_is_adopted_when_the_pool_says_so_and_no_pod_can_use_it,
+    ip_configurations_of_another_plugin_stay_and_count_against_the_nics_room,
+    ip_configurations_of_another_plugin_are_adopted_once_allowed_and_unused_by_pods,
 ];
 
 /// The secondary ipConfigurations that a plugin makes: as many, named by it, on the NIC of a node.
@@ -67,7 +67,7 @@ async fn nodes_of_aks_without_a_network_plugin_are_served_like_any_others(
     Ok(())
 }
 
-async fn what_another_plugin_made_is_left_alone_and_counts_against_the_nics_room(
+async fn ip_configurations_of_another_plugin_stay_and_count_against_the_nics_room(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
@@ -79,7 +79,7 @@ async fn what_another_plugin_made_is_left_alone_and_counts_against_the_nics_room
     stage.bind("n1", 8).await?;
     // 256 take 251 of theirs and the primary, and five of ours.
     stage.until_holds("n1", 5).await?;
-    let says = stage.until_says("n1", READY, "MaximumReached").await?;
+    let says = stage.until_condition("n1", READY, "MaximumReached").await?;
     ensure!(
         says.message.contains("256 ipConfigurations") && says.message.contains("others use 251"),
         "{}",
@@ -90,7 +90,7 @@ async fn what_another_plugin_made_is_left_alone_and_counts_against_the_nics_room
     Ok(())
 }
 
-async fn what_another_plugin_made_is_adopted_when_the_pool_says_so_and_no_pod_can_use_it(
+async fn ip_configurations_of_another_plugin_are_adopted_once_allowed_and_unused_by_pods(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
@@ -118,8 +118,8 @@ async fn what_another_plugin_made_is_adopted_when_the_pool_says_so_and_no_pod_ca
     ensure!(theirs(&stage, "n1").len() == 31, "{:?}", theirs(&stage, "n1"));
 
     pods.delete("stranger", &DeleteParams::default().grace_period(0)).await?;
-    stage.until_says("n1", ADOPTED, "Adopted").await?;
+    stage.until_condition("n1", ADOPTED, "Adopted").await?;
     ensure!(theirs(&stage, "n1") == ["ipconfig1"], "{:?}", theirs(&stage, "n1"));
     ensure!(stage.held("n1").len() >= 4);
-    stage.until_told("n1", "OthersRemoved", &["Node", "NodeIPAllocation"]).await
+    stage.until_reported("n1", "OthersRemoved", &["Node", "NodeIPAllocation"]).await
 }

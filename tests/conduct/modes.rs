@@ -11,7 +11,7 @@ use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_node_gets_blocks_as_its_pods_need_them_and_gives_back_those_that_are_wholly_free,
-    a_subnet_too_scattered_for_a_block_is_told_and_single_addresses_still_work,
+    a_subnet_too_scattered_for_a_block_is_reported_and_single_addresses_still_work,
     a_node_that_moves_to_a_pool_with_blocks_trades_its_single_addresses_for_them,
     a_pool_of_the_wrong_mode_can_be_deleted_and_made_anew_before_pods_have_addresses,
 ];
@@ -34,17 +34,17 @@ async fn a_node_gets_blocks_as_its_pods_need_them_and_gives_back_those_that_are_
     stage.unbind("n1", 32).await?;
     stage.until_holds("n1", 1).await?;
     stage.until_offers("n1", 16).await?;
-    stage.until_says("n1", READY, "Ready").await?;
+    stage.until_condition("n1", READY, "Ready").await?;
     stage.until_assigned("n1", 8).await
 }
 
-async fn a_subnet_too_scattered_for_a_block_is_told_and_single_addresses_still_work(
+async fn a_subnet_too_scattered_for_a_block_is_reported_and_single_addresses_still_work(
     plane: &ControlPlane,
 ) -> Result<()> {
     // 10.240.16.0/28 has eleven addresses, and Azure's own five keep it from being a block.
     let stage = Stage::set(plane, quick(), json!({ "mode": "Prefix" })).await?;
     stage.node("n1", Some("small")).await?;
-    let reserved = stage.until_says("n1", RESERVED, "SubnetFull").await?;
+    let reserved = stage.until_condition("n1", RESERVED, "SubnetFull").await?;
     ensure!(reserved.message.contains("16 free addresses in a row are needed"), "{}", reserved.message);
     stage.pool("single", json!({ "weight": 1, "sizing": { "minimum": 4, "warm": 0 } })).await?;
     stage.until_holds("n1", 4).await
@@ -72,7 +72,7 @@ async fn a_pool_of_the_wrong_mode_can_be_deleted_and_made_anew_before_pods_have_
     let stage = Stage::set(plane, quick(), json!({ "mode": "Prefix" })).await?;
     stage.sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() })?;
     stage.join(NODE, &instance(&stage).await?.provider_id).await?;
-    let found = stage.until_says(NODE, INTERFACE_FOUND, "ModeUnavailable").await?;
+    let found = stage.until_condition(NODE, INTERFACE_FOUND, "ModeUnavailable").await?;
     ensure!(found.message.contains("pool of mode Address"), "{}", found.message);
     ensure!(stage.allocation(NODE).await?.spec.addresses() == 0, "it has blocks");
     stage.delete_pool("default").await?;

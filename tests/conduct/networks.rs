@@ -14,7 +14,7 @@ use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     nodes_in_the_network_of_the_template_get_addresses_of_it,
-    foreign_machines_in_the_same_subnet_are_never_touched_and_what_they_leave_is_used,
+    foreign_machines_in_the_same_subnet_are_never_touched_and_free_addresses_are_used,
     a_peered_network_sees_pods_under_their_own_addresses_while_its_peering_is_whole_and_open,
     a_range_that_a_peer_has_got_counts_once_the_peering_is_synchronised,
 ];
@@ -62,7 +62,7 @@ async fn nodes_in_the_network_of_the_template_get_addresses_of_it(plane: &Contro
     }
     // A machine in the other subnet is no node of this pool.
     let vm = stage.node("stray", Some("other-machines")).await?;
-    let says = stage.until_says("stray", condition::INTERFACE_FOUND, "SubnetMismatch").await?;
+    let says = stage.until_condition("stray", condition::INTERFACE_FOUND, "SubnetMismatch").await?;
     ensure!(says.message.contains("other-machines"), "{}: {}", vm.nic_id, says.message);
     Ok(())
 }
@@ -158,7 +158,7 @@ fn nics(stage: &Stage<'_>) -> BTreeMap<String, (Value, Vec<String>)> {
     nics.iter().map(|nic| (name(nic), (nic["etag"].clone(), addresses(nic)))).collect()
 }
 
-async fn foreign_machines_in_the_same_subnet_are_never_touched_and_what_they_leave_is_used(
+async fn foreign_machines_in_the_same_subnet_are_never_touched_and_free_addresses_are_used(
     plane: &ControlPlane,
 ) -> Result<()> {
     // A /28 has eleven addresses to give.
@@ -183,7 +183,7 @@ async fn foreign_machines_in_the_same_subnet_are_never_touched_and_what_they_lea
     stage.sim.add_vm(foreign("f4")).await?;
     stage.until_holds("n1", 4).await?;
     stage.bind("n1", 3).await?;
-    stage.until_says("n1", RESERVED, "SubnetFull").await?;
+    stage.until_condition("n1", RESERVED, "SubnetFull").await?;
     stage.until("it has all there is", "n1", |_| (stage.held("n1").len() == 5).then_some(())).await?;
     let before = nics(&stage);
 

@@ -13,10 +13,10 @@ use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_pool_uses_the_nodes_nic_in_its_subnet_and_reads_each_nic_once,
-    the_limit_of_a_vm_counts_what_its_other_nics_hold,
+    the_limit_of_a_vm_counts_addresses_of_its_other_nics,
     a_node_goes_over_to_another_nic_when_the_first_is_empty,
-    what_a_nic_that_does_not_serve_holds_of_ours_goes_back,
-    what_a_late_write_leaves_on_the_nic_that_has_served_goes_back_without_a_boot,
+    our_addresses_on_a_nic_that_does_not_serve_go_back,
+    addresses_of_a_late_write_on_a_former_serving_nic_go_back_without_a_boot,
     what_a_nic_beside_the_one_that_serves_holds_goes_back_though_its_node_goes_while_nobody_leads,
 ];
 
@@ -79,7 +79,7 @@ async fn a_pool_uses_the_nodes_nic_in_its_subnet_and_reads_each_nic_once(plane: 
     Ok(())
 }
 
-async fn the_limit_of_a_vm_counts_what_its_other_nics_hold(plane: &ControlPlane) -> Result<()> {
+async fn the_limit_of_a_vm_counts_addresses_of_its_other_nics(plane: &ControlPlane) -> Result<()> {
     let sizing = json!({ "minimum": 255, "warm": 0 });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
     // 1 + 200 on the second NIC and 1 on the first leave 54 of 256.
@@ -102,7 +102,7 @@ async fn write_late(stage: &Stage<'_>) -> Result<Vec<Value>> {
     Ok(others)
 }
 
-async fn what_a_nic_that_does_not_serve_holds_of_ours_goes_back(plane: &ControlPlane) -> Result<()> {
+async fn our_addresses_on_a_nic_that_does_not_serve_go_back(plane: &ControlPlane) -> Result<()> {
     let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
     node(&stage, "n1", "nodes", "small", 1).await?;
@@ -156,7 +156,7 @@ async fn a_node_goes_over_to_another_nic_when_the_first_is_empty(plane: &Control
     stage.bind("n1", 1).await?;
     stage.until_holds("n1", 2).await?;
     stage.pool("second", json!({ "weight": 1, "subnetID": subnet("small"), "sizing": sizing })).await?;
-    let found = stage.until_says("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
+    let found = stage.until_condition("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
     ensure!(found.message.contains("drain the node"), "{}", found.message);
     ensure!(!stage.held("n1").is_empty(), "its pod lost its address");
     stage.unbind("n1", 1).await?;
@@ -169,7 +169,7 @@ async fn a_node_goes_over_to_another_nic_when_the_first_is_empty(plane: &Control
     // And back, under the pool that names no subnet.
     stage.bind("n1", 1).await?;
     stage.delete_pool("second").await?;
-    let found = stage.until_says("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
+    let found = stage.until_condition("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
     ensure!(found.message.contains("drain the node"), "{}", found.message);
     // A reboot in between: the VM's NICs are read anew while the second one still holds addresses.
     stage.boot("n1", "boot-2").await?;
@@ -185,7 +185,7 @@ async fn a_node_goes_over_to_another_nic_when_the_first_is_empty(plane: &Control
     Ok(())
 }
 
-async fn what_a_late_write_leaves_on_the_nic_that_has_served_goes_back_without_a_boot(
+async fn addresses_of_a_late_write_on_a_former_serving_nic_go_back_without_a_boot(
     plane: &ControlPlane,
 ) -> Result<()> {
     let sizing = json!({ "minimum": 1, "warm": 0, "batch": 1, "releaseAfter": "0s" });

@@ -13,11 +13,11 @@ use vnetpool_tests::control_plane::ControlPlane;
 pub const TESTS: &[Test] = crate::tests![
     an_operator_killed_in_the_middle_of_a_write_is_followed_by_one_that_finds_it,
     an_operator_asked_to_stop_finishes_its_write_first,
-    polls_that_are_forbidden_are_said_in_a_condition_while_the_nic_is_read_instead,
+    forbidden_polls_are_reported_in_a_condition_and_the_nic_is_read_instead,
     a_write_that_azure_gives_up_is_made_again_until_its_addresses_work,
     writes_that_are_complete_when_answered_are_published_at_once,
-    an_object_deleted_during_a_release_is_made_again_once_what_was_given_up_is_off_the_nic,
-    a_404_that_passes_holds_up_an_object_that_was_deleted_until_the_second_read,
+    an_object_deleted_during_a_release_is_made_again_once_the_nic_lacks_released_addresses,
+    a_transient_404_holds_up_a_deleted_object_until_the_second_read,
 ];
 
 async fn an_operator_killed_in_the_middle_of_a_write_is_followed_by_one_that_finds_it(
@@ -61,7 +61,7 @@ async fn an_operator_asked_to_stop_finishes_its_write_first(plane: &ControlPlane
     Ok(())
 }
 
-async fn polls_that_are_forbidden_are_said_in_a_condition_while_the_nic_is_read_instead(
+async fn forbidden_polls_are_reported_in_a_condition_and_the_nic_is_read_instead(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
@@ -71,18 +71,18 @@ async fn polls_that_are_forbidden_are_said_in_a_condition_while_the_nic_is_read_
     stage.start().await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
-    let says = stage.until_says("n1", OPERATIONS_TRACKED, "PermissionDenied").await?;
+    let says = stage.until_condition("n1", OPERATIONS_TRACKED, "PermissionDenied").await?;
     ensure!(
         says.status == "False" && says.message.contains(action) && says.message.contains("Grant"),
         "{says:?}"
     );
     // Nothing else suffers.
-    stage.until_says("n1", READY, "Ready").await?;
+    stage.until_condition("n1", READY, "Ready").await?;
     stage.bind("n1", 6).await?;
     stage.until_holds("n1", 6).await?;
     let polls = stage.asked().iter().filter(|one| one.path.contains("/operations/")).count();
     ensure!(polls == 1, "asked {polls} times for what is forbidden");
-    stage.until_told("n1", "PermissionDenied", &["Node", "NodeIPAllocation"]).await
+    stage.until_reported("n1", "PermissionDenied", &["Node", "NodeIPAllocation"]).await
 }
 
 async fn a_write_that_azure_gives_up_is_made_again_until_its_addresses_work(
@@ -94,13 +94,13 @@ async fn a_write_that_azure_gives_up_is_made_again_until_its_addresses_work(
     let fails = Effect::OperationEnds { status: Ending::Failed, error };
     stage.fault("PUT", "/networkInterfaces/", Some(1), fails);
     stage.node("n1", None).await?;
-    stage.until_says("n1", RESERVED, "OperationFailed").await?;
+    stage.until_condition("n1", RESERVED, "OperationFailed").await?;
     let left = stage.allocation("n1").await?;
     ensure!(left.spec.ip_configurations().count() == 0, "published what doesn't work: {:?}", left.spec);
     let names = stage.held("n1");
     stage.until_holds("n1", 4).await?;
     ensure!(stage.held("n1") == names, "what failed was left behind: {names:?}, {:?}", stage.held("n1"));
-    stage.until_says("n1", RESERVED, "Reserved").await?;
+    stage.until_condition("n1", RESERVED, "Reserved").await?;
     ensure!(stage.writes("n1").len() == 2, "{:?}", stage.writes("n1"));
     Ok(())
 }
@@ -119,7 +119,7 @@ async fn writes_that_are_complete_when_answered_are_published_at_once(plane: &Co
     Ok(())
 }
 
-async fn an_object_deleted_during_a_release_is_made_again_once_what_was_given_up_is_off_the_nic(
+async fn an_object_deleted_during_a_release_is_made_again_once_the_nic_lacks_released_addresses(
     plane: &ControlPlane,
 ) -> Result<()> {
     let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
@@ -151,9 +151,7 @@ async fn an_object_deleted_during_a_release_is_made_again_once_what_was_given_up
     stage.until_holds("n1", 1).await
 }
 
-async fn a_404_that_passes_holds_up_an_object_that_was_deleted_until_the_second_read(
-    plane: &ControlPlane,
-) -> Result<()> {
+async fn a_transient_404_holds_up_a_deleted_object_until_the_second_read(plane: &ControlPlane) -> Result<()> {
     let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
     stage.node("n1", None).await?;

@@ -12,10 +12,9 @@ use vnetpool_crds::condition::SANDBOXES_ENDED;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
-pub const TESTS: &[Test] =
-    crate::tests![a_pod_that_is_gone_while_its_sandbox_stays_is_told_and_keeps_its_address];
+pub const TESTS: &[Test] = crate::tests![a_sandbox_that_outlives_its_pod_is_reported_and_keeps_its_address];
 
-async fn a_pod_that_is_gone_while_its_sandbox_stays_is_told_and_keeps_its_address(
+async fn a_sandbox_that_outlives_its_pod_is_reported_and_keeps_its_address(
     plane: &ControlPlane,
 ) -> Result<()> {
     let sizing = || json!({ "sizing": { "minimum": 0, "warm": 1, "releaseAfter": "5s" } });
@@ -49,7 +48,7 @@ async fn a_pod_that_is_gone_while_its_sandbox_stays_is_told_and_keeps_its_addres
         ensure!(said.message.contains(part), "{part} isn't in {}", said.message);
     }
     ensure!(!said.message.contains(&alive), "{}", said.message);
-    stage.until_told("n1", "SandboxLeft", &["Node", "NodeIPAllocation"]).await?;
+    stage.until_reported("n1", "SandboxLeft", &["Node", "NodeIPAllocation"]).await?;
     let seen = stage.allocation("n1").await?;
     ensure!(has().as_ref() == Some(&address), "its address was taken back");
     ensure!(seen.status.as_ref().is_some_and(|status| status.holders.len() == 2), "{:?}", seen.status);
@@ -57,7 +56,7 @@ async fn a_pod_that_is_gone_while_its_sandbox_stays_is_told_and_keeps_its_addres
     ensure!(seen.spec.ip_configurations().any(|one| one.address == cidr), "{cidr} left spec");
 
     stage.tidy("n1").await?;
-    let said = stage.until_says("n1", SANDBOXES_ENDED, "Ended").await?;
+    let said = stage.until_condition("n1", SANDBOXES_ENDED, "Ended").await?;
     ensure!(said.status == "True", "{said:?}");
     let named_no_more = |seen: &NodeIPAllocation| {
         (!seen.spec.report_holders && seen.status.as_ref()?.holders.is_empty()).then_some(())

@@ -11,7 +11,7 @@ use vnetpool_azure_sim::{Config, Effect};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
-    a_reconcile_past_its_deadline_is_dropped_and_its_nic_is_read_before_anything,
+    a_reconcile_past_its_deadline_is_dropped_and_its_nic_is_read_first,
     a_reconcile_that_waits_for_azures_limits_or_for_a_write_to_end_is_not_dropped,
 ];
 
@@ -30,7 +30,7 @@ async fn set(plane: &ControlPlane, azure: Config) -> Result<Stage<'_>> {
     Ok(stage)
 }
 
-async fn a_reconcile_past_its_deadline_is_dropped_and_its_nic_is_read_before_anything(
+async fn a_reconcile_past_its_deadline_is_dropped_and_its_nic_is_read_first(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = set(plane, quick()).await?;

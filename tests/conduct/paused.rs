@@ -21,7 +21,7 @@ use vnetpool_tests::wait::throughout;
 pub const TESTS: &[Test] = crate::tests![
     of_a_paused_pool_nothing_is_written_though_pods_wait_and_it_is_edited_and_it_goes_on_at_once,
     a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_deleted_and_others_go_on,
-    a_pause_stops_what_waits_for_its_turn_too,
+    a_pause_stops_waiting_writes_too,
     a_nic_that_its_node_has_left_during_a_pause_is_emptied_after_it_though_the_pool_was_deleted_meanwhile,
 ];
 
@@ -42,12 +42,12 @@ async fn pause_node(stage: &Stage<'_>, node: &str, word: Option<&str>) -> Result
 }
 
 /// Waits until the pool reports that it is paused, or doesn't report it any more.
-async fn until_pool_says(stage: &Stage<'_>, is_paused: bool) -> Result<()> {
+async fn until_pool_reports(stage: &Stage<'_>, is_paused: bool) -> Result<()> {
     let says = |pool: &NodeIPPool| {
         let conditions = &pool.status.as_ref()?.conditions;
         let ready = condition::find(conditions, READY)?;
-        let is_said = condition::is_true(conditions, PAUSED);
-        let is_so = is_said == is_paused && (ready.reason == "Paused") == is_paused;
+        let is_reported = condition::is_true(conditions, PAUSED);
+        let is_so = is_reported == is_paused && (ready.reason == "Paused") == is_paused;
         is_so.then_some(())
     };
     stage.until_pool(&format!("paused: {is_paused}"), "default", says).await
@@ -78,10 +78,10 @@ async fn of_a_paused_pool_nothing_is_written_though_pods_wait_and_it_is_edited_a
     let stage = two_nodes(plane).await?;
     pause_pool(&stage, Some("incident 7")).await?;
     for node in ["n1", "n2"] {
-        let paused = stage.until_says(node, PAUSED, "PoolPaused").await?;
+        let paused = stage.until_condition(node, PAUSED, "PoolPaused").await?;
         ensure!(paused.message.contains("NodeIPPool default is paused (incident 7)"), "{}", paused.message);
     }
-    until_pool_says(&stage, true).await?;
+    until_pool_reports(&stage, true).await?;
     stage.sim.clear_log();
 
     // Pods get the free addresses. One lacks an address, an edit asks for more, and a machine is new.
@@ -91,9 +91,9 @@ async fn of_a_paused_pool_nothing_is_written_though_pods_wait_and_it_is_edited_a
     stage.node("n3", None).await?;
     // The other keeps its policy until the edit is rolled out, and lacks nothing.
     for node in ["n1", "n3"] {
-        stage.until_says(node, READY, "PoolPaused").await?;
+        stage.until_condition(node, READY, "PoolPaused").await?;
     }
-    stage.until_says("n1", FULL, "PoolPaused").await?;
+    stage.until_condition("n1", FULL, "PoolPaused").await?;
     throughout("nothing is written", QUIET, async || stage.nothing_was_written()).await?;
     // Nor does an edit that asks for less have anything given up, and a leader that comes changes nothing.
     stage.kill().await?;
@@ -111,7 +111,7 @@ async fn of_a_paused_pool_nothing_is_written_though_pods_wait_and_it_is_edited_a
     stage.until_holds("n2", 0).await?;
     stage.until_assigned("n1", 3).await?;
     until_unpaused(&stage, "n3").await?;
-    until_pool_says(&stage, false).await
+    until_pool_reports(&stage, false).await
 }
 
 async fn a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_deleted_and_others_go_on(
@@ -119,7 +119,7 @@ async fn a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_
 ) -> Result<()> {
     let stage = two_nodes(plane).await?;
     pause_node(&stage, "n1", Some("disk swap")).await?;
-    stage.until_says("n1", PAUSED, "Paused").await?;
+    stage.until_condition("n1", PAUSED, "Paused").await?;
     let written = stage.writes("n1").len();
     let untouched = || {
         let writes = stage.writes("n1");
@@ -130,7 +130,7 @@ async fn a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_
         stage.bind(node, 4).await?;
     }
     stage.until_holds("n2", 5).await?;
-    stage.until_says("n1", READY, "Paused").await?;
+    stage.until_condition("n1", READY, "Paused").await?;
     ensure!(find(&stage.allocation("n2").await?, PAUSED).is_none(), "only one is paused");
     throughout("nothing is written for it", QUIET, async || untouched()).await?;
 
@@ -140,7 +140,7 @@ async fn a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_
 
     // Deleted while it is paused, with its VM, its record stays and nothing of it is given back.
     pause_node(&stage, "n1", Some("")).await?;
-    stage.until_says("n1", PAUSED, "Paused").await?;
+    stage.until_condition("n1", PAUSED, "Paused").await?;
     stage.delete_node("n1").await?;
     stage.sim.delete_vm("n1", true).await?;
     let says = |seen: &NodeIPAllocation| {
@@ -161,7 +161,7 @@ async fn a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_
     Ok(())
 }
 
-async fn a_pause_stops_what_waits_for_its_turn_too(plane: &ControlPlane) -> Result<()> {
+async fn a_pause_stops_waiting_writes_too(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     stage.pool("default", sizing(2, 0)).await?;
     stage.start_with(|config| config.azure.budget_percent = 10).await?;
@@ -211,7 +211,7 @@ async fn a_nic_that_its_node_has_left_during_a_pause_is_emptied_after_it_though_
     });
     let of_ended = two.await?.into_iter().find(|one| one.id.ends_with(&uid)).context("not named for it")?;
     pause_pool(&stage, Some("incident 7")).await?;
-    stage.until_says("n1", PAUSED, "PoolPaused").await?;
+    stage.until_condition("n1", PAUSED, "PoolPaused").await?;
 
     // Its machine comes back with another NIC, and the first outlives the VM that it belonged to.
     stage.delete_node("n1").await?;
@@ -251,7 +251,7 @@ async fn a_nic_that_its_node_has_left_during_a_pause_is_emptied_after_it_though_
     ensure!(!stage.exists(&of_ended.id).await?, "{of_ended:?} costs money still");
     until_unpaused(&stage, "n1").await?;
     // The pod that goes on gets another under the same id.
-    stage.tell_address("n1", &stays).await?;
+    stage.report_address("n1", &stays).await?;
     let is_attached = |seen: &NodeIPAllocation| (public_addresses(seen).len() == 1).then_some(());
     stage.until("it has a public address again", "n1", is_attached).await
 }

@@ -40,7 +40,7 @@ async fn listed_by(plane: &ControlPlane, pool: Value) -> Result<Stage<'_>> {
     stage.bind("n1", 3).await?;
     until_served(&stage, "n1", 3).await?;
     stage.until_holds("n1", 4).await?;
-    stage.look("n1", 1).await?;
+    stage.compare("n1", 1).await?;
     Ok(stage)
 }
 
@@ -55,7 +55,7 @@ async fn mislead(stage: &Stage<'_>) -> Result<()> {
     lag(stage, true)?;
     stage.sim.patch_nic("n1-nic", &document).await?;
     stage.sim.clear_log();
-    stage.look("n1", 2).await
+    stage.compare("n1", 2).await
 }
 
 /// From now on Azure refuses reads of the NIC of `n1`; gives the fault.
@@ -86,9 +86,9 @@ async fn a_quiet_node_whose_nic_is_wiped_gets_its_addresses_back_without_the_rec
     let (stage, before) = listed(plane).await?;
     let wiped = names(&stage.allocation("n1").await?);
     wipe(&stage, "n1").await?;
-    stage.look("n1", 1).await?;
+    stage.compare("n1", 1).await?;
     ensure!(stage.agents.unlisted("n1").is_empty(), "one look isn't enough");
-    stage.look("n1", 1).await?;
+    stage.compare("n1", 1).await?;
     let is_anew = |seen: &NodeIPAllocation| {
         let names = names(seen);
         (names.len() == 4 && names.is_disjoint(&wiped)).then_some(())
@@ -97,9 +97,9 @@ async fn a_quiet_node_whose_nic_is_wiped_gets_its_addresses_back_without_the_rec
     ensure!(until_served(&stage, "n1", 3).await? == before);
     stage.until_holds("n1", 4).await?;
     ensure!(asked(&stage) == ["GET", "PUT", "GET"], "{:?}", asked(&stage));
-    stage.until_said("n1", "AddressesRestored", 1).await?;
+    stage.until_events("n1", "AddressesRestored", 1).await?;
     // The hint is about names, and these are gone.
-    stage.look("n1", 1).await?;
+    stage.compare("n1", 1).await?;
     let is_quiet = |seen: &NodeIPAllocation| seen.status.as_ref()?.unlisted.is_empty().then_some(());
     stage.until("nothing is hinted at", "n1", is_quiet).await
 }
@@ -111,10 +111,10 @@ async fn a_quiet_instance_that_a_model_upgrade_wipes_is_made_good_without_the_re
     stage.bind(NODE, 3).await?;
     until_served(&stage, NODE, 3).await?;
     stage.until_offers(NODE, 4).await?;
-    stage.look(NODE, 1).await?;
+    stage.compare(NODE, 1).await?;
     let wiped = names(&stage.allocation(NODE).await?);
     stage.sim.upgrade_instance("pool_0").await?;
-    stage.look(NODE, 2).await?;
+    stage.compare(NODE, 2).await?;
     let made_good = |seen: &NodeIPAllocation| {
         let (names, on_nic) = (names(seen), held(&stage, &vm.nic_id).into_keys().collect::<BTreeSet<_>>());
         (names.len() >= 4 && names == on_nic && names.is_disjoint(&wiped) && is_backed(seen)).then_some(())
@@ -129,18 +129,18 @@ async fn a_metadata_service_that_lags_behind_raises_no_hint(plane: &ControlPlane
     stage.bind("n1", 3).await?;
     let before = until_served(&stage, "n1", 3).await?;
     stage.until_holds("n1", 4).await?;
-    stage.look("n1", 10).await?;
+    stage.compare("n1", 10).await?;
     ensure!(stage.agents.unlisted("n1").is_empty(), "what was never listed proves nothing");
     lag(&stage, false)?;
-    stage.look("n1", 1).await?;
+    stage.compare("n1", 1).await?;
     // It doesn't know of a loss at once, either; when it does, all is well soon.
     lag(&stage, true)?;
     let wiped = names(&stage.allocation("n1").await?);
     wipe(&stage, "n1").await?;
-    stage.look("n1", 10).await?;
+    stage.compare("n1", 10).await?;
     ensure!(stage.agents.unlisted("n1").is_empty() && asked(&stage).is_empty(), "{:?}", asked(&stage));
     lag(&stage, false)?;
-    stage.look("n1", 2).await?;
+    stage.compare("n1", 2).await?;
     let is_anew = |seen: &NodeIPAllocation| names(seen).is_disjoint(&wiped).then_some(());
     stage.until("all are reserved anew", "n1", is_anew).await?;
     ensure!(until_served(&stage, "n1", 3).await? == before);
@@ -155,7 +155,7 @@ async fn a_hint_that_azure_contradicts_costs_one_read(plane: &ControlPlane) -> R
     let names = stage.until("the agent hints at what isn't listed", "n1", is_hinted).await?;
     ensure!(names == stage.held("n1"), "nothing is lost");
     for round in 0..3 {
-        stage.look("n1", 1).await?;
+        stage.compare("n1", 1).await?;
         reconciled(&stage, round).await?;
     }
     ensure!(asked(&stage) == ["GET"], "{:?}", asked(&stage));
@@ -180,7 +180,7 @@ async fn a_read_that_is_refused_is_not_made_again_for_each_reconcile(plane: &Con
     let fault = refuse_reads(&stage);
     // The hint has the NIC read.
     wipe(&stage, "n1").await?;
-    stage.look("n1", 2).await?;
+    stage.compare("n1", 2).await?;
     stage.until_struck(fault, 1).await?;
     for round in 0..5 {
         reconciled(&stage, round).await?;
@@ -195,10 +195,10 @@ async fn a_read_that_fails_stops_no_other_clock_of_its_node(plane: &ControlPlane
     let fault = refuse_reads(&stage);
     mislead(&stage).await?;
     stage.until_struck(fault, 1).await?;
-    stage.until_says("n1", condition::RESERVED, "PermissionDenied").await?;
+    stage.until_condition("n1", condition::RESERVED, "PermissionDenied").await?;
     stage.unbind("n1", 3).await?;
     // Two clocks, one after the other: a second until it is reported, ten until it is given back.
-    stage.until_says("n1", condition::SURPLUS, "MoreThanWanted").await?;
+    stage.until_condition("n1", condition::SURPLUS, "MoreThanWanted").await?;
     let gives_up = |seen: &NodeIPAllocation| {
         (seen.spec.target == 1 && seen.status.as_ref()?.relinquished.len() == 3).then_some(())
     };
@@ -223,10 +223,10 @@ async fn a_wiped_nic_is_found_though_the_metadata_service_is_closed_to_the_agent
     let seen = stage.allocation("n1").await?;
     let nothing = serde_json::from_value(json!({ "interface": [] }))?;
     for _ in 0..5 {
-        stage.agents.look("n1", seen.spec.serving().context("no NIC")?, &nothing);
+        stage.agents.compare("n1", seen.spec.serving().context("no NIC")?, &nothing);
     }
-    let is_said = |seen: &NodeIPAllocation| seen.status.as_ref()?.metadata_silent.then_some(());
-    stage.until("its agent says so", "n1", is_said).await?;
+    let is_reported = |seen: &NodeIPAllocation| seen.status.as_ref()?.metadata_silent.then_some(());
+    stage.until("its agent says so", "n1", is_reported).await?;
     let wiped = names(&seen);
     wipe(&stage, "n1").await?;
     let is_anew = |seen: &NodeIPAllocation| names(seen).is_disjoint(&wiped).then_some(());

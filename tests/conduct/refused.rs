@@ -10,16 +10,16 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
-    a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited,
-    whatever_only_a_person_can_end_is_one_change_and_one_event_however_often_it_is_tried,
+    a_missing_permission_is_reported_once_and_ends_when_the_pool_is_edited,
+    a_refusal_that_only_a_person_can_end_makes_one_event_however_often_it_repeats,
     a_lock_on_the_group_is_met_by_one_node_and_holds_all_of_it_up_until_it_goes,
     a_right_to_read_nics_that_all_lack_is_asked_for_by_few_and_the_others_report_it,
     a_lock_that_takes_the_place_of_another_is_reported_by_all,
     a_pool_for_another_subnet_gives_back_no_sooner_than_any_surplus,
-    a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes,
+    a_pool_follows_its_nodes_conditions_though_nothing_else_changes,
 ];
 
-async fn a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited(
+async fn a_missing_permission_is_reported_once_and_ends_when_the_pool_is_edited(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
@@ -28,21 +28,19 @@ async fn a_missing_permission_is_said_once_and_ends_when_the_pool_is_edited(
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
-    let says = stage.until_says("n1", RESERVED, "PermissionDenied").await?;
+    let says = stage.until_condition("n1", RESERVED, "PermissionDenied").await?;
     ensure!(says.message.contains(write) && says.message.contains("Grant"), "{}", says.message);
     // More reasons to grow change nothing.
     stage.bind("n1", 5).await?;
     stage.until("the pods wait", "n1", |seen| (seen.status.as_ref()?.waiting == 5).then_some(())).await?;
     ensure!(stage.writes("n1").len() == 1, "tried again: {:?}", stage.writes("n1"));
-    stage.until_told("n1", "PermissionDenied", &["Node", "NodeIPAllocation"]).await?;
+    stage.until_reported("n1", "PermissionDenied", &["Node", "NodeIPAllocation"]).await?;
     stage.sim.deny(vec![]);
     stage.pool("default", json!({ "sizing": { "minimum": 6, "warm": 0, "batch": 1 } })).await?;
     stage.until_holds("n1", 6).await
 }
 
-async fn a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes(
-    plane: &ControlPlane,
-) -> Result<()> {
+async fn a_pool_follows_its_nodes_conditions_though_nothing_else_changes(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     let locked = Effect::Status {
         status: 409,
@@ -53,20 +51,20 @@ async fn a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes(
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
-    stage.until_says("n1", RESERVED, "ResourceLocked").await?;
+    stage.until_condition("n1", RESERVED, "ResourceLocked").await?;
     // The next attempt is on its way for longer than pools wait between two reconciles, and meets another
     // error.
     stage.sim.deny(vec!["Microsoft.Network/networkInterfaces/write".into()]);
     let hold = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0, "releaseAfter": "1h" } })).await?;
     let tells = async |reason: &str| {
-        let is_told = |pool: &NodeIPPool| {
+        let is_reported = |pool: &NodeIPPool| {
             let status = pool.status.as_ref()?;
             let ready = condition::find(&status.conditions, condition::NODES_READY)?;
-            let is_told = ready.message.contains(&format!("({reason})"));
-            (is_told && status.observed_generation == pool.metadata.generation).then_some(())
+            let is_reported = ready.message.contains(&format!("({reason})"));
+            (is_reported && status.observed_generation == pool.metadata.generation).then_some(())
         };
-        stage.until_pool(&format!("the pool tells {reason}"), "default", is_told).await
+        stage.until_pool(&format!("the pool tells {reason}"), "default", is_reported).await
     };
     stage.until_struck(hold, 1).await?;
     tells("ResourceLocked").await?;
@@ -74,7 +72,7 @@ async fn a_pool_follows_what_is_said_of_its_nodes_though_nothing_else_changes(
     tells("PermissionDenied").await
 }
 
-async fn whatever_only_a_person_can_end_is_one_change_and_one_event_however_often_it_is_tried(
+async fn a_refusal_that_only_a_person_can_end_makes_one_event_however_often_it_repeats(
     plane: &ControlPlane,
 ) -> Result<()> {
     let refusals = [
@@ -122,7 +120,7 @@ async fn whatever_only_a_person_can_end_is_one_change_and_one_event_however_ofte
     }
     let mut since = vec![];
     for (node, _, _, reason, names, _) in refusals {
-        let says = stage.until_says(node, RESERVED, reason).await?;
+        let says = stage.until_condition(node, RESERVED, reason).await?;
         ensure!(
             says.message.contains(names) && says.message.contains(&format!("{node}-nic")),
             "{}",
@@ -140,9 +138,9 @@ async fn whatever_only_a_person_can_end_is_one_change_and_one_event_however_ofte
     }
     for ((node, _, _, reason, ..), (since, writes)) in refusals.into_iter().zip(since) {
         ensure!(writes == 1, "{node}: {writes} writes at first");
-        let says = stage.until_says(node, RESERVED, reason).await?;
+        let says = stage.until_condition(node, RESERVED, reason).await?;
         ensure!(says.last_transition_time == since, "{node}: the condition has turned: {says:?}");
-        stage.until_told(node, reason, &["Node", "NodeIPAllocation"]).await?;
+        stage.until_reported(node, reason, &["Node", "NodeIPAllocation"]).await?;
         ensure!(stage.writes(node).len() == 4, "{node}: {} writes", stage.writes(node).len());
     }
     Ok(())
@@ -159,15 +157,15 @@ async fn a_lock_on_the_group_is_met_by_one_node_and_holds_all_of_it_up_until_it_
     let effect = Effect::Status { status: 409, body, headers: Default::default() };
     let lock = stage.fault("PUT", "/networkInterfaces/", None, effect);
     stage.node("n0", None).await?;
-    stage.until_says("n0", RESERVED, "ResourceLocked").await?;
+    stage.until_condition("n0", RESERVED, "ResourceLocked").await?;
     let others: Vec<String> = (1..6).map(|index| format!("n{index}")).collect();
     for node in &others {
         stage.node(node, None).await?;
     }
     for node in &others {
-        let says = stage.until_says(node, RESERVED, "ResourceLocked").await?;
+        let says = stage.until_condition(node, RESERVED, "ResourceLocked").await?;
         ensure!(says.message.contains(&format!("{node}-nic")), "{}", says.message);
-        stage.until_told(node, "ResourceLocked", &["Node", "NodeIPAllocation"]).await?;
+        stage.until_reported(node, "ResourceLocked", &["Node", "NodeIPAllocation"]).await?;
     }
     let asked = || -> usize { (0..6).map(|index| stage.writes(&format!("n{index}")).len()).sum() };
     ensure!(asked() == 1, "{} asked for all", asked());
@@ -193,7 +191,7 @@ async fn a_right_to_read_nics_that_all_lack_is_asked_for_by_few_and_the_others_r
     let names: Vec<String> = (0..8).map(|index| format!("n{index}")).collect();
     for node in &names {
         stage.node(node, None).await?;
-        let says = stage.until_says(node, INTERFACE_FOUND, "PermissionDenied").await?;
+        let says = stage.until_condition(node, INTERFACE_FOUND, "PermissionDenied").await?;
         ensure!(says.message.contains(read), "{}", says.message);
     }
     let reads = || {
@@ -268,13 +266,13 @@ async fn a_pool_for_another_subnet_gives_back_no_sooner_than_any_surplus(plane: 
     let other = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/\
                  virtualNetworks/vnet/subnets/small";
     stage.pool("default", json!({ "sizing": sizing, "subnetID": other })).await?;
-    stage.until_says("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
-    stage.until_says("n1", SURPLUS, "MoreThanWanted").await?;
+    stage.until_condition("n1", INTERFACE_FOUND, "SubnetMismatch").await?;
+    stage.until_condition("n1", SURPLUS, "MoreThanWanted").await?;
     let seen = stage.allocation("n1").await?;
     ensure!(seen.spec.target == 4, "the node is asked for all of it: {:?}", seen.spec);
     // Corrected in time, nothing has been lost.
     stage.pool("default", json!({ "sizing": sizing })).await?;
-    stage.until_says("n1", SURPLUS, "AsWanted").await?;
+    stage.until_condition("n1", SURPLUS, "AsWanted").await?;
     ensure!(stage.writes("n1").len() == 1, "{:?}", stage.writes("n1"));
     stage.until_holds("n1", 4).await
 }

@@ -31,7 +31,7 @@ async fn use_up(stage: &Stage<'_>, node: &str) -> Result<()> {
     let refusal = Effect::Status { status: 400, body, headers: [].into() };
     stage.fault("PUT", "/publicIPAddresses/", Some(1), refusal);
     let pod = stage.pod(node, asks()).await?;
-    stage.until_told(&pod, "NotAttachable", &["Pod"]).await
+    stage.until_reported(&pod, "NotAttachable", &["Pod"]).await
 }
 
 async fn the_public_address_of_a_pod_gets_its_name_in_dns_while_the_quota_is_used_up(
@@ -41,7 +41,7 @@ async fn the_public_address_of_a_pod_gets_its_name_in_dns_while_the_quota_is_use
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
     let pod = stage.pod("n1", asks()).await?;
-    stage.until_says("n1", ATTACHED, "Attached").await?;
+    stage.until_condition("n1", ATTACHED, "Attached").await?;
     use_up(&stage, "n1").await?;
     let api = Api::<Pod>::namespaced(stage.client.clone(), "default");
     let label = json!({ "metadata": { "annotations": { "vnetpool.io/dns-label": "shop" } } });

@@ -19,7 +19,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_nic_that_stays_updating_is_read_ever_less_often_and_written_when_it_has_settled,
     a_nic_that_stays_failed_is_written_again_ever_less_often_and_serves_all_the_same,
     an_address_that_azure_is_cleaning_up_is_back_within_seconds_and_holds_no_other_up,
-    an_operation_that_another_has_overtaken_is_made_again_within_seconds_and_nobody_is_told,
+    an_operation_that_another_has_overtaken_is_made_again_within_seconds_without_an_event,
 ];
 
 /// Of what ARM was asked, that about the NIC of a node's VM.
@@ -65,7 +65,7 @@ async fn a_nic_that_stays_failed_is_written_again_ever_less_often_and_serves_all
     stage.sim.stick_nic("n1-nic", Some("Failed"))?;
     stage.sim.clear_log();
     stage.bind("n1", 3).await?;
-    stage.until_says("n1", RESERVED, "Repairing").await?;
+    stage.until_condition("n1", RESERVED, "Repairing").await?;
     stage.until_offers("n1", 3).await?;
     // With what it grew by, after 5 s, and after 10 s more.
     let good = || stage.writes("n1").iter().filter(|write| write.status < 300).count();
@@ -77,7 +77,7 @@ async fn a_nic_that_stays_failed_is_written_again_ever_less_often_and_serves_all
     // There is no Event: it is mended or it passes.
     ensure!(stage.events("n1", "Repairing").await?.is_empty(), "an Event");
     stage.sim.stick_nic("n1-nic", None)?;
-    stage.until_says("n1", RESERVED, "Reserved").await?;
+    stage.until_condition("n1", RESERVED, "Reserved").await?;
     stage.until_holds("n1", 4).await
 }
 
@@ -136,7 +136,7 @@ async fn an_address_that_azure_is_cleaning_up_is_back_within_seconds_and_holds_n
     Ok(())
 }
 
-async fn an_operation_that_another_has_overtaken_is_made_again_within_seconds_and_nobody_is_told(
+async fn an_operation_that_another_has_overtaken_is_made_again_within_seconds_without_an_event(
     plane: &ControlPlane,
 ) -> Result<()> {
     let codes = [
@@ -153,7 +153,7 @@ async fn an_operation_that_another_has_overtaken_is_made_again_within_seconds_an
         stage.node(node, None).await?;
     }
     for (node, _) in codes {
-        stage.until_says(node, RESERVED, "ResourceBusy").await?;
+        stage.until_condition(node, RESERVED, "ResourceBusy").await?;
     }
     for (node, _) in codes {
         stage.until_holds(node, 4).await?;

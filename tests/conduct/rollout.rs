@@ -18,10 +18,10 @@ use vnetpool_tests::eventually;
 use vnetpool_tests::wait::throughout;
 
 pub const TESTS: &[Test] = crate::tests![
-    an_edit_reaches_no_more_nodes_at_a_time_than_its_pool_allows_whoever_leads,
+    an_edit_reaches_no_more_nodes_at_a_time_than_its_pool_allows_under_any_leader,
     an_edit_goes_no_further_while_its_pool_is_paused_and_one_that_is_taken_back_leaves_the_others_alone,
     an_edit_stops_when_as_many_nodes_as_may_take_it_up_can_not_settle_and_not_before,
-    pods_that_lack_what_an_edit_brings_wait_for_no_wave,
+    pods_that_need_an_edits_addresses_wait_for_no_wave,
 ];
 
 fn sizing(size: u8, places: u8) -> Value {
@@ -96,7 +96,7 @@ async fn until_settled(stage: &Stage<'_>, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-async fn an_edit_reaches_no_more_nodes_at_a_time_than_its_pool_allows_whoever_leads(
+async fn an_edit_reaches_no_more_nodes_at_a_time_than_its_pool_allows_under_any_leader(
     plane: &ControlPlane,
 ) -> Result<()> {
     const NODES: usize = 12;
@@ -140,7 +140,7 @@ async fn an_edit_goes_no_further_while_its_pool_is_paused_and_one_that_is_taken_
     until_hold(&stage, &names, 4, 1).await?;
     stage.annotate::<NodeIPPool>("default", names::PAUSED, Some("it is too much")).await?;
     for name in &names {
-        stage.until_says(name, condition::PAUSED, "PoolPaused").await?;
+        stage.until_condition(name, condition::PAUSED, "PoolPaused").await?;
         let ended = |seen: &NodeIPAllocation| {
             find(seen, condition::WRITING).filter(|one| one.status == "False").map(|_| ())
         };
@@ -184,7 +184,7 @@ async fn an_edit_stops_when_as_many_nodes_as_may_take_it_up_can_not_settle_and_n
     let refuse = |node: &str| stage.fault("PUT", &format!("/{node}-nic"), None, refused());
     let first = refuse(&names[0]);
     stage.pool("default", sizing(4, 2)).await?;
-    stage.until_says(&names[0], condition::READY, "AzureRefused").await?;
+    stage.until_condition(&names[0], condition::READY, "AzureRefused").await?;
     // With one place the others go on.
     for name in &names[1..] {
         stage.until_holds(name, 4).await?;
@@ -195,7 +195,7 @@ async fn an_edit_stops_when_as_many_nodes_as_may_take_it_up_can_not_settle_and_n
     stage.pool("default", sizing(6, 2)).await?;
     let stopped = |pool: &NodeIPPool| says(pool, STALLED, "can't settle (AzureRefused): n00, n01.");
     stage.until_pool("it says that it has stopped", "default", stopped).await?;
-    stage.until_told("default", "RolloutStopped", &["NodeIPPool"]).await?;
+    stage.until_reported("default", "RolloutStopped", &["NodeIPPool"]).await?;
     throughout("the others stay as they are", Duration::from_secs(2), async || {
         for name in &names[2..] {
             ensure!(stage.held(name).len() == 4, "{name} holds {:?}", stage.held(name));
@@ -216,7 +216,7 @@ async fn an_edit_stops_when_as_many_nodes_as_may_take_it_up_can_not_settle_and_n
     until_rolled_out(&stage, names.len()).await
 }
 
-async fn pods_that_lack_what_an_edit_brings_wait_for_no_wave(plane: &ControlPlane) -> Result<()> {
+async fn pods_that_need_an_edits_addresses_wait_for_no_wave(plane: &ControlPlane) -> Result<()> {
     let (stage, names) = stage(plane, 3, 1).await?;
     let limited = |maximum: u8| {
         let mut pool = sizing(2, 1);
@@ -227,7 +227,7 @@ async fn pods_that_lack_what_an_edit_brings_wait_for_no_wave(plane: &ControlPlan
     until_rolled_out(&stage, names.len()).await?;
     until_settled(&stage, &names).await?;
     stage.bind(&names[2], 5).await?;
-    stage.until_says(&names[2], condition::READY, "MaximumReached").await?;
+    stage.until_condition(&names[2], condition::READY, "MaximumReached").await?;
     // The only place is taken by a node that can't settle.
     let stuck = Effect::Status { status: 400, body: json!({}), headers: BTreeMap::new() };
     stage.fault("PUT", &format!("/{}-nic", names[0]), None, stuck);

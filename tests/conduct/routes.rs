@@ -17,13 +17,13 @@ use vnetpool_tests::wait::Limit;
 
 pub const TESTS: &[Test] = crate::tests![
     each_node_gets_a_range_of_its_own_and_many_share_a_write,
-    the_route_of_a_node_that_is_gone_is_removed_and_nobody_elses,
-    a_route_that_somebody_removes_is_put_back_with_the_same_range,
+    only_the_route_of_a_node_that_is_gone_is_removed,
+    a_removed_route_is_put_back_with_the_same_range,
     a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name,
     a_pool_is_served_as_soon_as_the_older_one_with_its_range_is_deleted,
-    a_full_route_table_is_said_and_used_again_when_there_is_room,
+    a_full_route_table_is_reported_and_used_again_when_there_is_room,
     a_subnet_without_the_pools_route_table_is_named,
-    a_node_that_moves_between_modes_first_gives_back_what_it_has,
+    a_node_that_moves_between_modes_first_gives_back_its_addresses,
     an_operator_that_dies_between_table_and_spec_leaves_no_second_range,
 ];
 
@@ -91,7 +91,7 @@ fn range(seen: &NodeIPAllocation) -> Option<String> {
 
 async fn until_routed(stage: &Stage<'_>, node: &str) -> Result<NodeIPAllocation> {
     stage.until_offers(node, 256).await?;
-    stage.until_says(node, READY, "Ready").await?;
+    stage.until_condition(node, READY, "Ready").await?;
     stage.allocation(node).await
 }
 
@@ -129,7 +129,7 @@ async fn each_node_gets_a_range_of_its_own_and_many_share_a_write(plane: &Contro
         ensure!(known.iter().any(|(_, range, to)| *range == own && to == hop), "{own}: {known:?}");
         ensure!(stage.nic(node)["properties"]["enableIPForwarding"] == true, "{node} doesn't forward");
         ensure!(stage.held(node).is_empty(), "{node} has ipConfigurations as well");
-        stage.until_said(node, "ForwardingEnabled", 1).await?;
+        stage.until_events(node, "ForwardingEnabled", 1).await?;
         ranges.insert(own);
     }
     ensure!(ranges.len() == NODES.len(), "{ranges:?}");
@@ -140,7 +140,7 @@ async fn each_node_gets_a_range_of_its_own_and_many_share_a_write(plane: &Contro
     stage.until_assigned("n1", 30).await
 }
 
-async fn the_route_of_a_node_that_is_gone_is_removed_and_nobody_elses(plane: &ControlPlane) -> Result<()> {
+async fn only_the_route_of_a_node_that_is_gone_is_removed(plane: &ControlPlane) -> Result<()> {
     let (stage, table) = stage(plane).await?;
     for node in ["n1", "n2"] {
         stage.node(node, Some("nodes")).await?;
@@ -155,7 +155,7 @@ async fn the_route_of_a_node_that_is_gone_is_removed_and_nobody_elses(plane: &Co
     nothing_was_listed(&stage)
 }
 
-async fn a_route_that_somebody_removes_is_put_back_with_the_same_range(plane: &ControlPlane) -> Result<()> {
+async fn a_removed_route_is_put_back_with_the_same_range(plane: &ControlPlane) -> Result<()> {
     let (stage, table) = stage(plane).await?;
     stage.node("n1", Some("nodes")).await?;
     until_routed(&stage, "n1").await?;
@@ -169,7 +169,7 @@ async fn a_route_that_somebody_removes_is_put_back_with_the_same_range(plane: &C
     stage.start().await?;
     let after = until_routes(&stage, &table, 2).await?;
     ensure!(before == after, "{before:?} then {after:?}");
-    stage.until_said("n1", "RouteMended", 1).await.map(drop)
+    stage.until_events("n1", "RouteMended", 1).await.map(drop)
 }
 
 async fn a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name(
@@ -194,7 +194,7 @@ async fn a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name(
             })
             .await?;
         stage.join_labelled(name, &vm.provider_id, &[("kubernetes.io/hostname", name)]).await?;
-        let found = stage.until_says(name, INTERFACE_FOUND, "RangeOverlap").await?;
+        let found = stage.until_condition(name, INTERFACE_FOUND, "RangeOverlap").await?;
         ensure!(found.message.contains(cidr) && found.message.contains(theirs), "{}", found.message);
         let valid = until_valid(&stage, name, "False").await?;
         ensure!(valid.reason == "RangeOverlap" && valid.message.contains(theirs), "{valid:?}");
@@ -234,7 +234,7 @@ async fn a_pool_is_served_as_soon_as_the_older_one_with_its_range_is_deleted(
         vnetpool_azure_sim::NewVm { name: "n1".into(), subnet: Some("nodes".into()), ..Default::default() };
     let vm = stage.sim.add_vm(new).await?;
     stage.join_labelled("n1", &vm.provider_id, &[("range", "twin")]).await?;
-    stage.until_says("n1", INTERFACE_FOUND, "RangeOverlap").await?;
+    stage.until_condition("n1", INTERFACE_FOUND, "RangeOverlap").await?;
     until_valid(&stage, "twin", "False").await?;
     until_quiet(&stage).await?;
     stage.delete_pool("default").await?;
@@ -243,7 +243,9 @@ async fn a_pool_is_served_as_soon_as_the_older_one_with_its_range_is_deleted(
     until_valid(&stage, "twin", "True").await.map(drop)
 }
 
-async fn a_full_route_table_is_said_and_used_again_when_there_is_room(plane: &ControlPlane) -> Result<()> {
+async fn a_full_route_table_is_reported_and_used_again_when_there_is_room(
+    plane: &ControlPlane,
+) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     let filler = |n: usize| {
         json!({ "name": format!("r{n}"),
@@ -254,7 +256,7 @@ async fn a_full_route_table_is_said_and_used_again_when_there_is_room(plane: &Co
     stage.pool("default", pool(&id, "10.244.0.0/16")).await?;
     stage.start().await?;
     stage.node("n1", Some("nodes")).await?;
-    let reserved = stage.until_says("n1", RESERVED, "RouteTableFull").await?;
+    let reserved = stage.until_condition("n1", RESERVED, "RouteTableFull").await?;
     ensure!(reserved.message.contains("it has 400 routes"), "{}", reserved.message);
     let some = json!({ "properties": { "routes": all[..399] } });
     stage.put("Microsoft.Network/routeTables/pods", some).await?;
@@ -268,20 +270,20 @@ async fn a_full_route_table_is_said_and_used_again_when_there_is_room(plane: &Co
 async fn a_subnet_without_the_pools_route_table_is_named(plane: &ControlPlane) -> Result<()> {
     let (stage, _) = stage(plane).await?;
     stage.node("n1", Some("small")).await?;
-    let found = stage.until_says("n1", INTERFACE_FOUND, "RouteTableNotAssociated").await?;
+    let found = stage.until_condition("n1", INTERFACE_FOUND, "RouteTableNotAssociated").await?;
     ensure!(found.message.contains("is none. Associate"), "{}", found.message);
     ensure!(stage.allocation("n1").await?.spec.addresses() == 0, "offered all the same");
     Ok(())
 }
 
-async fn a_node_that_moves_between_modes_first_gives_back_what_it_has(plane: &ControlPlane) -> Result<()> {
+async fn a_node_that_moves_between_modes_first_gives_back_its_addresses(plane: &ControlPlane) -> Result<()> {
     let (stage, table) = stage(plane).await?;
     stage.node("n1", Some("nodes")).await?;
     stage.bind("n1", 2).await?;
     until_routed(&stage, "n1").await?;
     let sizing = json!({ "minimum": 4, "warm": 0, "releaseAfter": "0s" });
     stage.pool("single", json!({ "weight": 1, "sizing": sizing })).await?;
-    let found = stage.until_says("n1", INTERFACE_FOUND, "Moving").await?;
+    let found = stage.until_condition("n1", INTERFACE_FOUND, "Moving").await?;
     ensure!(found.message.contains("drain it"), "{}", found.message);
     ensure!(routes(&stage, &table).await?.len() == 2, "its pods lost their route");
     stage.unbind("n1", 2).await?;

@@ -11,9 +11,8 @@ use vnetpool_crds::condition::{self, WRITES_SCARCE};
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 use vnetpool_tests::control_plane::ControlPlane;
 
-pub const TESTS: &[Test] = crate::tests![
-    while_writes_are_scarce_nodes_write_less_often_and_their_pool_says_so_until_there_are_enough,
-];
+pub const TESTS: &[Test] =
+    crate::tests![while_writes_are_scarce_nodes_write_less_often_and_their_pool_reports_it,];
 
 /// Four pods come to a node one after the other; gives how many writes that took.
 async fn pods_come(stage: &Stage<'_>, node: &str) -> Result<usize> {
@@ -25,7 +24,7 @@ async fn pods_come(stage: &Stage<'_>, node: &str) -> Result<usize> {
     Ok(stage.writes(node).len() - before)
 }
 
-async fn while_writes_are_scarce_nodes_write_less_often_and_their_pool_says_so_until_there_are_enough(
+async fn while_writes_are_scarce_nodes_write_less_often_and_their_pool_reports_it(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;

@@ -17,12 +17,12 @@ use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
-    a_full_subnet_slows_all_its_nodes_at_once_and_shares_what_comes_free_by_need,
+    a_full_subnet_slows_all_its_nodes_at_once_and_shares_freed_addresses_by_need,
     a_full_subnet_is_probed_by_one_node_after_a_restart,
-    a_node_whose_nic_is_gone_holds_nobody_up_in_a_full_subnet,
-    a_node_in_need_whose_read_hangs_holds_nobody_up_for_longer_than_its_turn,
-    a_virtual_network_at_azures_limit_shares_what_comes_free_as_a_full_subnet_does,
-    an_instance_in_a_nearly_full_subnet_ends_with_what_there_is_and_piles_nothing_up,
+    a_node_whose_nic_is_gone_delays_no_node_in_a_full_subnet,
+    a_node_in_need_whose_read_hangs_delays_others_for_no_longer_than_its_turn,
+    a_virtual_network_at_azures_limit_shares_freed_addresses_as_a_full_subnet_does,
+    an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_clean,
 ];
 
 /// A /28 gives eleven addresses; three nodes take one each for themselves.
@@ -45,11 +45,11 @@ async fn full<'a>(plane: &'a ControlPlane) -> Result<Stage<'a>> {
     stage.node("c", SMALL).await?;
     stage.bind("c", 4).await?;
     stage.until_holds("c", 1).await?;
-    stage.until_says("c", RESERVED, "SubnetFull").await?;
+    stage.until_condition("c", RESERVED, "SubnetFull").await?;
     Ok(stage)
 }
 
-async fn a_full_subnet_slows_all_its_nodes_at_once_and_shares_what_comes_free_by_need(
+async fn a_full_subnet_slows_all_its_nodes_at_once_and_shares_freed_addresses_by_need(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = full(plane).await?;
@@ -61,7 +61,7 @@ async fn a_full_subnet_slows_all_its_nodes_at_once_and_shares_what_comes_free_by
     let before = stage.writes("a").len();
     stage.bind("a", 2).await?;
     stage.bind("d", 3).await?;
-    let says = stage.until_says("a", RESERVED, "SubnetFull").await?;
+    let says = stage.until_condition("a", RESERVED, "SubnetFull").await?;
     ensure!(
         says.message.contains("small (10.240.16.0/28)") && says.message.contains("a-nic"),
         "{}",
@@ -83,32 +83,32 @@ async fn a_full_subnet_slows_all_its_nodes_at_once_and_shares_what_comes_free_by
     ensure!((refused("a"), refused("b"), refused("c")) == (0, 0, 2), "asked for what isn't there");
 
     for node in ["a", "c"] {
-        stage.until_told(node, "SubnetFull", &["Node", "NodeIPAllocation"]).await?;
+        stage.until_reported(node, "SubnetFull", &["Node", "NodeIPAllocation"]).await?;
     }
     // The end of it: the pods go, and no report of a full subnet remains.
     stage.unbind("a", 3).await?;
     stage.until_holds("c", 4).await?;
-    stage.until_says("c", RESERVED, "Reserved").await?;
-    stage.until_says("a", RESERVED, "Reserved").await?;
+    stage.until_condition("c", RESERVED, "Reserved").await?;
+    stage.until_condition("a", RESERVED, "Reserved").await?;
     Ok(())
 }
 
-async fn a_node_whose_nic_is_gone_holds_nobody_up_in_a_full_subnet(plane: &ControlPlane) -> Result<()> {
+async fn a_node_whose_nic_is_gone_delays_no_node_in_a_full_subnet(plane: &ControlPlane) -> Result<()> {
     let stage = full(plane).await?;
     stage.bind("a", 2).await?;
-    stage.until_says("a", RESERVED, "SubnetFull").await?;
+    stage.until_condition("a", RESERVED, "SubnetFull").await?;
     // c, with 1 of 4, is in greater need than a, with 4 of 6. A spot VM goes, and its Node lingers.
     stage.sim.delete_vm("c", false).await?;
     stage.unbind("b", 2).await?;
     stage.until_holds("a", 6).await
 }
 
-async fn a_node_in_need_whose_read_hangs_holds_nobody_up_for_longer_than_its_turn(
+async fn a_node_in_need_whose_read_hangs_delays_others_for_no_longer_than_its_turn(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = full(plane).await?;
     stage.bind("a", 2).await?;
-    stage.until_says("a", RESERVED, "SubnetFull").await?;
+    stage.until_condition("a", RESERVED, "SubnetFull").await?;
     // c, with 1 of 4, is in greater need than a, with 4 of 6. An old leader writes its object, so its NIC is
     // read, and Azure doesn't answer.
     let hangs = stage.fault("GET", "/c-nic", None, Effect::HoldBefore);
@@ -131,7 +131,7 @@ async fn a_node_in_need_whose_read_hangs_holds_nobody_up_for_longer_than_its_tur
     stage.until("c is served, too", "c", |_| (stage.held("c").len() > 1).then_some(())).await
 }
 
-async fn a_virtual_network_at_azures_limit_shares_what_comes_free_as_a_full_subnet_does(
+async fn a_virtual_network_at_azures_limit_shares_freed_addresses_as_a_full_subnet_does(
     plane: &ControlPlane,
 ) -> Result<()> {
     let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
@@ -147,11 +147,11 @@ async fn a_virtual_network_at_azures_limit_shares_what_comes_free_as_a_full_subn
     stage.until_holds("b", 3).await?;
     stage.bind("c", 4).await?;
     stage.until_holds("c", 1).await?;
-    let says = stage.until_says("c", RESERVED, "VirtualNetworkFull").await?;
+    let says = stage.until_condition("c", RESERVED, "VirtualNetworkFull").await?;
     ensure!(says.message.contains("c-nic") && says.message.contains("mode Prefix"), "{}", says.message);
     // Another subnet of the network doesn't ask for addresses that aren't there.
     stage.bind("b", 1).await?;
-    stage.until_says("b", RESERVED, "VirtualNetworkFull").await?;
+    stage.until_condition("b", RESERVED, "VirtualNetworkFull").await?;
     stage.unbind("a", 2).await?;
     stage.until_holds("c", 3).await?;
     stage.unbind("a", 2).await?;
@@ -159,10 +159,10 @@ async fn a_virtual_network_at_azures_limit_shares_what_comes_free_as_a_full_subn
     stage.until_holds("c", 4).await?;
     let refused = |node: &str| stage.writes(node).iter().filter(|write| write.status == 400).count();
     ensure!((refused("a"), refused("b"), refused("c")) == (0, 0, 2), "{:?}", ["a", "b", "c"].map(refused));
-    stage.until_told("b", "VirtualNetworkFull", &["Node", "NodeIPAllocation"]).await
+    stage.until_reported("b", "VirtualNetworkFull", &["Node", "NodeIPAllocation"]).await
 }
 
-async fn an_instance_in_a_nearly_full_subnet_ends_with_what_there_is_and_piles_nothing_up(
+async fn an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_clean(
     plane: &ControlPlane,
 ) -> Result<()> {
     let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
@@ -178,10 +178,10 @@ async fn an_instance_in_a_nearly_full_subnet_ends_with_what_there_is_and_piles_n
     // Three are left.
     stage.bind(NODE, 8).await?;
     stage.until_offers(NODE, 3).await?;
-    stage.until_says(NODE, RESERVED, "SubnetFull").await?;
+    stage.until_condition(NODE, RESERVED, "SubnetFull").await?;
     stage.unbind("a", 5).await?;
     stage.until_offers(NODE, 8).await?;
-    stage.until_says(NODE, RESERVED, "Reserved").await?;
+    stage.until_condition(NODE, RESERVED, "Reserved").await?;
     let model = stage.get_vm(&vm.vm_id).await?;
     let list = "/properties/networkProfileConfiguration/networkInterfaceConfigurations/0/properties/ipConfigurations";
     let list = model.pointer(list).and_then(Value::as_array).context("no list")?;
@@ -201,7 +201,7 @@ async fn a_full_subnet_is_probed_by_one_node_after_a_restart(plane: &ControlPlan
     stage.bind("a", 2).await?;
     stage.bind("b", 2).await?;
     for node in ["a", "b"] {
-        stage.until_says(node, RESERVED, "SubnetFull").await?;
+        stage.until_condition(node, RESERVED, "SubnetFull").await?;
     }
     stage.kill().await?;
     stage.sim.clear_log();

@@ -274,13 +274,13 @@ impl<'a> Stage<'a> {
         let name = self.make_pod(node, annotations).await?;
         self.agents.serve(node, self.pods_on(node).await?);
         if asks {
-            self.tell_address(node, &name).await?;
+            self.report_address(node, &name).await?;
         }
         Ok(name)
     }
 
     /// Writes the pod's address into its status, as its kubelet does once the pod has one.
-    pub async fn tell_address(&self, node: &str, pod: &str) -> Result<()> {
+    pub async fn report_address(&self, node: &str, pod: &str) -> Result<()> {
         let api = Api::<Pod>::namespaced(self.client.clone(), PODS);
         let uid = api.get(pod).await?.uid().unwrap_or_default();
         let has = async || Ok(self.agents.addresses(node).get(&uid).copied());
@@ -377,12 +377,12 @@ impl<'a> Stage<'a> {
     }
 
     /// The node's agent compares so many times with what the metadata service lists.
-    pub async fn look(&self, node: &str, times: usize) -> Result<()> {
+    pub async fn compare(&self, node: &str, times: usize) -> Result<()> {
         for _ in 0..times {
             let url = format!("{}/metadata/instance/network?api-version=2021-02-01", self.sim.arm_url());
             let answer = reqwest::Client::new().get(url).header("Metadata", "true").send().await?;
             let spec = self.allocation(node).await?.spec;
-            self.agents.look(node, spec.serving().context("no NIC")?, &answer.json().await?);
+            self.agents.compare(node, spec.serving().context("no NIC")?, &answer.json().await?);
         }
         Ok(())
     }
@@ -415,7 +415,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Waits until a condition of the operator's has this reason, and gives it.
-    pub async fn until_says(&self, node: &str, type_: Type, reason: &str) -> Result<Condition> {
+    pub async fn until_condition(&self, node: &str, type_: Type, reason: &str) -> Result<Condition> {
         let says = |seen: &NodeIPAllocation| find(seen, type_).filter(|one| one.reason == reason);
         self.until(&format!("{type_} is {reason}"), node, says).await
     }
@@ -612,15 +612,15 @@ impl<'a> Stage<'a> {
     /// Waits until Events with this reason are there about a node and its NodeIPAllocation, or a pod: about
     /// objects of these kinds, in the order of their names, and each published once. Events are written
     /// beside the work, so they can't be found at once.
-    pub async fn until_told(&self, node: &str, reason: &str, kinds: &[&str]) -> Result<()> {
-        let said = self.until_said(node, reason, kinds.len()).await?;
+    pub async fn until_reported(&self, node: &str, reason: &str, kinds: &[&str]) -> Result<()> {
+        let said = self.until_events(node, reason, kinds.len()).await?;
         let once: Vec<_> = kinds.iter().map(|kind| ((*kind).to_owned(), 1)).collect();
         ensure!(said == once, "{reason} of {node}: {said:?}");
         Ok(())
     }
 
     /// Waits until so many Events at least have this reason, and gives them.
-    pub async fn until_said(&self, node: &str, reason: &str, count: usize) -> Result<Vec<(String, i32)>> {
+    pub async fn until_events(&self, node: &str, reason: &str, count: usize) -> Result<Vec<(String, i32)>> {
         eventually(&format!("{count} Events {reason} about {node}"), PATIENCE, || async {
             let mut said = self.events(node, reason).await?;
             ensure!(said.len() >= count, "there are {said:?}");

@@ -15,9 +15,9 @@ use vnetpool_tests::wait::throughout;
 
 pub const TESTS: &[Test] = crate::tests![
     a_standby_has_its_caches_synced_and_lists_no_pods_when_it_comes_to_lead,
-    what_happens_while_nobody_leads_is_done_by_the_next_leader,
+    changes_while_no_operator_leads_are_handled_by_the_next_leader,
     the_operator_and_its_lease_have_flows_of_their_own,
-    what_a_leader_began_beside_its_reconciles_ends_when_its_lease_is_taken_from_it,
+    a_leaders_work_beside_its_reconciles_ends_when_its_lease_is_taken,
 ];
 
 fn sizing() -> serde_json::Value {
@@ -52,7 +52,7 @@ async fn a_standby_has_its_caches_synced_and_lists_no_pods_when_it_comes_to_lead
     standby.end(End::Term)
 }
 
-async fn what_happens_while_nobody_leads_is_done_by_the_next_leader(plane: &ControlPlane) -> Result<()> {
+async fn changes_while_no_operator_leads_are_handled_by_the_next_leader(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
@@ -83,7 +83,7 @@ async fn the_operator_and_its_lease_have_flows_of_their_own(plane: &ControlPlane
     Ok(())
 }
 
-async fn what_a_leader_began_beside_its_reconciles_ends_when_its_lease_is_taken_from_it(
+async fn a_leaders_work_beside_its_reconciles_ends_when_its_lease_is_taken(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = Stage::set(plane, quick(), crate::attachments::pool()).await?;
@@ -102,7 +102,7 @@ async fn what_a_leader_began_beside_its_reconciles_ends_when_its_lease_is_taken_
     };
     Metrics::until(&stage, "the making of the public address waits", waiting).await?;
     stage.unseat().await?;
-    stage.until_says("n1", ATTACHED, "Attached").await?;
+    stage.until_condition("n1", ATTACHED, "Attached").await?;
     let made = async || {
         let is_made = |path: &str| path.to_lowercase().contains("/publicipaddresses/");
         let puts = stage.asked().into_iter().filter(|one| one.method == "PUT" && is_made(&one.path));

@@ -13,10 +13,10 @@ use vnetpool_crds::condition::{self, NETWORK_EXHAUSTING, SUBNET_EXHAUSTING, Type
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
-    a_pool_shows_each_subnets_size_what_it_holds_and_what_is_free,
-    a_subnet_that_fills_up_is_forecast_on_the_pool_and_said_once,
+    a_pool_shows_each_subnets_size_held_and_free_addresses,
+    a_subnet_that_fills_up_is_forecast_on_the_pool_and_reported_once,
     without_permission_to_count_nothing_but_the_forecast_is_missing,
-    what_blocks_take_of_a_network_and_the_forecast_of_its_end_are_the_same_however_azure_counts_them,
+    a_networks_taken_addresses_and_forecast_do_not_depend_on_how_azure_counts_blocks,
 ];
 
 async fn until(
@@ -28,10 +28,10 @@ async fn until(
 }
 
 fn says(status: &NodeIPPoolStatus, turned: &str, reason: &str) -> bool {
-    says_of(status, SUBNET_EXHAUSTING, turned, reason)
+    has_condition(status, SUBNET_EXHAUSTING, turned, reason)
 }
 
-fn says_of(status: &NodeIPPoolStatus, type_: Type, turned: &str, reason: &str) -> bool {
+fn has_condition(status: &NodeIPPoolStatus, type_: Type, turned: &str, reason: &str) -> bool {
     condition::find(&status.conditions, type_).is_some_and(|one| one.status == turned && one.reason == reason)
 }
 
@@ -43,7 +43,7 @@ async fn events(stage: &Stage<'_>, reason: Type) -> Result<Vec<(String, i32)>> {
     Ok(about.map(|event| (event.involved_object.kind.clone().unwrap_or_default(), times(event))).collect())
 }
 
-async fn a_pool_shows_each_subnets_size_what_it_holds_and_what_is_free(plane: &ControlPlane) -> Result<()> {
+async fn a_pool_shows_each_subnets_size_held_and_free_addresses(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::set(plane, quick(), json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
     stage.node("n1", Some("nodes")).await?;
     stage.node("n2", Some("small")).await?;
@@ -63,7 +63,9 @@ async fn a_pool_shows_each_subnets_size_what_it_holds_and_what_is_free(plane: &C
     Ok(())
 }
 
-async fn a_subnet_that_fills_up_is_forecast_on_the_pool_and_said_once(plane: &ControlPlane) -> Result<()> {
+async fn a_subnet_that_fills_up_is_forecast_on_the_pool_and_reported_once(
+    plane: &ControlPlane,
+) -> Result<()> {
     let sizing = json!({ "minimum": 4, "warm": 0 });
     // A /28 has 11 addresses; others take two, so that with the node's own and its four there are four left.
     let stage = Stage::empty(plane, quick()).await?;
@@ -98,7 +100,7 @@ async fn without_permission_to_count_nothing_but_the_forecast_is_missing(plane: 
     stage.start().await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
-    stage.until_says("n1", condition::READY, "Ready").await?;
+    stage.until_condition("n1", condition::READY, "Ready").await?;
     let said = |status: &NodeIPPoolStatus| {
         says(status, "Unknown", "PermissionDenied")
             && condition::is_true(&status.conditions, condition::READY)
@@ -111,7 +113,7 @@ async fn without_permission_to_count_nothing_but_the_forecast_is_missing(plane: 
     Ok(())
 }
 
-async fn what_blocks_take_of_a_network_and_the_forecast_of_its_end_are_the_same_however_azure_counts_them(
+async fn a_networks_taken_addresses_and_forecast_do_not_depend_on_how_azure_counts_blocks(
     plane: &ControlPlane,
 ) -> Result<()> {
     const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -144,19 +146,20 @@ async fn what_blocks_take_of_a_network_and_the_forecast_of_its_end_are_the_same_
         let counted = |status: &NodeIPPoolStatus| {
             status.networks.iter().map(|one| (one.used, one.limit)).eq([(Some(51), 65_536)])
                 && status.subnets.iter().map(|one| one.free).eq([Some(248)])
-                && says_of(status, NETWORK_EXHAUSTING, "False", "EnoughFree")
+                && has_condition(status, NETWORK_EXHAUSTING, "False", "EnoughFree")
         };
         until(&stage, &format!("counted, blocks once: {usages_count_blocks_once}"), counted).await?;
         // Of a pool that wants to hear of the first address taken.
         stage.pool("default", pool(100)).await?;
-        let warns = |status: &NodeIPPoolStatus| says_of(status, NETWORK_EXHAUSTING, "True", "FewFree");
+        let warns = |status: &NodeIPPoolStatus| has_condition(status, NETWORK_EXHAUSTING, "True", "FewFree");
         let status = until(&stage, "it is forecast", warns).await?;
         let said = condition::find(&status.conditions, NETWORK_EXHAUSTING).context("no condition")?;
         for part in ["/virtualNetworks/vnet has 51 of 65536 private addresses taken", "mode Prefix"] {
             ensure!(said.message.contains(part), "{part}: {}", said.message);
         }
         stage.pool("default", pool(20)).await?;
-        let over = |status: &NodeIPPoolStatus| says_of(status, NETWORK_EXHAUSTING, "False", "EnoughFree");
+        let over =
+            |status: &NodeIPPoolStatus| has_condition(status, NETWORK_EXHAUSTING, "False", "EnoughFree");
         until(&stage, "it is withdrawn", over).await?;
         let about = events(&stage, NETWORK_EXHAUSTING).await?;
         ensure!(about == [("NodeIPPool".to_owned(), 1)], "{about:?}");

@@ -22,7 +22,7 @@ use vnetpool_tests::eventually;
 pub const TESTS: &[Test] = crate::tests![
     an_allocation_that_can_not_be_read_costs_only_its_own_node,
     of_a_node_that_is_gone_nothing_is_given_back_before_its_allocation_can_be_read,
-    a_pool_of_a_newer_release_leaves_its_nodes_what_they_have,
+    a_pool_of_a_newer_release_leaves_its_nodes_their_addresses,
     a_node_and_a_pod_with_garbage_cost_only_themselves,
 ];
 
@@ -111,7 +111,7 @@ async fn of_a_node_that_is_gone_nothing_is_given_back_before_its_allocation_can_
     Ok(())
 }
 
-async fn a_pool_of_a_newer_release_leaves_its_nodes_what_they_have(plane: &ControlPlane) -> Result<()> {
+async fn a_pool_of_a_newer_release_leaves_its_nodes_their_addresses(plane: &ControlPlane) -> Result<()> {
     let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1, "releaseAfter": "0s" });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
     let other =
@@ -161,7 +161,7 @@ async fn a_node_and_a_pod_with_garbage_cost_only_themselves(plane: &ControlPlane
     let pod = stage.pod("n1", annotations).await?;
 
     served(&stage, "n1", 3).await?;
-    stage.until_told(&pod, "Unavailable", &["Pod"]).await?;
+    stage.until_reported(&pod, "Unavailable", &["Pod"]).await?;
     restart(&stage).await?;
     served(&stage, "n1", 4).await?;
     let is_odd = |one: &LogEntry| one.path.contains("%00") || one.path.contains("..");

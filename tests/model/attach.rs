@@ -347,7 +347,7 @@ fn explore(broken: Broken, addresses: u8, changes: u8) -> impl Checker<Attaching
 }
 
 #[test]
-fn what_is_attached_for_one_pod_reaches_no_other() {
+fn a_resource_attached_for_one_pod_reaches_no_other() {
     for (addresses, changes) in [(1, 6), (2, 5)] {
         let checker = explore(Broken::None, addresses, changes);
         checker.assert_no_discovery(NOBODY_ELSES);
@@ -357,23 +357,23 @@ fn what_is_attached_for_one_pod_reaches_no_other() {
 
 /// The first pod's status names the address of a sandbox that has ended, and the other pod has it by now.
 #[test]
-fn the_kubelets_word_is_not_enough_to_attach_anything() {
+fn the_kubelets_report_is_not_enough_to_attach_a_resource() {
     assert!(explore(Broken::BelievesTheKubelet, 1, 5).discovery(NOBODY_ELSES).is_some());
 }
 
 /// A mark that is taken off and set again while the agent knows neither protects nothing in between.
 #[test]
-fn a_report_from_before_the_mark_is_not_enough_to_attach_anything() {
+fn a_report_from_before_the_mark_is_not_enough_to_attach_a_resource() {
     assert!(explore(Broken::BelievesOldReports, 1, 6).discovery(NOBODY_ELSES).is_some());
 }
 
 #[test]
-fn a_generation_without_its_holders_is_not_enough_to_attach_anything() {
+fn a_generation_without_its_holders_is_not_enough_to_attach_a_resource() {
     assert!(explore(Broken::ReportsInTwoWrites, 1, 6).discovery(NOBODY_ELSES).is_some());
 }
 
 /// The NIC shows nothing attached, the mark goes, and then the write comes.
 #[test]
-fn what_a_nic_shows_while_a_write_may_still_come_frees_no_address() {
+fn an_empty_nic_frees_no_address_while_a_write_may_still_come() {
     assert!(explore(Broken::BelievesTheNic, 1, 6).discovery(NOBODY_ELSES).is_some());
 }

@@ -177,7 +177,7 @@ fn a_node_that_lacks_its_rules_gets_no_pods_meanwhile_and_loses_nothing() {
 
 /// As when the pool of a node goes whose kernel is too old: no process waits for rules that never come.
 #[test]
-fn a_node_that_lacks_its_rules_for_good_gives_back_what_no_pod_has() {
+fn a_node_that_lacks_its_rules_for_good_gives_back_unassigned_addresses() {
     let faults = Faults { lost_rules: 1, lost_answers: 1, pod_changes: 2, ..NONE };
     holds("without rules for good", Protocol { seen_versions: 2, ..Protocol::new(Broken::None, faults) });
     fails(Broken::KeepsAllWithoutRules, GIVEN_BACK, faults);
@@ -232,12 +232,12 @@ fn an_agent_that_reports_before_it_relinquishes_loses_an_address_under_a_pod() {
 }
 
 #[test]
-fn a_ledger_rebuilt_without_what_was_relinquished_hands_it_out_again() {
+fn a_ledger_rebuilt_without_the_relinquished_names_assigns_them_again() {
     fails(Broken::ForgetsWhatWasRelinquished, HANDED_OUT, Faults { wipes: 1, pod_changes: 2, ..NONE });
 }
 
 #[test]
-fn a_ledger_that_takes_stale_generations_hands_out_what_is_gone() {
+fn a_ledger_that_takes_stale_generations_assigns_gone_addresses() {
     let faults = Faults { pod_changes: 1, ..NONE };
     fails_in(
         HANDED_OUT,
@@ -248,7 +248,7 @@ fn a_ledger_that_takes_stale_generations_hands_out_what_is_gone() {
 /// A plain boot does no harm without this rule, as long as no other client changes the NIC. But an object
 /// that was deleted by hand is made again with a `spec` of unknown age and without the relinquished names.
 #[test]
-fn a_ledger_that_takes_a_spec_for_which_the_nic_was_not_read_hands_out_what_is_gone() {
+fn a_ledger_that_takes_a_spec_for_which_the_nic_was_not_read_assigns_gone_addresses() {
     let faults = Faults { deletions: 1, wipes: 1, pod_changes: 1, ..NONE };
     let in_order = |broken| Protocol { pods: 1, seen_versions: 1, ..Protocol::new(broken, faults) };
     holds("deleted and wiped, watched in order", in_order(Broken::None));
@@ -261,7 +261,7 @@ fn names_used_twice_are_mistaken_for_each_other() {
 }
 
 #[test]
-fn a_spec_applied_without_its_resource_version_brings_back_what_is_gone() {
+fn a_spec_applied_without_its_resource_version_brings_back_gone_addresses() {
     fails(Broken::PublishesUnguarded, HANDED_OUT, Faults { second_leaders: 1, pod_changes: 1, ..NONE });
 }
 

@@ -75,7 +75,7 @@ impl Operator<'_> {
             let Some(answer) = self.apply(&allocation, &observation.spec) else { return };
             allocation = answer;
         }
-        let Some(allocation) = self.say(allocation, true) else { return };
+        let Some(allocation) = self.report(allocation, true) else { return };
         let Some(document) = self.process().document.take() else { return };
         let reserve = (0..observation.reserve).map(|_| self.new_name(&document)).collect();
         self.world.azure.puts.push(Put {
@@ -282,7 +282,7 @@ impl Operator<'_> {
         };
         if let Some(allocation) = self.apply(&allocation, &spec) {
             let writing = self.process().memory.as_ref().is_some_and(|memory| memory.writing);
-            self.say(allocation, writing);
+            self.report(allocation, writing);
         }
     }
 
@@ -302,9 +302,9 @@ impl Operator<'_> {
         Some(answer)
     }
 
-    /// `report::say`: conditions are applied whatever the version, so the answer may hold another leader's
+    /// The report: conditions are applied whatever the version, so the answer may hold another leader's
     /// `spec`.
-    fn say(&mut self, allocation: Object, writing: bool) -> Option<Object> {
+    fn report(&mut self, allocation: Object, writing: bool) -> Option<Object> {
         if self.world.api.current()?.uid != allocation.uid {
             return None;
         }

@@ -31,7 +31,7 @@ async fn serve(world: &World) -> Result<()> {
 /// node-3's first NIC holds nothing of ours any more, its second, `eth1`, the pods' addresses. Simulated
 /// Azure drops packets that leave by a NIC without their source; so a far end that sees the pod's own address
 /// shows by which NIC the packet came.
-pub async fn what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_path_filters(
+pub async fn packets_of_a_second_nics_pods_leave_by_it_under_strict_reverse_path_filters(
     world: &World,
 ) -> Result<()> {
     let cluster = &world.cluster;

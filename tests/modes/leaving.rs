@@ -104,7 +104,7 @@ async fn held(cluster: &Cluster) -> Result<BTreeMap<String, BTreeSet<String>>> {
     Ok(held)
 }
 
-pub async fn the_last_node_can_be_drained_and_the_namespace_deleted_and_what_hangs_is_as_documented(
+pub async fn the_last_node_can_be_drained_and_the_namespace_deleted_and_each_hang_is_documented(
     world: &World,
 ) -> Result<()> {
     let cluster = &world.cluster;

@@ -140,13 +140,13 @@ fn main() -> Result<ExitCode> {
         wired::new_pods_are_behind_the_bridge_and_old_ones_reach_them,
         wired::a_host_port_leads_to_a_pod_behind_the_bridge,
         wired::the_bandwidth_annotation_limits_its_pod_and_no_other,
-        interfaces::what_pods_of_a_second_nic_send_leaves_by_it_under_strict_reverse_path_filters,
+        interfaces::packets_of_a_second_nics_pods_leave_by_it_under_strict_reverse_path_filters,
         interfaces::a_service_endpoint_sees_the_primary_address_of_the_nic_that_pods_use,
         ranges::pods_of_a_range_reach_each_other_by_the_route_table,
-        ranges::the_vnet_sees_a_pod_of_a_range_and_what_has_no_route_sees_its_node,
-        ranges::what_is_sent_to_a_free_address_of_a_range_ends_on_its_node,
+        ranges::the_vnet_sees_a_pod_of_a_range_and_a_network_without_the_route_sees_its_node,
+        ranges::packets_to_a_free_address_of_a_range_end_on_its_node,
         ranges::a_node_that_goes_loses_its_route,
-        leaving::the_last_node_can_be_drained_and_the_namespace_deleted_and_what_hangs_is_as_documented,
+        leaving::the_last_node_can_be_drained_and_the_namespace_deleted_and_each_hang_is_documented,
         leaving::nothing_stays_after_the_uninstall_that_is_documented,
     ];
     Ok(tests.run())

@@ -77,7 +77,9 @@ pub async fn pods_of_a_range_reach_each_other_by_the_route_table(world: &World) 
     end(world).await
 }
 
-pub async fn the_vnet_sees_a_pod_of_a_range_and_what_has_no_route_sees_its_node(world: &World) -> Result<()> {
+pub async fn the_vnet_sees_a_pod_of_a_range_and_a_network_without_the_route_sees_its_node(
+    world: &World,
+) -> Result<()> {
     serve(world).await?;
     for name in NODES {
         let (pod, node) = (Place::pod(&pod(world, name).await?)?, world.node(name)?);
@@ -94,7 +96,7 @@ pub async fn the_vnet_sees_a_pod_of_a_range_and_what_has_no_route_sees_its_node(
     end(world).await
 }
 
-pub async fn what_is_sent_to_a_free_address_of_a_range_ends_on_its_node(world: &World) -> Result<()> {
+pub async fn packets_to_a_free_address_of_a_range_end_on_its_node(world: &World) -> Result<()> {
     serve(world).await?;
     let (one, two) = (pod(world, NODES[0]).await?, Place::pod(&pod(world, NODES[1]).await?)?);
     let range = Ipv4Net::new(one.address, 24)?.trunc();

@@ -82,7 +82,7 @@ pub const ALL: &[Mutation] = &[
         from: "named.into_iter().find(|name| !name.starts_with(IP_CONFIGURATION_PREFIX))",
         to: "named.into_iter().find(|name| name.is_empty())",
         program: UNITS,
-        tests: &["what_is_not_ours_can_neither_be_released_nor_reserved"],
+        tests: &["an_ip_configuration_of_others_is_neither_released_nor_reserved"],
     },
     Mutation {
         rule: "a_leader_stops_before_another_may_start",
@@ -109,15 +109,15 @@ pub const ALL: &[Mutation] = &[
         tests: &["a_store_that_was_set_back_ends_leading_though_the_lease_still_names_us"],
     },
     Mutation {
-        rule: "who_may_lead_no_more_writes_nothing",
+        rule: "a_leader_whose_lease_has_expired_writes_nothing",
         file: "operator/src/writes.rs",
         from: "|| self.tenure.is_sure()",
         to: "|| true",
         program: UNITS,
-        tests: &["who_may_lead_no_more_writes_neither_spec_nor_conditions"],
+        tests: &["a_leader_whose_lease_has_expired_writes_neither_spec_nor_conditions"],
     },
     Mutation {
-        rule: "what_was_given_up_is_never_handed_out_again",
+        rule: "a_relinquished_address_is_never_assigned_again",
         file: LEDGER,
         from: ".filter(|entry| !self.relinquished.contains(&entry.name))",
         to: ".filter(|_| true)",
@@ -170,7 +170,7 @@ pub const ALL: &[Mutation] = &[
         from: "self.attached_to.as_deref().is_none_or(|uid| uid == pod_uid)",
         to: "self.attached_to.as_deref().is_none_or(|uid| uid.len() >= pod_uid.len())",
         program: UNITS,
-        tests: &["an_entry_with_something_attached_is_for_its_pod_only_and_not_relinquished"],
+        tests: &["an_entry_with_an_attachment_is_for_its_pod_only_and_not_relinquished"],
     },
     Mutation {
         rule: "a_node_that_lacks_its_rules_assigns_nothing",
@@ -186,7 +186,7 @@ pub const ALL: &[Mutation] = &[
         from: "if ledger.boot_id != this_boot {",
         to: "if false && ledger.boot_id != this_boot {",
         program: KERNEL,
-        tests: &["folder::of_a_ledger_that_is_none_the_agent_makes_one"],
+        tests: &["folder::a_ledger_rebuilt_from_a_broken_one"],
     },
     Mutation {
         rule: "a_ledger_is_replaced_as_a_whole",
@@ -203,7 +203,7 @@ pub const ALL: &[Mutation] = &[
         from: "tenant.network == network && duty.has_served(&tenant.proof)",
         to: "duty.has_served(&tenant.proof)",
         program: KERNEL,
-        tests: &["verbs::gc_collects_what_is_of_its_own_network"],
+        tests: &["verbs::gc_frees_addresses_of_its_own_network"],
     },
     Mutation {
         rule: "del_silences_a_pod_before_it_frees_its_address",
@@ -215,12 +215,12 @@ pub const ALL: &[Mutation] = &[
         tests: &["crashes::a_del_killed_before_any_of_its_system_calls_can_be_done_again"],
     },
     Mutation {
-        rule: "del_tidies_what_a_killed_add_has_left",
+        rule: "del_removes_the_remains_of_a_killed_add",
         file: WIRE,
         from: "netns.map_or(Ok(()), |netns| wiring::delete_unfinished(netns, sandbox))?",
         to: "netns.map_or(Ok(()), |_| Ok::<(), wiring::Error>(())).inspect(|()| drop(sandbox))?",
         program: KERNEL,
-        tests: &["crashes::what_an_add_left_that_was_killed_right_after_making_the_pair_goes_with_the_del"],
+        tests: &["crashes::the_pair_left_by_a_killed_add_goes_with_the_del"],
     },
     Mutation {
         rule: "an_add_whose_lock_was_removed_gives_its_address_back",
@@ -236,7 +236,7 @@ pub const ALL: &[Mutation] = &[
         from: "port_entry(link, address), true),",
         to: "port_entry(link, address), false),",
         program: KERNEL,
-        tests: &["bridge::without_its_bridge_an_add_is_to_be_tried_again"],
+        tests: &["bridge::an_add_without_its_bridge_is_to_be_retried"],
     },
     Mutation {
         rule: "a_ports_route_goes_with_its_pod",
@@ -247,15 +247,15 @@ pub const ALL: &[Mutation] = &[
         tests: &["crashes::a_del_killed_before_any_of_its_system_calls_leaves_the_bridge"],
     },
     Mutation {
-        rule: "a_ledger_is_built_from_what_is_wired_first",
+        rule: "a_ledger_is_built_from_wired_addresses_first",
         file: "node-agent/src/agent/supply.rs",
         from: "let mut occupants = wiring::occupants()?;",
         to: "let mut occupants = wiring::occupants()?; occupants.clear();",
         program: KERNEL,
-        tests: &["folder::of_a_ledger_that_is_none_the_agent_makes_one"],
+        tests: &["folder::a_ledger_rebuilt_from_a_broken_one"],
     },
     Mutation {
-        rule: "nothing_is_swept_that_has_looked_leaked_only_once",
+        rule: "nothing_is_swept_that_only_one_inspection_found_leaked",
         file: SWEEP,
         from: "let since = known.get(&suspect).copied().unwrap_or(now);",
         to: "let since = known.get(&suspect).copied().unwrap_or(0);",

@@ -52,7 +52,9 @@ pub async fn the_internet_and_the_platform_see_the_nodes_primary_address(world: 
 
 /// An attacker's aims in a pod: a token of the node's identity, which by default is the operator's, and the
 /// machine's goal state.
-pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_says_so(world: &World) -> Result<()> {
+pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_allows_it(
+    world: &World,
+) -> Result<()> {
     let token = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01\
                  &resource=https://management.azure.com/";
     let ask = async |place: &Place, url: &str| {

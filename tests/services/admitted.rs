@@ -167,7 +167,9 @@ pub async fn a_pod_straight_behind_a_load_balancer_lets_in_its_client_and_the_pr
     world.cluster.unrule("balanced").await
 }
 
-pub async fn a_pod_with_a_public_address_calls_and_is_called_as_its_policy_says(world: &World) -> Result<()> {
+pub async fn a_pod_with_a_public_address_connects_and_is_reached_as_its_policy_allows(
+    world: &World,
+) -> Result<()> {
     let (vm, internet) = (block(&world.vm.address), block(&world.internet.address));
     world.cluster.rule("public", lets_through([internet.clone()], [internet, vm])).await?;
     attached::a_pod_with_a_public_address_leaves_by_it_and_is_reached_under_it(world).await?;

@@ -60,9 +60,7 @@ async fn beyond(world: &World, pod: &Place) -> Result<()> {
     Ok(())
 }
 
-pub async fn what_a_policy_lets_in_arrives_under_its_own_address_and_nothing_else_does(
-    world: &World,
-) -> Result<()> {
+pub async fn only_packets_that_a_policy_lets_in_arrive_with_their_own_address(world: &World) -> Result<()> {
     let (web, near, away) = (&world.web.address, Place::pod(&world.near)?, Place::pod(&world.away)?);
     world.cluster.rule("web", lets_in([pods("near")])).await?;
     tokio::try_join!(
@@ -83,7 +81,7 @@ pub async fn what_a_policy_lets_in_arrives_under_its_own_address_and_nothing_els
     until_reached(&near, web).await
 }
 
-pub async fn what_a_policy_lets_out_leaves_as_ever_and_nothing_else_does(world: &World) -> Result<()> {
+pub async fn a_policy_lets_out_only_its_packets_and_these_leave_as_before(world: &World) -> Result<()> {
     let near = Place::pod(&world.near)?;
     let (web, away, internet) = (&world.web.address, &world.away.address, &world.internet.address);
     world.cluster.rule("near", lets_out([pods("away"), block(internet)])).await?;

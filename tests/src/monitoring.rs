@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expression_names_its_metrics_their_labels_and_what_it_groups_by() {
+    fn an_expression_names_its_metrics_their_labels_and_its_groups() {
         let text = r#"sum by (le, kind) (rate(vnetpool_a_bucket{kind=~"x|vnetpool_no",node="$node"}[5m])) / process_b"#;
         let expression = Expression { place: "here".into(), text: text.into() };
         let labels = vec![("kind".into(), "x|vnetpool_no".into()), ("node".into(), "$node".into())];

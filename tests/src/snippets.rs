@@ -11,12 +11,12 @@ use std::process::Command;
 
 /// The test that runs the blocks of a group.
 pub const GROUPS: [(&str, &str); 8] = [
-    ("install", "the_commands_of_the_documents_do_what_they_say"),
-    ("look", "the_commands_of_the_documents_do_what_they_say"),
-    ("inspect", "the_commands_that_inspect_do_what_they_say"),
-    ("plain-vm-agent", "the_commands_for_a_plain_vm_do_what_they_say"),
-    ("plain-vm", "the_commands_for_a_plain_vm_do_what_they_say"),
-    ("plain-vm-end", "the_commands_for_a_plain_vm_do_what_they_say"),
+    ("install", "the_documented_commands_work"),
+    ("look", "the_documented_commands_work"),
+    ("inspect", "the_documented_commands_that_inspect_work"),
+    ("plain-vm-agent", "the_documented_commands_for_a_plain_vm_work"),
+    ("plain-vm", "the_documented_commands_for_a_plain_vm_work"),
+    ("plain-vm-end", "the_documented_commands_for_a_plain_vm_work"),
     ("uninstall", "nothing_stays_after_the_uninstall_that_is_documented"),
     ("uninstall-node", "nothing_stays_after_the_uninstall_that_is_documented"),
 ];

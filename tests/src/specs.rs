@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_to_run_is_counted_and_nothing_else() {
+    fn only_specs_that_were_to_run_are_counted() {
         let specs = read(vec![
             spec("serves", "passed", 1),
             spec("is of another group", "skipped", 0),

@@ -160,7 +160,7 @@ mod tests {
     use std::cell::Cell;
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_that_ends_in_vain_tells_what_it_saw_last_and_before() {
+    async fn a_wait_that_ends_in_vain_reports_its_last_and_earlier_observations() {
         let checks = Cell::new(0);
         let waited = eventually("a pod", Duration::from_secs(1), || async {
             checks.set(checks.get() + 1);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_has_to_hold_throughout_fails_on_one_wrong_check() {
+    async fn a_state_that_has_to_last_fails_on_one_wrong_check() {
         let begun = Instant::now();
         throughout("calm", Duration::from_secs(3), async || Ok(())).await.unwrap();
         assert!(begun.elapsed() >= Duration::from_secs(3));

@@ -56,7 +56,7 @@ fn undisturbed(stage: &Stage) -> String {
 }
 
 #[track_caller]
-fn eventually_says(stage: &Stage, what: &str) {
+fn eventually_reports(stage: &Stage, what: &str) {
     eventually(&format!("Undisturbed says {what:?}: {}", undisturbed(stage)), || {
         undisturbed(stage).contains(what)
     });
@@ -64,7 +64,9 @@ fn eventually_says(stage: &Stage, what: &str) {
 
 /// The change that cloud-init's configuration makes (`apply_network_config_for_secondary_ips`), and
 /// cloud-netconfig's and nm-cloud-setup's: `ADDRESS/PREFIX` of the subnet on eth0.
-pub fn an_address_that_somebody_puts_on_eth0_is_taken_off_and_said(stage: &mut Stage) -> Result<()> {
+pub fn an_address_that_another_program_puts_on_eth0_is_taken_off_and_reported(
+    stage: &mut Stage,
+) -> Result<()> {
     let wired = Wired::up(stage)?;
     let address = wired.address;
     // First without an agent that repairs it: the node answers in the container's place.
@@ -80,12 +82,12 @@ pub fn an_address_that_somebody_puts_on_eth0_is_taken_off_and_said(stage: &mut S
     let left = stage.sh("vm1", "ip -brief -4 address show dev eth0");
     let left: Vec<&str> = left.split_whitespace().skip(2).collect();
     assert_eq!(left, ["10.240.0.4/20"], "only the VM's own address is left");
-    eventually_says(stage, "True (Repaired): took a pods' address off a link of the node, 4 times so far");
+    eventually_reports(stage, "True (Repaired): took a pods' address off a link of the node, 4 times so far");
     assert!(undisturbed(stage).contains("apply_network_config_for_secondary_ips: false"));
     // cloud-netconfig comes again every minute: each time is an event, which the agent handles before its
     // next inspection.
     stage.sh("vm1", &format!("ip address add {address}/20 dev eth0"));
-    eventually_says(stage, &format!("5 times so far, the last was {address}/20 on eth0"));
+    eventually_reports(stage, &format!("5 times so far, the last was {address}/20 on eth0"));
     assert!(wired.holds(stage));
     Ok(())
 }
@@ -115,7 +117,7 @@ pub fn systemd_networkd_with_cloud_inits_configuration_does_not_cut_pods_off(
     // Without udev: networkd goes without it where /sys can't be written to.
     stage.sh("vm1", "mount -o remount,bind,ro /sys");
     stage.start_daemon("vm1", "/lib/systemd/systemd-networkd")?;
-    eventually_says(stage, "took a pods' address off a link of the node, 4 times so far");
+    eventually_reports(stage, "took a pods' address off a link of the node, 4 times so far");
     eventually("the container is reached", || wired.holds(stage));
     let (pid, container) = stage.bare("vm1")?;
     let address = stage.attach("vm1", &["--container", "new", "--pid", &pid.to_string()])?;
@@ -126,13 +128,13 @@ pub fn systemd_networkd_with_cloud_inits_configuration_does_not_cut_pods_off(
 
 /// The change that systemd-networkd makes to links it manages (`ManageForeignRoutes`), and NetworkManager
 /// when it activates one.
-pub fn a_route_that_somebody_removes_is_restored_and_said(stage: &mut Stage) -> Result<()> {
+pub fn a_removed_route_is_restored_and_reported(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     let address = wired.address;
     for count in 1..=2 {
         stage.sh("vm1", &format!("ip route delete {address}/32"));
         eventually("the container is reached again", || wired.holds(stage));
-        eventually_says(
+        eventually_reports(
             stage,
             &format!("restored the route to a pod, {count} times so far, the last was {address}"),
         );
@@ -140,17 +142,17 @@ pub fn a_route_that_somebody_removes_is_restored_and_said(stage: &mut Stage) -> 
     let link = wired.link(stage);
     stage.sh("vm1", &format!("ip link set {link} down"));
     eventually("the link is up again", || wired.holds(stage));
-    eventually_says(stage, "set a pod's link up, 1 times so far");
+    eventually_reports(stage, "set a pod's link up, 1 times so far");
     Ok(())
 }
 
 /// The change of udev's that a random MAC would invite (`MACAddressPolicy=persistent`).
-pub fn a_mac_that_somebody_rewrites_is_restored_and_said(stage: &mut Stage) -> Result<()> {
+pub fn a_rewritten_mac_is_restored_and_reported(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     let link = wired.link(stage);
     stage.sh("vm1", &format!("ip link set {link} address 02:00:00:00:00:01"));
     eventually("the container is reached again", || wired.holds(stage));
-    eventually_says(
+    eventually_reports(
         stage,
         &format!("restored the MAC of a pod's link, 1 times so far, the last was {}", wired.address),
     );
@@ -163,14 +165,14 @@ fn sysctl(stage: &Stage, key: &str, value: &str) -> Result<()> {
     Ok(inside(&stage.machine("vm1"), || fs::write(path, value))?)
 }
 
-pub fn forwarding_that_somebody_turns_off_is_turned_on_and_said(stage: &mut Stage) -> Result<()> {
+pub fn forwarding_turned_off_is_turned_on_and_reported(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     sysctl(stage, "ipv4/ip_forward", "0")?;
     eventually("packets are forwarded again", || wired.holds(stage));
-    eventually_says(stage, "turned IP forwarding on");
+    eventually_reports(stage, "turned IP forwarding on");
     sysctl(stage, "ipv4/conf/eth0/forwarding", "0")?;
     eventually("packets of one link are forwarded again", || wired.holds(stage));
-    eventually_says(stage, "the last was ipv4/conf/eth0/forwarding");
+    eventually_reports(stage, "the last was ipv4/conf/eth0/forwarding");
     sysctl(stage, &format!("ipv4/conf/{}/forwarding", wired.link(stage)), "0")?;
     eventually("packets of the pod are forwarded again", || wired.holds(stage));
     Ok(())
@@ -224,13 +226,13 @@ fn firewall(stage: &mut Stage, commands: &[&str], chain: &str) -> Result<()> {
     }
     let agent = stage.start_agent("vm1", &[])?;
     let wired = Wired { agent, ..wired };
-    eventually_says(stage, &format!("False (InTheWay): {chain} drops what pods send or receive"));
+    eventually_reports(stage, &format!("False (InTheWay): {chain} drops what pods send or receive"));
     assert!(!wired.holds(stage), "nobody asked for it to be opened");
     wired.agent.stop();
     let agent = stage.start_agent("vm1", &["--open-forward"])?;
     let wired = Wired { agent, ..wired };
     eventually("pods are let through", || wired.holds(stage));
-    eventually_says(stage, "True (Repaired): put rules before somebody's firewall");
+    eventually_reports(stage, "True (Repaired): put rules before somebody's firewall");
     assert!(undisturbed(stage).contains(chain), "{}", undisturbed(stage));
     // The rules that were put in go again with the rest of ours, and nothing else.
     wired.agent.stop();
@@ -273,7 +275,7 @@ pub fn a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for
 
 /// As `systemctl reload nftables` does with Debian's configuration, and firewalld's reload by default. A
 /// fight goes on for as long as the other fights, at one repair a second.
-pub fn a_flushed_ruleset_is_back_within_a_second_and_said(stage: &mut Stage) -> Result<()> {
+pub fn a_flushed_ruleset_is_back_within_a_second_and_reported(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     let table = |stage: &Stage| stage.sh("vm1", "nft list tables").contains("inet vnetpool");
     // A hostPort of the container, as the reference plugin makes it when a pod starts.
@@ -293,14 +295,14 @@ pub fn a_flushed_ruleset_is_back_within_a_second_and_said(stage: &mut Stage) -> 
         let flushed = Instant::now();
         eventually("the table is back", || table(stage));
         assert!(flushed.elapsed() < Duration::from_secs(2), "it took {:?}", flushed.elapsed());
-        eventually_says(stage, &format!("put Vnetpool's nftables table back, {}", 2 * count + 1));
+        eventually_reports(stage, &format!("put Vnetpool's nftables table back, {}", 2 * count + 1));
         assert!(wired.holds(stage));
     }
-    eventually_says(stage, "the hostPort of pods web leads nowhere");
+    eventually_reports(stage, "the hostPort of pods web leads nowhere");
     // By a program that leaves the table and takes a rule out.
     stage.sh("vm1", "nft flush chain inet vnetpool egress");
     eventually("the rule is back", || wired.holds(stage));
-    eventually_says(
+    eventually_reports(
         stage,
         "put Vnetpool's nftables table back, 8 times so far, the last was table inet vnetpool",
     );

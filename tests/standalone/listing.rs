@@ -57,7 +57,7 @@ fn comparing<T: Send>(
     })
 }
 
-pub fn what_somebody_takes_off_a_nic_is_missed_within_a_minute(stage: &mut Stage) -> Result<()> {
+pub fn an_address_taken_off_a_nic_is_missed_within_a_minute(stage: &mut Stage) -> Result<()> {
     stage.give("vm1", 2)?;
     let object = object(stage, "vm1")?;
     let held: BTreeSet<String> = object.spec.ip_configurations().map(|one| one.name.clone()).collect();
@@ -89,7 +89,7 @@ pub fn what_somebody_takes_off_a_nic_is_missed_within_a_minute(stage: &mut Stage
     Ok(())
 }
 
-pub fn a_node_whose_metadata_service_is_closed_goes_on_without_a_word(stage: &mut Stage) -> Result<()> {
+pub fn a_node_whose_metadata_service_is_closed_goes_on_without_a_report(stage: &mut Stage) -> Result<()> {
     stage.give("vm1", 1)?;
     let object = object(stage, "vm1")?;
     // As a firewall of the node's does it.

@@ -26,7 +26,7 @@ fn typed(stage: &Stage, snippet: &Snippet) -> Result<String> {
     Ok(printed)
 }
 
-pub fn the_commands_for_a_plain_vm_do_what_they_say(stage: &mut Stage) -> Result<()> {
+pub fn the_documented_commands_for_a_plain_vm_work(stage: &mut Stage) -> Result<()> {
     let folder = stage.folder().to_owned();
     fs::create_dir_all(folder.join("image"))?;
     fs::create_dir_all(folder.join("bin"))?;

@@ -37,7 +37,7 @@ async fn sixty_pods(cluster: &Cluster) -> Result<Vec<ProbePod>> {
     Ok(cluster.grow("web", PODS).await?.0)
 }
 
-pub async fn each_node_holds_the_minimum_and_says_so(cluster: &Cluster) -> Result<()> {
+pub async fn each_node_holds_the_minimum_and_reports_it(cluster: &Cluster) -> Result<()> {
     cluster.undeploy("web").await?;
     cluster.settled(MINIMUM, Duration::from_secs(120)).await?;
     for node in &cluster.state.nodes {
@@ -88,7 +88,7 @@ pub async fn a_pod_and_a_vm_see_each_others_own_addresses_and_the_internet_sees_
     Ok(())
 }
 
-pub async fn kubectl_tells_how_many_addresses_and_who_has_which(cluster: &Cluster) -> Result<()> {
+pub async fn kubectl_shows_the_sums_of_addresses_and_the_holder_of_each(cluster: &Cluster) -> Result<()> {
     sixty_pods(cluster).await?;
     let table = vnetpool_tests::eventually("the pool's sums", Duration::from_secs(120), || async {
         let table = cluster.kubectl(&["get", "nodeippools"]).await?;
@@ -128,7 +128,7 @@ pub async fn addresses_go_back_to_azure_when_the_pods_are_gone(cluster: &Cluster
     Ok(())
 }
 
-pub async fn a_changed_pool_changes_what_the_nodes_hold(cluster: &Cluster) -> Result<()> {
+pub async fn a_changed_pool_changes_the_nodes_addresses(cluster: &Cluster) -> Result<()> {
     cluster.undeploy("web").await?;
     cluster.patch_pool(json!({ "sizing": { "minimum": 12 } })).await?;
     cluster.settled(12, Duration::from_secs(120)).await?;
@@ -175,7 +175,7 @@ pub async fn every_exchange_with_azure_keeps_to_its_documents(cluster: &Cluster)
     if cluster.azure.log().await?.iter().filter(|exchange| exchange.method == "PUT").count() <= ENOUGH_WRITES
     {
         addresses_go_back_to_azure_when_the_pods_are_gone(cluster).await?;
-        a_changed_pool_changes_what_the_nodes_hold(cluster).await?;
+        a_changed_pool_changes_the_nodes_addresses(cluster).await?;
     }
     let log: Vec<LogEntry> = serde_json::from_value(cluster.azure.raw_log().await?)?;
     let (mut validated, mut wrong) = (0, vec![]);

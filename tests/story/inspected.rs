@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(90);
 /// leak is watched for a minute first.
 const HEALED: Duration = Duration::from_secs(180);
 
-pub async fn the_plugin_of_kubectl_tells_what_operator_ledger_and_kernel_have(
+pub async fn the_plugin_of_kubectl_shows_the_views_of_operator_ledger_and_kernel(
     cluster: &Cluster,
 ) -> Result<()> {
     cluster.deploy("asked", 4, None).await?;
@@ -74,7 +74,7 @@ pub async fn a_bundle_has_everything_and_no_id_of_the_subscription(cluster: &Clu
     Ok(())
 }
 
-pub async fn check_finds_what_leaked_on_a_nic_in_a_ledger_and_on_a_link(cluster: &Cluster) -> Result<()> {
+pub async fn check_finds_leaks_on_a_nic_in_a_ledger_and_on_a_link(cluster: &Cluster) -> Result<()> {
     agrees(cluster, SOON).await?;
     let [nic, ledger, link] = ["node-1", "node-2", "node-3"].map(|name| cluster.host(name));
     let (nic, ledger, link) = (nic?, ledger?, link?);

@@ -23,7 +23,7 @@ struct Prometheus {
     _folder: TempDir,
 }
 
-pub async fn prometheus_scrapes_by_the_charts_pod_monitors_and_has_what_alerts_and_panels_ask_for(
+pub async fn prometheus_scrapes_by_the_charts_pod_monitors_and_has_the_metrics_of_alerts_and_panels(
     cluster: &Cluster,
 ) -> Result<()> {
     // Series that begin with a pod's start are there, too.

@@ -149,11 +149,13 @@ pub async fn a_standby_takes_over_from_an_operator_killed_in_the_middle_of_a_wri
     Ok(())
 }
 
-pub async fn a_node_without_an_azure_provider_id_is_told_what_is_missing(cluster: &Cluster) -> Result<()> {
+pub async fn a_node_without_an_azure_provider_id_gets_a_warning_that_names_it(
+    cluster: &Cluster,
+) -> Result<()> {
     make_node(cluster, "stranger", "stranger", None).await?;
     let found = condition_of(cluster, "stranger", condition::INTERFACE_FOUND, "ProviderID").await?;
     ensure!(found.message.contains("providerID"), "{}", found.message);
-    told(cluster, "stranger", "providerID").await?;
+    is_warned_of(cluster, "stranger", "providerID").await?;
     remove_node(cluster, "stranger").await
 }
 
@@ -165,7 +167,7 @@ pub async fn a_nic_that_is_gone_is_named_with_the_remedy(cluster: &Cluster) -> R
     make_pool(cluster, "ghosts", 12).await?;
     let found = condition_of(cluster, "ghost", condition::INTERFACE_FOUND, "NotFound").await?;
     ensure!(found.message.contains("ghost"), "{}", found.message);
-    told(cluster, "ghost", "ghost").await?;
+    is_warned_of(cluster, "ghost", "ghost").await?;
     remove_node(cluster, "ghost").await?;
     gone(cluster, "ghost").await
 }
@@ -179,7 +181,7 @@ pub async fn a_full_subnet_is_named_and_hurts_no_other_node(cluster: &Cluster) -
     make_pool(cluster, "crowded", 12).await?;
     let reserved = condition_of(cluster, "narrow", condition::RESERVED, "SubnetFull").await?;
     ensure!(reserved.message.contains("small"), "{}", reserved.message);
-    told(cluster, "narrow", "small").await?;
+    is_warned_of(cluster, "narrow", "small").await?;
     holds(cluster, "roomy", 12).await?;
     for machine in ["narrow", "roomy"] {
         remove_node(cluster, machine).await?;
@@ -207,7 +209,7 @@ pub async fn a_refused_write_names_the_missing_action_and_hurts_no_other_node(
     make_pool(cluster, "guarded", 12).await?;
     let reserved = condition_of(cluster, "refused", condition::RESERVED, "PermissionDenied").await?;
     ensure!(reserved.message.contains(action), "{}", reserved.message);
-    told(cluster, "refused", action).await?;
+    is_warned_of(cluster, "refused", action).await?;
     holds(cluster, "allowed", 12).await?;
     // The action is granted, and the administrator who did that edits the pool to see it work.
     cluster.azure.mend(&fault).await?;
@@ -381,7 +383,7 @@ async fn condition_of(cluster: &Cluster, node: &str, type_: Type, reason: &str) 
 }
 
 /// Waits for a warning Event on a Node that mentions `what`.
-async fn told(cluster: &Cluster, name: &str, what: &str) -> Result<()> {
+async fn is_warned_of(cluster: &Cluster, name: &str, what: &str) -> Result<()> {
     let events: Api<Event> = Api::all(cluster.client.clone());
     eventually(&format!("a warning on Node {name} that mentions {what}"), SOON, || async {
         let all = events.list(&Default::default()).await?.items;

@@ -20,7 +20,7 @@ pub async fn install(cluster: &Cluster) -> Result<()> {
     cluster.nodes_ready().await
 }
 
-pub async fn the_commands_of_the_documents_do_what_they_say(cluster: &Cluster) -> Result<()> {
+pub async fn the_documented_commands_work(cluster: &Cluster) -> Result<()> {
     // One pod: two nodes have none, as on any morning.
     cluster.deploy("typed", 1, None).await?;
     let pods = cluster.running("typed", 1, Duration::from_secs(60)).await?;

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn half_requests_beyond_the_cap_hold_nothing_and_whoever_comes_after_them_is_served() {
+    async fn half_requests_beyond_the_cap_are_dropped_and_a_later_request_is_served() {
         let endpoint = endpoint("127.0.0.1:0").await;
         let begun = Instant::now();
         let mut half = Vec::new();

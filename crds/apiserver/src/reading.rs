@@ -152,7 +152,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_json_it_is_reading_ends_with_an_object(text in r#"(\{"metadata":)?[\[{]("a":)?-?[0-9]{0,25}(,"x")?[\]}]\}?"#) {
+        fn the_reading_of_any_json_ends_with_an_object(text in r#"(\{"metadata":)?[\[{]("a":)?-?[0-9]{0,25}(,"x")?[\]}]\}?"#) {
             if let Ok(content) = serde_json::from_str::<Value>(&text) {
                 prop_assert!(serde_json::from_value::<Reading<Pod>>(content).is_ok());
             }

@@ -96,7 +96,7 @@ mod tests {
     use prometheus_client::encoding::text::encode;
 
     #[test]
-    fn a_process_tells_its_build_and_what_it_uses() {
+    fn a_process_reports_its_build_memory_cpu_and_files() {
         let mut text = String::new();
         encode(&mut text, &registry("vnetpool_test", "1.2.3")).unwrap();
         assert!(text.contains("vnetpool_test_build_info{version=\"1.2.3\"} 1\n"), "{text}");

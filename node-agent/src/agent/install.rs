@@ -59,11 +59,11 @@ fn put_in_place(
         let message = format!("{} is there for the plugin that wires the pods", bin_dir.join(IPAM).display());
         return Ok(Verdict::yes(Reason::IPAMOnly, message));
     }
-    Ok(said_of(chain, install::preceding(conf_dir)?, bin_dir))
+    Ok(verdict_of(chain, install::preceding(conf_dir)?, bin_dir))
 }
 
 /// The condition `CNIInstalled` for files that are in place.
-fn said_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> Verdict {
+fn verdict_of(chain: &Chain, preceding: Option<Preceding>, bin_dir: &Path) -> Verdict {
     let conflist = install::CONFLIST;
     if let Some(Preceding { path, leads_to_ours: false }) = &preceding {
         let message = format!(
@@ -107,11 +107,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_condition_tells_what_stands_before_and_behind_ours() {
+    fn the_condition_names_the_plugins_before_and_behind_ours() {
         let said = |chain: &Chain, preceding: Option<bool>| {
             let path = "/etc/cni/net.d/00-multus.conf".into();
             let preceding = preceding.map(|leads_to_ours| Preceding { path, leads_to_ours });
-            said_of(chain, preceding, Path::new("/opt/cni/bin"))
+            verdict_of(chain, preceding, Path::new("/opt/cni/bin"))
         };
         let alone = Chain::default();
         assert_eq!(

@@ -95,7 +95,7 @@ async fn addresses_are_supplied_while_an_inspection_is_under_way_but_for_those_w
 }
 
 #[tokio::test]
-async fn rules_that_come_back_while_others_are_being_made_are_made_again_before_what_comes_with_them() {
+async fn rules_that_return_while_others_are_applied_are_applied_again_before_their_addresses() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut agent = agent(root.path());
     let first = object(&agent, 2, 1, "192.168.0.0/16");
@@ -120,7 +120,7 @@ async fn rules_that_come_back_while_others_are_being_made_are_made_again_before_
 }
 
 #[tokio::test]
-async fn by_a_spec_older_than_what_the_ledger_was_built_from_nothing_is_taken_back() {
+async fn a_spec_older_than_the_ledgers_takes_nothing_back() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
     let (mut agent, first) = ruled(root.path());
     agent.reconcile(Some(&first)).await.unwrap();
@@ -165,7 +165,7 @@ async fn by_an_object_that_is_gone_nothing_is_taken_off_the_nodes_links_nor_inst
 }
 
 #[tokio::test]
-async fn without_a_ledger_an_agent_is_not_ready_whatever_is_installed() {
+async fn an_agent_without_a_ledger_is_not_ready_though_it_is_installed() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut agent = agent(root.path());
     agent.inspected.is_installed = true;
@@ -208,10 +208,10 @@ async fn a_ledger_that_is_built_from_a_later_spec_offers_nothing_before_that_one
 }
 
 #[tokio::test(start_paused = true)]
-async fn reconciles_come_whatever_an_inspection_does() {
+async fn reconciles_go_on_during_an_inspection() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut agent = agent(root.path());
-    let _looks = agent.keeper.take();
+    let _inspections = agent.keeper.take();
     let mut reports = agent.reports.subscribe();
     let (changed, disturbed) = (Notify::new(), Notify::new());
     let three = async {
@@ -303,7 +303,7 @@ fn condition(agent: &Agent, type_: Type) -> Condition {
 }
 
 #[tokio::test]
-async fn a_node_whose_rules_fail_says_so_and_gives_no_pod_an_address_and_pods_keep_theirs() {
+async fn a_node_whose_rules_fail_reports_it_assigns_nothing_and_keeps_its_pods_addresses() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let is = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
     let broken = dir.join("broken");
@@ -374,7 +374,7 @@ async fn rules_that_stand_again_have_pods_served_though_the_object_is_gone() {
 }
 
 #[tokio::test]
-async fn what_a_pod_gives_back_while_the_node_lacks_its_rules_goes_to_no_other() {
+async fn an_address_freed_while_the_node_lacks_its_rules_goes_to_no_pod() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let mut object = object(&agent, 2, 1, "192.168.0.0/16");
@@ -390,7 +390,7 @@ async fn what_a_pod_gives_back_while_the_node_lacks_its_rules_goes_to_no_other()
 }
 
 #[tokio::test]
-async fn who_has_the_nodes_rules_see_bridged_packets_again_is_told_and_undone() {
+async fn a_setting_that_shows_bridged_packets_to_the_rules_is_undone_and_reported() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");

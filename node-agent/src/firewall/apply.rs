@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_packets_put_into_the_table_is_no_change_of_it() {
+    fn elements_that_packets_add_are_no_change_of_the_table() {
         let listing = "table inet vnetpool {\n\tset asked {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1,\n\t\t\t     \
                        10.0.0.2 }\n\t}\n\n\tset direct {\n\t\ttype ipv4_addr\n\t}\n}\n";
         let expected = "table inet vnetpool {\n\n\tset direct {\n\t\ttype ipv4_addr\n\t}\n}\n";

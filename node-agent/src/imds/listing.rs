@@ -191,7 +191,7 @@ mod tests {
     const TWO: [(&str, &str); 2] = [("vnp-1", "10.240.0.5/32"), ("vnp-2", "10.240.0.6/32")];
 
     #[test]
-    fn what_was_listed_and_is_missed_twice_in_a_row_is_told_until_it_is_listed_again() {
+    fn an_address_missed_twice_in_a_row_is_reported_until_it_is_listed_again() {
         let (mut listing, nic) = (Listing::default(), nic(&TWO));
         listing.take_in(&nic, &answer(&["10.240.0.5", "10.240.0.6"]));
         listing.take_in(&nic, &answer(&["10.240.0.5"]));
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_listed_proves_nothing_however_long_it_takes() {
+    fn an_address_that_was_never_listed_is_never_missed() {
         let (mut listing, nic) = (Listing::default(), nic(&TWO));
         for _ in 0..10 {
             listing.take_in(&nic, &answer(&["10.240.0.5"]));

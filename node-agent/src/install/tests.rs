@@ -12,9 +12,9 @@ fn plain(mtu: u32) -> Value {
 }
 
 #[test]
-fn the_configuration_names_both_versions_and_the_mtu_and_chains_what_there_is() {
+fn the_configuration_names_both_versions_the_mtu_and_each_plugin_found() {
     let chain =
-        Chain { found: vec![Chained::Portmap, Chained::Bandwidth], speaks_1_1: false, ..Chain::default() };
+        Chain { found: vec![Chained::Portmap, Chained::Bandwidth], supports_1_1: false, ..Chain::default() };
     let document = conflist(&uplink(1400), Wiring::Bridge, &chain, Path::new(STATE_DIR));
     let types = |document: &serde_json::Value| -> Vec<String> {
         let plugins = document["plugins"].as_array().unwrap().iter();
@@ -28,7 +28,7 @@ fn the_configuration_names_both_versions_and_the_mtu_and_chains_what_there_is() 
     assert_eq!(document["plugins"].as_array().unwrap()[1..], [portmap, bandwidth]);
     assert_eq!(document["cniVersions"], json!(["1.0.0"]), "the others know no 1.1.0");
 
-    let alone = Chain { speaks_1_1: true, ..Chain::default() };
+    let alone = Chain { supports_1_1: true, ..Chain::default() };
     let document = conflist(&uplink(1400), Wiring::Routed, &alone, Path::new(STATE_DIR));
     assert_eq!(document["cniVersion"], "1.0.0");
     assert_eq!(document["cniVersions"], json!(["1.0.0", "1.1.0"]));
@@ -37,7 +37,7 @@ fn the_configuration_names_both_versions_and_the_mtu_and_chains_what_there_is() 
 
 /// Otherwise the plugin would expect the ledger where the agent doesn't keep it.
 #[test]
-fn another_folder_of_the_ledger_is_told_to_the_plugin() {
+fn the_plugins_configuration_names_another_folder_of_the_ledger() {
     let [told, untold] = ["/run/elsewhere", STATE_DIR]
         .map(|dir| conflist(&uplink(1400), Wiring::Routed, &Chain::default(), Path::new(dir)));
     assert_eq!(told["plugins"][0]["stateDir"], "/run/elsewhere");
@@ -264,7 +264,7 @@ fn a_configuration_that_sorts_before_ours_is_named() {
 }
 
 #[test]
-fn a_configuration_in_front_that_leads_to_ours_is_told_from_one_in_the_way() {
+fn a_configuration_in_front_either_leads_to_ours_or_is_in_the_way() {
     let conf_dir = tempfile::tempdir().unwrap();
     let ours = plain(1500);
     let mut with_mesh = ours.clone();

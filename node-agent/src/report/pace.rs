@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_act_on_is_news_and_what_people_read_is_not() {
+    fn a_change_that_others_act_on_is_news_and_other_counts_are_not() {
         let before = status(20, 2, 18);
         let from = |now: &NodeIPAllocationStatus| difference(now, Some(&before), 8);
         assert_eq!(from(&before), Difference::None);

@@ -128,7 +128,7 @@ fn pods_behind_the_bridge_reach_neither_the_metadata_service_nor_the_wire_server
 }
 
 #[test]
-fn pods_reach_the_metadata_service_where_the_pool_says_so() {
+fn pods_reach_the_metadata_service_where_the_pool_allows_it() {
     let (world, mut firewall) = (World::new(), Firewall::default());
     ensure(&world.node, &mut firewall, &rules_with(MetadataAccess::All, &["10.240.0.0/16"]));
     let mut open = world.pod.connect(METADATA).unwrap();

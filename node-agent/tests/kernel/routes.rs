@@ -12,7 +12,7 @@ use crate::world::{INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, POD, World, e
 /// A second NIC, 10.240.32.4, whose link is down and has no address, as Azure's images leave it, and a pod of
 /// its subnet. The VNet takes nothing of that subnet from the first NIC.
 #[test]
-fn what_pods_of_a_second_nic_send_leaves_by_it_and_answers_come_back() {
+fn packets_of_a_second_nics_pods_leave_by_it_and_answers_come_back() {
     const SECOND: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 4);
     const FAR_POD: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 20);
     const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 1);

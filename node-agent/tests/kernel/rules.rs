@@ -28,7 +28,7 @@ fn the_vnet_sees_a_pod_and_the_rest_of_the_world_sees_the_node() {
 }
 
 #[test]
-fn what_comes_from_the_vnet_reaches_a_pod_untranslated() {
+fn packets_from_the_vnet_reach_a_pod_untranslated() {
     let world = World::new();
     ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
     world.pod.answer(POD);
@@ -133,7 +133,7 @@ fn the_table_is_put_in_place_only_when_it_is_not_as_it_was_put() {
 }
 
 #[test]
-fn a_table_that_somebody_has_changed_is_told_from_one_that_is_to_be_another() {
+fn a_table_changed_by_others_is_restored_and_an_outdated_one_is_put() {
     let (node, mut firewall) = (Namespace::new(), Firewall::default());
     let mut ensure = |rules: &str| node.inside(|| block_on(firewall.ensure(rules)).unwrap());
     let (wanted, other) = (rules(&["10.240.0.0/16"]), rules(&[]));
@@ -278,7 +278,7 @@ fn where_another_plugin_wires_the_pods_arp_is_left_alone() {
 }
 
 #[test]
-fn nobody_elses_table_is_touched() {
+fn no_table_of_others_is_touched() {
     let node = Namespace::new();
     node.run("nft add table ip vnetpool");
     node.run("nft add table inet other");

@@ -43,7 +43,7 @@ fn leaked(node: &Namespace, store: &Store) -> Vec<Suspect> {
 }
 
 #[test]
-fn what_a_vanished_pod_leaves_on_the_bridge_goes_with_its_record() {
+fn a_vanished_pods_traces_on_the_bridge_go_with_its_record() {
     let (dir, node, pod) = (tempfile::tempdir().unwrap(), Namespace::new(), Namespace::new());
     let store = ledger(dir.path());
     node.inside(|| bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap());
@@ -167,7 +167,7 @@ impl Drop for Named {
 }
 
 #[test]
-fn a_pod_that_another_plugin_wired_lives_as_long_as_its_namespace_or_as_nobody_can_tell() {
+fn a_pod_that_another_plugin_wired_lives_while_its_namespace_exists_or_is_unknown() {
     let (dir, node) = (tempfile::tempdir().unwrap(), Namespace::new());
     let store = ledger(dir.path());
     let (kept, ended) = (Named::new("kept"), Named::new("ended"));

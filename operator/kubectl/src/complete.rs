@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_is_begun_is_offered_what_fits() {
+    fn a_begun_word_is_completed_with_matching_ones() {
         assert_eq!(offered(&["s"]), ["status", "subnets", ":4"]);
         assert_eq!(offered(&["explain", "no"]), ["node-1", ":4"]);
         assert_eq!(offered(&["check", "--ap"]), ["--apart", ":4"]);

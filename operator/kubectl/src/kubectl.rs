@@ -316,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_gives_no_answer_is_not_waited_for_without_end() {
+    fn a_command_without_an_answer_is_ended() {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let mut command = Command::new("sleep");
         command.arg("60");

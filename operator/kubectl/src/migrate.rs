@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn what_blocks_comes_before_what_to_mind_and_each_says_why() {
+    fn blocking_findings_come_first_and_each_finding_names_its_cause() {
         let named =
             |kind: &str, name: &str| json!({"metadata": {"namespace": kind, "name": name}, "spec": {}});
         let daemon_set = json!({"metadata": {"namespace": "kube-system", "name": "azure-cns"}});

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn another_sizing_is_told_for_each_node() {
+    fn a_plan_shows_another_sizing_for_each_node() {
         let spec = json!({"nodeSelector": selects(json!({"pods": "yes"})), "sizing": {"minimum": 2, "warm": 1, "batch": 1}});
         let expected = "\
 POOL      FIELD                 BEFORE   AFTER

@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_in_names_of_fields_are_replaced_and_what_repeats_the_object_is_gone() {
+    fn ids_in_names_of_fields_are_replaced_and_copies_of_the_object_are_gone() {
         let mut object = json!({
             "metadata": {"managedFields": [{"f:spec": {(format!("k:{{\"id\":\"/subscriptions/{ONE}\"}}")): {}}}],
                 "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{\"data\":\"s3cret\"}"}},

@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ready_is_told_even_if_nothing_says_why() {
+    fn a_missing_or_false_ready_is_listed_without_another_condition() {
         let at = Timestamp::UNIX_EPOCH;
         let told = |conditions: &[Condition]| -> Vec<String> {
             troubles("o", conditions, at).into_iter().map(|one| one.what).collect()

@@ -157,7 +157,7 @@ mod tests {
     use crate::fixture;
 
     #[test]
-    fn pools_and_nodes_are_tables_and_what_is_not_well_says_why() {
+    fn pools_and_nodes_are_tables_and_each_trouble_names_its_cause() {
         let expected = "\
 POOL      MODE      NODES-READY   HELD   ASSIGNED   FREE   COOLING   WAITING   READY
 default   Address   1/2           7      4          2      1         1         True
@@ -179,7 +179,7 @@ Node node-3: has no NodeIPAllocation
     }
 
     #[test]
-    fn a_fleet_that_is_well_says_so() {
+    fn a_healthy_fleets_status_ends_with_all_is_well() {
         let mut objects = fixture::objects();
         objects.nodes.truncate(1);
         objects.allocations.truncate(1);

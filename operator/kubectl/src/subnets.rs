@@ -128,7 +128,7 @@ mod tests {
     use crate::fixture;
 
     #[test]
-    fn each_subnet_and_network_is_a_line_and_each_pool_says_whether_it_lasts() {
+    fn each_subnet_and_network_is_a_line_and_each_pool_shows_its_forecast() {
         let expected = "\
 SUBNET       POOL      NODES   HELD   SIZE   FREE   FREE%
 vnet/nodes   default   2       7      251    3      1%

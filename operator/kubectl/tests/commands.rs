@@ -196,7 +196,7 @@ fn a_bundle_has_all_there_is_to_read_and_neither_ids_nor_secrets() {
 }
 
 #[test]
-fn a_bundle_says_of_what_can_not_be_listed_that_it_lacks_it() {
+fn a_bundle_names_the_parts_that_it_could_not_read() {
     let cluster = Cluster::filled();
     fs::remove_file(cluster.path("answers").join(POOLS.replace(['/', '.'], "_"))).unwrap();
     let mut unreadable = allocation("node-2", 2);
@@ -231,7 +231,7 @@ fn a_check_reads_each_table_once_and_names_a_node_that_is_not_there() {
 }
 
 #[test]
-fn a_check_tells_what_it_could_not_read_and_looks_again_only_where_it_must() {
+fn a_check_names_unread_nodes_and_reads_only_these_again() {
     let cluster = Cluster::filled();
     fs::remove_file(cluster.path("answers/exec_agent-2")).unwrap();
     let output = cluster.run(&["check", "--apart", "0"]);
@@ -241,7 +241,7 @@ fn a_check_tells_what_it_could_not_read_and_looks_again_only_where_it_must() {
 }
 
 #[test]
-fn what_the_operator_had_read_when_it_ended_is_kept() {
+fn the_answers_read_before_the_operator_ended_are_kept() {
     let cluster = Cluster::filled();
     let mut other = allocation("node-2", 2);
     other["spec"]["routeTableID"] = json!(table() + "-2");
@@ -263,7 +263,7 @@ fn a_list_is_read_page_by_page() {
 }
 
 #[test]
-fn a_preflight_speaks_to_the_user_itself() {
+fn a_preflights_output_and_exit_code_reach_the_user() {
     let cluster = Cluster::filled();
     assert_eq!(cluster.run(&["preflight"]).status.code(), Some(1));
     cluster.answer("exec_op", "all permissions are there");

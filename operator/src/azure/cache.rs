@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_room_only_what_a_nic_says_is_kept() {
+    async fn without_room_only_the_parsed_nic_is_kept() {
         let bytes = document().packed.len();
         let all = Documents { room: Arc::new(AtomicUsize::new(bytes)), ..Documents::default() };
         let (mut first, mut second) = (Known::default(), Known::default());

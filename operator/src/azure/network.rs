@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_that_azure_throttles_is_not_made_again_before_it_may_be() {
+    fn a_network_read_that_azure_throttles_waits_as_long_as_azure_asks() {
         let throttled = |seconds| Error::Throttled {
             resource: VNET.into(),
             message: "m".into(),
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_its_space_what_it_peers_with_and_the_subnet() {
+    fn a_network_is_its_space_its_peers_and_the_subnet() {
         let network = vnet().around(&subnet("nodes")).unwrap();
         assert_eq!(network.id, VNET.parse().unwrap());
         assert_eq!(network.address_space, nets(&["10.0.0.0/16", "10.240.0.0/16"]));
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn ipconfigurations_and_whatever_else_is_not_needed_are_not_even_understood() {
+    fn ip_configurations_and_other_unneeded_fields_are_not_parsed() {
         let model = json!({
             "properties": {
                 "addressSpace": { "addressPrefixes": ["10.240.0.0/16"] },
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_subnet_has_no_network() {
+    fn an_id_of_no_subnet_has_no_network() {
         assert!(matches!(vnet_of(&VNET.parse().unwrap()), Err(Error::ResourceId(_))));
     }
 }

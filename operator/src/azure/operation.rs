@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_is_what_azure_says_within_reason() {
+    fn the_pace_is_azures_within_limits() {
         let table = [(None, 10), (Some(0), 1), (Some(25), 25), (Some(86_400), 120)];
         for (said, seconds) in table {
             assert_eq!(pace(said.map(Duration::from_secs)), Duration::from_secs(seconds));

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_role_leaves_out_another_may_grant() {
+    fn an_action_that_one_role_leaves_out_another_may_grant() {
         let write = "Microsoft.Network/networkInterfaces/write";
         let table = [
             (json!([]), false),

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn five_thousand_pods_ask_for_what_is_used_up_as_often_as_one_does() {
+    fn five_thousand_pods_try_a_used_up_quota_as_often_as_one_does() {
         let (refused, start) = (Refused::default(), Instant::now());
         let place = places("g", "WestEurope");
         let error = Error::PublicAddressesUsedUp { resource: "p".into(), message: "m".into() };

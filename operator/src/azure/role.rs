@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_adds_its_actions_to_those_that_everybody_needs() {
+    fn a_part_adds_its_actions_to_those_of_every_installation() {
         let parts = [part("load-balancers").unwrap()];
         let balanced = Definition::of("Ours".into(), &parts, vec!["/subscriptions/s".into()]);
         assert_eq!(balanced.name, "Ours");
@@ -238,7 +238,7 @@ mod tests {
 
     /// Azure's built-in role for the same job, addresses of egress gateways on the NICs of OpenShift's nodes.
     #[test]
-    fn it_is_the_recorded_role_for_the_same_job_and_what_that_one_lacks() {
+    fn our_role_is_the_recorded_role_for_the_same_job_and_two_actions_more() {
         let recorded = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../../shared/azure-spec/arm-recordings/role-aro-network-operator.json");
         let recorded: serde_json::Value =

@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_replaced_early_and_used_until_it_ends_whatever_fails() {
+    fn a_token_is_replaced_early_and_used_until_it_ends_despite_failures() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let ends = Some(at(3600));

@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn our_token_goes_to_arm_and_to_nobody_else() {
+    fn our_token_goes_to_arm_and_to_no_other_host() {
         let table = [
             (None, "https://management.azure.com/x", true),
             (None, "https://westeurope.management.azure.com/x", true),

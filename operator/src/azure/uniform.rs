@@ -261,12 +261,12 @@ mod tests {
     }
 
     #[test]
-    fn the_primary_nic_is_the_one_whose_configuration_says_so() {
+    fn the_primary_nic_is_the_one_marked_as_primary() {
         assert_eq!(primary_nic(&model()), Some("/x/First"));
     }
 
     #[test]
-    fn only_what_is_needed_is_sent_and_the_rest_of_the_list_goes_back_as_it_came() {
+    fn only_needed_fields_are_sent_and_the_rest_of_the_list_unchanged() {
         let body = edit(&model(), "FIRST", &change(&["vnp-1"], &[]), None).unwrap().unwrap();
         assert_eq!(body.as_object().unwrap().keys().collect::<Vec<_>>(), ["location", "properties"]);
         let properties = body["properties"].as_object().unwrap();
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_already_needs_no_write() {
+    fn an_edit_already_in_the_model_needs_no_write() {
         assert_eq!(edit(&model(), "first", &change(&[], &["vnp-1"]), None), Ok(None));
         let repair = Change { repair: true, ..Change::default() };
         assert!(
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_write_has_left_in_the_model_goes_with_the_next() {
+    fn the_remains_of_a_failed_write_go_with_the_next() {
         let names = |body: &Value| -> Vec<String> {
             let all = configurations(body).unwrap()[1]["properties"]["ipConfigurations"].as_array().unwrap();
             all.iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect()

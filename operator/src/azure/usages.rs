@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn free_is_the_size_less_what_is_used() {
+    fn free_is_the_size_less_the_used() {
         assert_eq!(free(2.0, 11.0), Some(("nodes".into(), 9)));
         assert_eq!(free(11.0, 11.0), Some(("nodes".into(), 0)));
         assert_eq!(free(12.0, 11.0), Some(("nodes".into(), 0)));

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_changes_nothing_calls_nobody() {
+    fn an_event_that_changes_nothing_wakes_no_node() {
         let mut changes = changes();
         assert_eq!(changes.apply(&Event::Apply(node("a", "x"))), ["a"]);
         assert!(changes.apply(&Event::Apply(node("a", "y"))).is_empty());

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn stripping_a_node_leaves_what_decisions_depend_on() {
+    fn stripping_a_node_leaves_the_fields_of_decisions() {
         let (full, mut stripped) = (node("2026-01-01T00:00:00Z", "b1"), node("2026-01-01T00:00:00Z", "b1"));
         strip_node(&mut stripped);
         assert_eq!(node_digest(&full), node_digest(&stripped));
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn the_annotation_by_which_a_person_says_that_all_is_gone_is_kept_and_is_news() {
+    fn the_annotation_that_confirms_that_nothing_is_left_is_kept_and_is_news() {
         let object = |annotations: serde_json::Value| -> NodeIPAllocation {
             serde_json::from_value(serde_json::json!({
                 "metadata": { "name": "n", "annotations": annotations },

@@ -40,7 +40,7 @@ use crate::resource_id::ResourceId;
 /// are never shown.
 const RETRY: Duration = Duration::from_secs(2);
 /// How often to check whether the watch has caught up.
-const LOOK: Duration = Duration::from_millis(50);
+const CHECK_EVERY: Duration = Duration::from_millis(50);
 /// So many objects come in one answer, without their content.
 const PAGE: u32 = 1000;
 
@@ -126,7 +126,7 @@ where
                 let since = *lags_since.get_or_insert_with(Instant::now);
                 let caught_up = async {
                     while lags_behind(store, unknown, &listed) {
-                        sleep(LOOK).await;
+                        sleep(CHECK_EVERY).await;
                     }
                 };
                 if timeout(RETRY, caught_up).await.is_ok() {
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_view_of_what_a_store_that_was_set_back_has_not_come_to_is_no_proof() {
+    async fn a_view_newer_than_a_store_that_was_set_back_is_no_proof() {
         let (client, _) = server(vec![nodes("9", &["a"])]).await;
         let (store, mut writer) = reflector::store::<Node>();
         let ahead = json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "12"}});
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watch_that_falls_silent_is_begun_anew_when_it_lacks_what_there_is() {
+    async fn a_silent_watch_that_lacks_an_object_is_begun_anew() {
         // Its lists show the objects; later changes its watches don't deliver.
         let listed = Arc::new(Mutex::new(nodes("9", &["a"])));
         let lists = listed.clone();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pod_that_has_something_attached_is_not_taken_for_gone_before_all_pods_of_its_node_are_known() {
+    async fn a_pod_with_an_attachment_is_not_taken_for_gone_before_all_pods_of_its_node_are_known() {
         let pod = json!({"metadata": {"name": "p", "uid": "p", "annotations": {names::BACKEND_POOLS: "web"}},
             "spec": {"nodeName": "n"}, "status": {}});
         let list = json!({"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "9"}, "items": [pod]});

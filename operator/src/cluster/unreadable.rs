@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_last_of_an_object_outlives_a_list_in_which_it_can_not_be_read() {
+    fn the_last_readable_version_outlives_a_list_in_which_an_object_is_unreadable() {
         let (mut sieve, unknown) = sieve();
         let known = reading("n", "u", true).0.unwrap();
         let read = |_: &str| Some(Arc::new(known.clone()));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_that_can_not_be_read_is_told_once_and_again_when_it_can_be() {
+    fn an_unreadable_object_is_reported_once_and_again_when_it_is_readable() {
         let (mut sieve, unknown) = sieve();
         let mut turned = |event| sieve.sift(event, |_| None::<Arc<Node>>, |event| event).turned;
         assert_eq!(turned(Event::Apply(reading("n", "u", false))), ["n"]);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_of_a_newer_release_still_tells_which_nodes_it_is_for() {
+    fn a_pool_of_a_newer_release_still_shows_its_node_selector() {
         let spec = json!({"mode": "Teleport", "weight": 7, "nodeSelector": {"matchLabels": {"a": "b"}}});
         let pool = unreadable::<NodeIPPool>(json!({"metadata": {"name": "p"}, "spec": spec}));
         let claim = claim(&pool).unwrap();

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uids_that_differ_in_any_way_are_told_apart() {
+    fn uids_that_differ_in_any_way_stay_distinct() {
         let uids = [
             "0b2f6d4e-3a52-4b1c-9f43-0123456789ab",
             "0B2F6D4E-3A52-4B1C-9F43-0123456789AB",

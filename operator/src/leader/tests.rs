@@ -167,7 +167,7 @@ async fn a_leader_that_was_paused_for_longer_than_its_lease_is_not_sure_to_lead(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_leader_says_what_the_api_server_answered_last() {
+async fn a_leader_reports_the_api_servers_last_answer() {
     let (server, candidate) = Server::start().await;
     let mut leadership = candidate.acquire().await;
     (0..100).for_each(|_| server.next(Act::Refuse(StatusCode::INTERNAL_SERVER_ERROR)));
@@ -219,7 +219,7 @@ async fn an_edit_of_the_lease_that_leaves_us_the_holder_costs_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_somebody_deletes_or_empties_ends_leading() {
+async fn a_deleted_or_emptied_lease_ends_leading() {
     for empty in [false, true] {
         let (server, candidate) = Server::start().await;
         let mut leadership = candidate.acquire().await;

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_counted_by_condition_and_what_no_table_has_makes_no_series_of_its_own() {
+    fn objects_are_counted_by_condition_and_unknown_values_make_no_series_of_their_own() {
         let nodes = [
             node("a", &[("Ready", "False", "SubnetFull"), ("Full", "False", "NotFull")]),
             node("b", &[("Ready", "False", "SubnetFull")]),

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn the_states_of_addresses_add_up_to_what_is_held_and_lost_ones_are_none_of_them() {
+    fn the_states_of_addresses_add_up_to_the_held_ones_without_the_lost() {
         let status =
             NodeIPPoolStatus { held: 12, assigned: 5, cooling: 2, free: 7, waiting: 3, ..Default::default() };
         assert_eq!(states(&status).iter().map(|(_, count)| count).sum::<u32>(), 12);

@@ -98,7 +98,7 @@ async fn pass(time: Duration) {
 }
 
 #[tokio::test]
-async fn each_vnet_is_looked_at_and_counted_once_a_minute_whatever_the_number_of_subnets_and_nodes() {
+async fn each_vnet_is_read_and_counted_once_a_minute_for_any_number_of_subnets_and_nodes() {
     let world = World::start(sim::Config::default()).await.met().await;
     for minute in 1..=5_usize {
         // That another is taken each minute shows when the minute's counting is done.
@@ -141,7 +141,7 @@ async fn a_subnets_size_and_free_addresses_are_known_and_a_change_is_news() {
 }
 
 #[tokio::test]
-async fn what_no_node_uses_any_more_is_not_asked_for() {
+async fn a_subnet_that_no_node_uses_any_more_is_not_read() {
     let world = World::start(sim::Config::default()).await.met().await;
     let told = |world: &World| world.free("one", "b").zip(world.free("two", "c"));
     let both = Some((Free::Told(11), Free::Told(11)));
@@ -203,7 +203,7 @@ async fn every_page_is_read_and_paid_for_and_the_gateways_subnet_has_no_figure()
 }
 
 #[tokio::test]
-async fn a_network_is_looked_at_within_the_minute_though_its_count_gets_no_answer() {
+async fn a_network_is_read_within_the_minute_though_its_count_gets_no_answer() {
     let world = World::start(sim::Config::default()).await;
     let fault = json!({ "path_contains": "/usages", "effect": { "kind": "hold_before" } });
     world.sim.order_fault(serde_json::from_value(fault).unwrap());
@@ -216,7 +216,7 @@ async fn a_network_is_looked_at_within_the_minute_though_its_count_gets_no_answe
 }
 
 #[tokio::test]
-async fn a_subnet_that_is_new_does_not_put_off_the_look_at_its_network() {
+async fn a_new_subnet_does_not_delay_the_read_of_its_network() {
     let world = World::start(sim::Config::default()).await;
     world.networks.around(&subnet("one", "a")).await.unwrap();
     world.until("counted", |world| world.free("one", "a") == Some(Free::Told(11))).await;
@@ -230,7 +230,7 @@ async fn a_subnet_that_is_new_does_not_put_off_the_look_at_its_network() {
 }
 
 #[tokio::test]
-async fn networks_are_looked_at_before_new_nodes_are_served_and_counted_when_nothing_else_waits() {
+async fn networks_are_read_with_waiting_pods_priority_and_counted_with_the_lowest() {
     let world = World::start(sim::Config::default()).await;
     let asked = Arc::new(Mutex::new(vec![]));
     let seen = asked.clone();

@@ -54,7 +54,7 @@ impl Recorded {
     }
 
     /// Whether only a second read is lacking to believe this error.
-    pub fn lacks_second_look(&self, error: &Error) -> bool {
+    pub fn lacks_second_read(&self, error: &Error) -> bool {
         matches!(error, Error::NotFound { .. }) || self.is_believed(error)
     }
 }
@@ -90,17 +90,17 @@ impl Absences {
 
     /// Whether this error proves that the requested resource is gone. For a NIC it does so `second_read`
     /// after the first answer, and for a resource group if the object has recorded it for long enough, too.
-    /// For a subscription or resource group a person may confirm it, too: `is_said`.
+    /// For a subscription or resource group a person may confirm it, too: `is_confirmed`.
     pub fn prove(
         &self,
         error: &Error,
         recorded: &Recorded,
         second_read: Duration,
-        is_said: bool,
+        is_confirmed: bool,
         now: Instant,
     ) -> bool {
         match error {
-            Error::ScopeMissing { .. } if is_said => return true,
+            Error::ScopeMissing { .. } if is_confirmed => return true,
             Error::ScopeMissing { .. } if !recorded.is_believed(error) => return false,
             _ => {}
         }
@@ -226,7 +226,7 @@ mod tests {
         // The next leader counts on, and reads twice itself.
         let mut next = Absences::of(&recorded);
         assert!(!prove(&next, &scope("g"), BELIEVED));
-        assert!(Recorded::of(&recorded, epoch + BELIEVED).lacks_second_look(&scope("g")));
+        assert!(Recorded::of(&recorded, epoch + BELIEVED).lacks_second_read(&scope("g")));
         next.note(&scope("g"), start + BELIEVED);
         assert!(!prove(&next, &scope("g"), BELIEVED) && prove(&next, &scope("g"), BELIEVED + MINUTE));
     }
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_says_that_a_missing_resource_group_is_gone_and_of_nothing_else() {
+    fn a_person_confirms_only_that_a_missing_resource_group_is_gone() {
         let now = Instant::now();
         let denied = Error::Denied { action: "a".into(), scope: "s".into(), message: "m".into() };
         let none = Recorded::default();

@@ -18,7 +18,7 @@ use vnetpool_crds::pool::Mode;
 use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::observe::Seen;
-use super::vacate::is_said_to_be_gone;
+use super::vacate::is_confirmed_gone;
 use crate::azure::ResourceId;
 use crate::cluster::kept;
 use crate::context::Context;
@@ -36,9 +36,9 @@ pub fn plan(
     let in_doubt = memory.nic.is_in_doubt();
     let attaching = &mut memory.attaching;
     let wishes = ctx.cluster.wishes(&node.name_any());
-    let is_said_to_be_gone = is_said_to_be_gone(allocation);
-    step::take_outcomes(ctx, attaching, is_said_to_be_gone);
-    if is_said_to_be_gone {
+    let is_confirmed_gone = is_confirmed_gone(allocation);
+    step::take_outcomes(ctx, attaching, is_confirmed_gone);
+    if is_confirmed_gone {
         attaching.said_to_be_gone(now);
     }
     attaching.saw(&wishes);

@@ -135,7 +135,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_refusal_concerns_what_is_written_and_nothing_else() {
+    fn a_refusal_concerns_only_the_written_resources() {
         let in_group =
             |group: &str, rest: &str| format!("/subscriptions/s/resourceGroups/{group}/providers/{rest}");
         let id = in_group("g", "Microsoft.Network/networkInterfaces/n");

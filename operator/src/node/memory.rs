@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_written_by_somebody_else_makes_us_read_the_nic() {
+    fn a_spec_of_another_writer_makes_us_read_the_nic() {
         let mut memory = Memories::default().take(&allocation("a", 9, 1));
         memory.nic.saw(&allocation("a", 10, 1));
         assert!(!memory.nic.must_read);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_of_somebody_else_in_the_answer_to_our_conditions_makes_us_read_the_nic() {
+    fn another_writers_spec_in_the_answer_to_our_conditions_makes_us_read_the_nic() {
         let mut memory = Memories::default().take(&allocation("a", 9, 1));
         memory.nic.status_written(&allocation("a", 10, 1));
         assert!(!memory.nic.must_read);

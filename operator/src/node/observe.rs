@@ -77,7 +77,7 @@ pub struct Seen {
     /// The same, also where a lost address can't be asked for: an instance's.
     pub is_taken_off: bool,
     /// How long to wait for the agent's report of the addresses that pods use.
-    pub told_by: Option<Instant>,
+    pub reported_by: Option<Instant>,
 }
 
 /// The cluster's view of a node.
@@ -265,7 +265,7 @@ pub async fn around(
         forwarding_lacks: served.is_some()
             && backend.needs_forwarding()
             && nic.is_some_and(|nic| !nic.forwards),
-        awaits_agent: drift.told_by.is_some(),
+        awaits_agent: drift.reported_by.is_some(),
         holding: Holding { route_is_wrong: holding.route_is_wrong && obstacle.is_none(), ..holding },
     };
     let observed = observed(&cluster, allocation, azure, memory, now);
@@ -295,7 +295,7 @@ pub async fn around(
         observed,
         adoption,
         grouping,
-        told_by: drift.told_by,
+        reported_by: drift.reported_by,
         has_vanished: drift.has_vanished,
         is_taken_off: drift.is_taken_off,
     })
@@ -340,7 +340,7 @@ impl Seen {
             left: vec![],
             has_vanished: false,
             is_taken_off: false,
-            told_by: None,
+            reported_by: None,
         }
     }
 }
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_begun_is_read_before_new_nodes() {
+    fn a_nic_with_a_write_begun_is_read_before_new_nodes() {
         let failed = |stage| {
             let mut memory = Memories::default().take(&allocation(json!({})));
             let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_step_is_as_coarse_as_the_pools_status_says_of_the_nics_subscription() {
+    fn the_step_has_the_coarseness_of_the_nics_subscription_in_the_pools_status() {
         let reserves = |subscription: &str| {
             let mut pool = (*pool("p", json!({"sizing": {"minimum": 0, "warm": 2, "batch": 4}}))).clone();
             let scarce = ScarceWrites { subscription: subscription.into(), coarseness: 4 };

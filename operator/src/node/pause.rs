@@ -61,7 +61,7 @@ fn decide<'a>(
             )
         }),
         // The annotation went with the Node, so it can't be taken off any more.
-        None => (was_paused(allocation) && !is_said_to_be_released(allocation)).then(|| {
+        None => (was_paused(allocation) && !is_confirmed_released(allocation)).then(|| {
             format!(
                 "Node {name} was paused when it was deleted, so nothing is written to Azure for it and its addresses stay reserved. \
                  Register it again, or, to give them back: kubectl annotate nodeipallocation {name} {}=true",
@@ -79,7 +79,7 @@ fn decide<'a>(
     };
     // The annotation went with the pool.
     let of_gone = || {
-        gone.filter(|_| !is_said_to_be_released(allocation)).map(|pool| {
+        gone.filter(|_| !is_confirmed_released(allocation)).map(|pool| {
             format!(
                 "{POOL}{pool} was paused when it was deleted, so nothing is written to Azure for node {name}. It keeps what it has, \
                  and pods get the free addresses that are there. Make the pool again, or, to give everything back: kubectl annotate \
@@ -108,22 +108,22 @@ pub fn word(object: &impl ResourceExt) -> Option<&str> {
 const POOL: &str = "NodeIPPool ";
 
 fn was_paused(allocation: &NodeIPAllocation) -> bool {
-    told(allocation, Reason::Paused).is_some()
+    message_of(allocation, Reason::Paused).is_some()
 }
 
 /// The pool by which the node was paused when that was last said.
 fn paused_by(allocation: &NodeIPAllocation) -> Option<&str> {
-    told(allocation, Reason::PoolPaused)?.strip_prefix(POOL)?.split(' ').next()
+    message_of(allocation, Reason::PoolPaused)?.strip_prefix(POOL)?.split(' ').next()
 }
 
 /// What the node's object says of a pause for this reason.
-fn told(allocation: &NodeIPAllocation, reason: Reason) -> Option<&str> {
+fn message_of(allocation: &NodeIPAllocation, reason: Reason) -> Option<&str> {
     let said = condition::find(allocation.conditions(), PAUSED)?;
     (said.status == "True" && reason == said.reason.as_str()).then_some(said.message.as_str())
 }
 
 /// Whether a person has confirmed that the node needn't keep what it has.
-pub fn is_said_to_be_released(allocation: &NodeIPAllocation) -> bool {
+pub fn is_confirmed_released(allocation: &NodeIPAllocation) -> bool {
     allocation.annotations().get(names::RELEASE).is_some_and(|value| value == "true")
 }
 
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn who_paused_says_why_and_how_to_go_on() {
+    fn a_pauses_message_names_its_reason_and_its_end() {
         let message = |node: Option<Option<&str>>, pools: &[NodeIPPool]| {
             pause(&said(record(), Reason::Paused), node, pools).unwrap().message
         };
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_says_nothing_pauses_and_a_long_one_is_cut() {
+    fn a_blank_value_pauses_too_and_a_long_one_is_cut() {
         assert_eq!(word(&pool("p", None)), None);
         assert_eq!(word(&pool("p", Some(" "))), Some("no reason given"));
         assert_eq!(word(&pool("p", Some("false"))), Some("false"));

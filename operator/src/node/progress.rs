@@ -67,7 +67,7 @@ struct Reasons {
     /// A condition is due.
     report: Option<Duration>,
     /// The agent hasn't reported yet which addresses pods use.
-    told_by: Option<Duration>,
+    reported_by: Option<Duration>,
     /// The metadata service misses an address.
     hint: Option<Duration>,
     /// A write that mends has to show its effect, or Azure is freeing an address.
@@ -115,7 +115,7 @@ impl Progress {
     }
 
     /// Whether the object records that the node has its place.
-    pub fn says_updating(&self) -> bool {
+    pub fn records_updating(&self) -> bool {
         condition::is_true(self.allocation.conditions(), UPDATING)
     }
 
@@ -140,7 +140,7 @@ impl Progress {
 
     /// Whether the node has settled, and has reported it: its place is free.
     pub fn has_taken_up(&self) -> bool {
-        self.is_updating && self.pause.is_none() && !self.says_updating()
+        self.is_updating && self.pause.is_none() && !self.records_updating()
     }
 
     pub fn wants_write(&self) -> bool {
@@ -223,7 +223,9 @@ impl Progress {
             refused: memory.attaching.wait(now),
             ungrouped: holding(&memory.grouping),
             report,
-            told_by: seen.and_then(|seen| seen.told_by).map(|until| until.saturating_duration_since(now)),
+            reported_by: seen
+                .and_then(|seen| seen.reported_by)
+                .map(|until| until.saturating_duration_since(now)),
             mending: memory.mending.wait(now),
             strays: if memory.nic.must_choose(now) && self.may_write() && has_nic {
                 Some(Duration::ZERO)
@@ -240,9 +242,9 @@ impl Progress {
 impl Reasons {
     fn soonest(self) -> Option<Duration> {
         let Reasons { plan, grace, setback, nic, more, refused, ungrouped, .. } = self;
-        let Reasons { report, told_by, hint, mending, strays, .. } = self;
+        let Reasons { report, reported_by, hint, mending, strays, .. } = self;
         let all =
-            [plan, grace, setback, nic, more, refused, ungrouped, report, told_by, hint, mending, strays];
+            [plan, grace, setback, nic, more, refused, ungrouped, report, reported_by, hint, mending, strays];
         all.into_iter().flatten().min()
     }
 }
@@ -283,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_object_stays_as_long_as_a_nic_beside_the_one_that_serves_holds_something_of_ours() {
+    async fn an_object_stays_as_long_as_a_nic_beside_the_serving_one_holds_our_addresses() {
         let (mut progress, mut memory) = begun();
         with_nothing(&mut progress, &memory);
         assert!(progress.is_done_with(&memory.strays));
@@ -307,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_read_that_is_due_is_no_reason_to_look_at_a_node_that_has_no_nic() {
+    async fn a_read_that_is_due_does_not_requeue_a_node_without_a_nic() {
         let (mut progress, mut memory) = begun();
         let begun = progress.observed_at;
         let updating = Nic { state: ProvisioningState::Updating, ..sample_nic(&[]) };
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_error_that_runs_out_between_look_and_end_of_a_pass_is_looked_at_again_at_once() {
+    async fn an_error_that_expires_during_a_reconcile_is_requeued_at_once() {
         let (progress, mut memory) = begun();
         let lost = azure::Error::OutcomeUnknown { resource: "nic".into(), message: "cut off".into() };
         memory.setback = Some(Setback::after(None, Stage::Write, &lost, progress.observed_at));

@@ -50,16 +50,16 @@ pub async fn report(
     let surplus_for = memory.surplus_since.map(|since| now.saturating_duration_since(since));
     for refusal in memory.reports.news_of_refused(progress.allocation.conditions()) {
         let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
-        ctx.events.say(&about, events::refused(refusal, &progress.allocation.spec.pool));
+        ctx.events.report(&about, events::refused(refusal, &progress.allocation.spec.pool));
     }
     if let Some(plan) = &progress.attachments {
-        step::tell(ctx, &plan.invalid, &mut memory.attaching);
+        step::report(ctx, &plan.invalid, &mut memory.attaching);
     }
     let grace = memory.reports.grace_left(now);
-    let is_said = condition::is_true(&next, condition::SURPLUS);
+    let is_reported = condition::is_true(&next, condition::SURPLUS);
     let surplus = surplus_for
-        .filter(|_| !is_said)
-        .map(|lasted| conditions::surplus_is_said_after(progress.seen.as_ref()).saturating_sub(lasted))
+        .filter(|_| !is_reported)
+        .map(|lasted| conditions::surplus_is_reported_after(progress.seen.as_ref()).saturating_sub(lasted))
         .filter(|rest| !rest.is_zero());
     apply(ctx, progress, node, memory, next).await?;
     let full = condition::is_true(progress.allocation.conditions(), FULL);
@@ -140,7 +140,7 @@ async fn apply(
     next: Vec<Condition>,
 ) -> Result<(), Error> {
     let before = ours(&progress.allocation);
-    if says_the_same(&before, &next) {
+    if is_the_same(&before, &next) {
         return Ok(());
     }
     let write = apply_conditions(&ctx.client, &progress.allocation, &next);
@@ -164,7 +164,7 @@ fn applied(
     memory.nic.status_written(&progress.allocation);
     let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
     for event in conditions::turned(&before, &next, memory.setback.as_ref()) {
-        ctx.events.say(&about, event);
+        ctx.events.report(&about, event);
     }
 }
 
@@ -242,7 +242,7 @@ async fn apply_conditions(
 /// The NIC of these interfaces was left to another VM: reported once, because `spec` forgets it right after.
 pub fn left_behind(ctx: &Context, node: &Node, allocation: &NodeIPAllocation, nic: &str, vm: &str) {
     let about = [node.object_ref(&()), allocation.object_ref(&())];
-    ctx.events.say(&about, events::left_behind(nic, vm));
+    ctx.events.report(&about, events::left_behind(nic, vm));
 }
 
 fn ours(allocation: &NodeIPAllocation) -> Vec<Condition> {
@@ -252,7 +252,7 @@ fn ours(allocation: &NodeIPAllocation) -> Vec<Condition> {
 
 /// Whether a write would bring no news. A later generation of `spec` isn't news, since the operator writes it
 /// itself; but the next leader learns from the generation which security groups are ours.
-fn says_the_same(before: &[Condition], next: &[Condition]) -> bool {
+fn is_the_same(before: &[Condition], next: &[Condition]) -> bool {
     let timeless = |conditions: &[Condition]| {
         let mut conditions = conditions.to_vec();
         for one in conditions.iter_mut().filter(|one| one.type_ != APPLICATION_SECURITY_GROUPS) {

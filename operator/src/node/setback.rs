@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conflict_that_lasts_is_told_and_tried_ever_less_often() {
+    fn a_conflict_that_lasts_is_reported_and_tried_ever_less_often() {
         let now = Instant::now();
         let conflict = Error::Conflict { resource: "r".into(), code: "Novel".into(), message: "m".into() };
         let mut setback = Setback::after(None, Stage::Write, &conflict, now);
@@ -156,12 +156,12 @@ mod tests {
         }
         let waits: Vec<u64> = met.iter().map(|(wait, _)| wait.as_secs()).collect();
         assert_eq!(waits, [15, 30, 60, 120, 240, 480, 600, 600, 600]);
-        assert_eq!(met.iter().position(|(_, is_told)| *is_told), Some(3));
+        assert_eq!(met.iter().position(|(_, is_reported)| *is_reported), Some(3));
         assert_eq!(setback.reason, "ResourceConflict");
     }
 
     #[test]
-    fn a_busy_resource_is_asked_for_once_a_minute_at_last_and_nobody_is_told() {
+    fn a_busy_resource_is_tried_once_a_minute_at_last_without_a_warning() {
         let now = Instant::now();
         let busy =
             Error::Busy { resource: "r".into(), message: "m".into(), retry_after: Duration::from_secs(15) };
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn throttling_is_obeyed_to_the_second_and_nobody_is_bothered() {
+    fn throttling_is_obeyed_to_the_second_without_a_warning() {
         let now = Instant::now();
         let wait = Duration::from_secs(17);
         let error = Error::Throttled {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_subnet_is_said_and_holds_nothing_up_here() {
+    fn a_full_subnet_is_reported_and_delays_nothing_here() {
         let now = Instant::now();
         let setback = Setback::after(None, Stage::Write, &full(), now);
         assert!(setback.in_shortage && setback.needs_change && !setback.holds(now));
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_azure_keeps_giving_up_is_tried_ever_less_often() {
+    fn a_write_that_azure_keeps_giving_up_is_tried_ever_less_often() {
         let now = Instant::now();
         let failed = Error::Failed { resource: "r".into(), code: "c".into(), message: "m".into() };
         let first = Setback::after(None, Stage::Write, &failed, now);

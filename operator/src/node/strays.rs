@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_nic_that_does_not_serve_only_what_no_pod_has_is_idle() {
+    fn only_addresses_without_a_pod_are_idle_on_a_nic_that_does_not_serve() {
         let nic =
             sample_nic(&[("vnp-1", "10.0.0.5/32"), ("vnp-2", "10.0.0.16/28"), ("vnp-3", "10.0.0.7/32")]);
         let shown = json!({"name": "vnp-3", "address": "10.0.0.7/32"});

@@ -37,13 +37,13 @@ pub async fn keep_time(ctx: Arc<Context>) {
             ctx.wake(&woken);
         }
         takeup::tick(&ctx);
-        look_at_scarcity(&ctx, now);
+        observe_scarcity(&ctx, now);
     }
 }
 
 /// Nodes find their step at their next reconcile: woken all at once they would give back all at once, and
 /// writes would be scarce again.
-fn look_at_scarcity(ctx: &Context, now: Instant) {
+fn observe_scarcity(ctx: &Context, now: Instant) {
     if lock(&ctx.scarcity).take_in(&ctx.azure.accounts(), ctx.waits.scarce, now) {
         ctx.cluster.pools().state().iter().for_each(|pool| ctx.waker.pool(&pool.name_any()));
     }

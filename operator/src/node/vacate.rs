@@ -98,7 +98,7 @@ async fn end_or_leave(
     is_gone: &(dyn Fn(&azure::Error) -> bool + Sync),
 ) -> Result<Option<ResourceId>, azure::Error> {
     let Some(vm) = end(ctx, nic, mac, allocation, is_gone).await? else { return Ok(None) };
-    let is_left = is_said_to_be_gone(allocation) || {
+    let is_left = is_confirmed_gone(allocation) || {
         let all = ctx.cluster.allocations().state();
         is_anothers(nic, allocation, all.iter().map(AsRef::as_ref))
     };
@@ -136,16 +136,16 @@ fn nics<'a>(
 
 /// Whether a person has confirmed that no reservation of this object is left in Azure, or that all that is left
 /// belongs to another machine.
-pub fn is_said_to_be_gone(allocation: &NodeIPAllocation) -> bool {
+pub fn is_confirmed_gone(allocation: &NodeIPAllocation) -> bool {
     allocation.annotations().get(names::GONE).is_some_and(|value| value == "true")
 }
 
 /// How long an error still holds this object's end back. A person's annotation ends that at once, if it is
 /// about what that confirms.
 fn held_back(allocation: &NodeIPAllocation, memory: &Memory, now: Instant) -> Option<Duration> {
-    let is_said = is_said_to_be_gone(allocation);
+    let is_confirmed = is_confirmed_gone(allocation);
     let setback = memory.setback.as_ref().filter(|setback| setback.holds(now))?;
-    let is_ended = is_said && (setback.reason == Reason::ScopeMissing || setback.is_in_use);
+    let is_ended = is_confirmed && (setback.reason == Reason::ScopeMissing || setback.is_in_use);
     (!is_ended).then(|| setback.until - now)
 }
 
@@ -156,10 +156,10 @@ pub fn proof(
     memory: &Memory,
     now: Instant,
 ) -> impl Fn(&azure::Error) -> bool + Sync + use<> {
-    let (absences, is_said) = (memory.absences.clone(), is_said_to_be_gone(allocation));
+    let (absences, is_confirmed) = (memory.absences.clone(), is_confirmed_gone(allocation));
     let recorded = Recorded::of(allocation, Timestamp::now());
     let second_read = ctx.waits.second_read;
-    move |error| absences.prove(error, &recorded, second_read, is_said, now)
+    move |error| absences.prove(error, &recorded, second_read, is_confirmed, now)
 }
 
 async fn refused(
@@ -174,7 +174,7 @@ async fn refused(
         return Ok(Next::After(SOON));
     }
     memory.absences.note(&error, now);
-    if Recorded::of(allocation, Timestamp::now()).lacks_second_look(&error) {
+    if Recorded::of(allocation, Timestamp::now()).lacks_second_read(&error) {
         let message = format!(
             "{why}, and Azure doesn't find its NIC. That may pass, so it is asked again in {} s before this record of what \
              the NIC holds goes. {error}",
@@ -315,8 +315,8 @@ async fn leave(
         left => left?,
     }
     let detached = allocation.spec.detached_public_addresses.iter().map(String::as_str);
-    let is_said = is_said_to_be_gone(allocation);
-    let is_left = |error: &azure::Error| is_said && matches!(error, azure::Error::InUse { .. });
+    let is_confirmed = is_confirmed_gone(allocation);
+    let is_left = |error: &azure::Error| is_confirmed && matches!(error, azure::Error::InUse { .. });
     delete(ctx, allocation, detached, &|error: &azure::Error| is_gone(error) || is_left(error)).await
 }
 
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_node_that_is_gone_each_nic_is_emptied_that_held_something_of_its() {
+    fn each_nic_that_held_addresses_of_a_gone_node_is_emptied() {
         let stray = sample_nic(&[]).id;
         let serving = stray.as_str().replace("/networkInterfaces/", "/networkInterfaces/other-");
         let interface =

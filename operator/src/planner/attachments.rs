@@ -282,9 +282,9 @@ fn found(entry: &IpConfiguration, holder: Option<&str>, offered: &Attachments) -
 /// though another pod has the address: a mark that was removed would come back at once, by that report.
 fn has_moved(entry: &IpConfiguration, uid: &str, holder: Option<&str>, facts: &Facts) -> bool {
     let told = facts.wishes.get(uid).and_then(|wish| wish.address);
-    let is_told_here = told.is_some() && told == entry.address.map(|address| address.addr());
+    let is_reported_here = told.is_some() && told == entry.address.map(|address| address.addr());
     let is_anothers = holder.is_some_and(|holder| holder != uid);
-    let waits = is_told_here && entry.attached.is_empty();
+    let waits = is_reported_here && entry.attached.is_empty();
     facts.confirmed
         && !waits
         && (is_anothers || holder.is_none() && facts.has.values().any(|other| other == uid))

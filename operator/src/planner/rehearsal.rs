@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_rehearsed_plan_reaches_azure_and_all_of_it_is_told() {
+    fn nothing_of_a_rehearsed_plan_reaches_azure_and_all_of_it_is_reported() {
         let change = Change {
             reserve: 2,
             restore: vec![],
@@ -129,14 +129,14 @@ mod tests {
     }
 
     #[test]
-    fn no_agent_is_asked_to_give_anything_up() {
+    fn a_rehearsal_asks_no_agent_to_give_addresses_up() {
         let (plan, rehearsal) = plan(4, 12, Change::default()).rehearse(1);
         assert_eq!(plan.target, 12);
         assert_eq!(rehearsal.to_string(), "have 8 addresses given back");
     }
 
     #[test]
-    fn a_node_that_has_what_it_needs_has_nothing_to_rehearse() {
+    fn a_node_with_enough_addresses_has_nothing_to_rehearse() {
         assert!(plan(8, 8, Change::default()).rehearse(1).1.is_empty());
     }
 }

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn warm_addresses_come_on_top_of_what_pods_need() {
+    fn warm_addresses_come_on_top_of_the_pods_demand() {
         assert_eq!(wanted(&sizing(0, 8, 255, 1), &bound(5), 1, 255), 13);
     }
 

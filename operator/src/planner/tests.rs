@@ -67,7 +67,7 @@ fn a_new_node_gets_its_minimum_before_its_warm_refill() {
 }
 
 #[test]
-fn what_pods_use_is_asked_for_again_at_once_and_before_anything_else() {
+fn lost_addresses_of_pods_are_restored_at_once_and_first() {
     let lost: BTreeSet<_> = ["10.240.0.7/32", "10.240.0.9/32"].map(|one| one.parse().unwrap()).into();
     let wiped = Observed { lost: lost.clone(), bound_still_for: Duration::ZERO, ..observed(0, 2) };
     let first = plan(&wiped);
@@ -140,7 +140,7 @@ fn nothing_is_released_that_the_agent_has_not_relinquished() {
 }
 
 #[test]
-fn what_is_relinquished_is_released_and_shown_until_it_is_gone() {
+fn a_relinquished_address_is_released_and_published_until_it_is_gone() {
     let giving =
         Observed { relinquished: (0..32).map(name).collect(), surplus_for: Some(LONG), ..observed(40, 0) };
     let plan = plan(&giving);
@@ -150,7 +150,7 @@ fn what_is_relinquished_is_released_and_shown_until_it_is_gone() {
 }
 
 #[test]
-fn a_release_waits_for_the_rest_of_what_is_being_given_up() {
+fn a_release_waits_for_the_rest_of_the_relinquished_addresses() {
     let part =
         Observed { relinquished: (0..10).map(name).collect(), surplus_for: Some(LONG), ..observed(40, 0) };
     assert_eq!((plan(&part).change, plan(&part).requeue), (Change::default(), Some(COLLECT)));
@@ -195,7 +195,7 @@ fn a_node_whose_pool_wants_another_subnet_gives_back_no_sooner_than_any_surplus(
 }
 
 #[test]
-fn what_azure_gave_up_on_is_written_again_and_not_published_before() {
+fn a_failed_reservation_is_repaired_and_not_published_before() {
     let mut failed = observed(8, 0);
     failed.held[3].state = ProvisioningState::Failed;
     let broken = plan(&failed);
@@ -324,7 +324,7 @@ fn an_address_that_azure_works_on_is_shown_only_if_it_was() {
 }
 
 #[test]
-fn what_is_to_be_adopted_costs_a_write_of_the_lowest_priority_and_none_while_writes_are_held_back() {
+fn an_adoption_has_the_lowest_priority_and_waits_while_writes_are_held_back() {
     let idle = Observed { adopt: vec!["ipconfig2".into()], ..observed(16, 0) };
     let now = plan(&idle);
     assert_eq!((&now.change.adopt, now.priority), (&idle.adopt, Priority::GiveBack));
@@ -339,7 +339,7 @@ fn group() -> ResourceId {
 }
 
 #[test]
-fn groups_are_joined_with_what_is_reserved_and_keep_no_burst_waiting() {
+fn groups_are_joined_with_a_reservation_and_delay_no_burst() {
     let new = Observed { join: vec![group()], ..observed(0, 0) };
     let first = plan(&new);
     assert_eq!((first.change.reserve, first.change.join), (8, vec![group()]));
@@ -366,7 +366,7 @@ fn without_a_pool_the_groups_go_with_the_last_address_and_with_a_pool_at_once() 
 }
 
 #[test]
-fn where_writes_are_scarce_a_node_grows_by_coarse_steps_and_what_they_explain_is_no_surplus() {
+fn where_writes_are_scarce_a_node_grows_by_coarse_steps_without_a_surplus() {
     let scarce = |held, bound| plan(&Observed { coarseness: 4, ..observed(held, bound) });
     // With 15 pods 23 are needed: 24 in batches of 4, and 32 in steps of four batches.
     let grows = scarce(16, 15);
@@ -391,7 +391,7 @@ fn where_writes_are_scarce_a_new_node_takes_no_more_than_elsewhere() {
 }
 
 #[test]
-fn where_writes_are_scarce_what_is_given_up_waits_for_one_write_longer() {
+fn where_writes_are_scarce_relinquished_addresses_wait_longer_for_one_write() {
     let given = Observed {
         relinquished: [name(0)].into(),
         release_wanted_for: COLLECT,
@@ -446,7 +446,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_done_now_is_looked_at_again(observed in any_observed()) {
+    fn a_plan_that_leaves_work_undone_requeues_its_node(observed in any_observed()) {
         let observed = Observed { may_reserve: u32::MAX, may_write: true, ..observed };
         let plan = plan(&observed);
         let left_out = (plan.grows && plan.change.reserve == 0) || (plan.releases && plan.change.release.is_empty());

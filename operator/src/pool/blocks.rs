@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_figures_tell_how_a_block_counts() {
+    fn azures_figures_show_how_a_block_counts() {
         // 40 blocks hold 640 addresses.
         for (used, size, expected) in [
             (42, 4091, Reading::Once),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_of_the_network_is_the_same_however_a_block_counts_once_one_subnet_has_told() {
+    fn one_subnet_that_shows_how_a_block_counts_settles_the_sum_of_its_network() {
         let nodes = [node("Pods", 30), node("pods", 10), node("wide", 4)];
         let blocks = Blocks::of(nodes.iter());
         let once = usages(&[("pods", 42, 900), ("wide", 105, 4091), ("others", 50, 251)]);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_count_once_hide_what_else_is_in_them() {
+    fn blocks_that_count_once_hide_fifteen_addresses_each() {
         let nodes = [node("pods", 40)];
         let (blocks, subnet) = (Blocks::of(nodes.iter()), format!("{VNET}/subnets/PODS").parse().unwrap());
         let hidden = [Reading::Once, Reading::Each, Reading::Either].map(|one| blocks.hidden(&subnet, one));

@@ -12,12 +12,12 @@ use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
-pub use network::tell as tell_networks;
+pub use network::report as report_networks;
 
 use crate::network::{Free, Hint, Subnet};
 
 /// Shows in the status the known facts about its subnets, and the forecast.
-pub fn tell(
+pub fn report(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
     known: impl Fn(&str) -> Option<Subnet>,
@@ -89,7 +89,7 @@ fn forecast(
 /// The verdict while not all of these are known. `Some(None)` leaves the last report.
 fn untold<'a, T: PartialEq + 'a>(
     hints: impl Iterator<Item = (&'a Hint<T>, &'a str)>,
-    is_said: bool,
+    is_reported: bool,
 ) -> Option<Option<Verdict>> {
     let mut is_pending = false;
     for (hint, id) in hints {
@@ -110,7 +110,8 @@ fn untold<'a, T: PartialEq + 'a>(
     }
     // The last report stands until Azure has answered, in a moment: otherwise each start of the operator
     // would turn it.
-    is_pending.then(|| (!is_said).then(|| Verdict::unknown(Reason::Pending, "Azure is about to be asked")))
+    is_pending
+        .then(|| (!is_reported).then(|| Verdict::unknown(Reason::Pending, "Azure is about to be asked")))
 }
 
 /// A subnet that was short stays so until a quarter more is free: addresses come and go all the time around
@@ -145,7 +146,7 @@ mod tests {
     /// The verdict for this much knowledge.
     fn said(percent: u32, known: Option<Subnet>, before: &[Condition]) -> NodeIPPoolStatus {
         let mut status = status(before);
-        tell(&pool(percent), &mut status, |_| known.clone(), Timestamp::UNIX_EPOCH);
+        report(&pool(percent), &mut status, |_| known.clone(), Timestamp::UNIX_EPOCH);
         status
     }
 
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn while_azure_was_not_asked_what_was_said_stands() {
+    fn a_subnets_last_forecast_stands_while_azure_was_not_asked() {
         let pending = Some(Subnet { size: 200, free: Free::Pending });
         assert_eq!(exhausting(&said(10, pending.clone(), &[])).reason, "Pending");
         let before = said(10, told(3), &[]).conditions;
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn without_permission_the_hint_is_absent_and_the_condition_says_why() {
+    fn without_permission_the_hint_is_absent_and_the_condition_names_the_grant() {
         let denied =
             Free::Unreadable { reason: Reason::PermissionDenied, message: "Grant usages/read".into() };
         let status = said(10, Some(Subnet { size: 200, free: denied }), &[]);

@@ -11,7 +11,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus};
 use super::NAMED;
 
 /// Names them in the status. Reports nothing as long as there was none.
-pub fn tell<'a>(
+pub fn report<'a>(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
     nodes: impl Iterator<Item = &'a NodeIPAllocation>,
@@ -61,13 +61,13 @@ mod tests {
     fn a_pool_names_the_nodes_that_leave_it_until_none_does() {
         let pool = NodeIPPool::new("p", serde_json::from_value(json!({})).unwrap());
         let mut status = NodeIPPoolStatus::default();
-        let mut tell = |nodes: &[NodeIPAllocation]| {
-            super::tell(&pool, &mut status, nodes.iter(), Timestamp::UNIX_EPOCH);
+        let mut report = |nodes: &[NodeIPAllocation]| {
+            super::report(&pool, &mut status, nodes.iter(), Timestamp::UNIX_EPOCH);
             condition::find(&status.conditions, SELECTED).cloned()
         };
-        assert_eq!(tell(&[node("a", None)]), None);
-        let said = tell(&[node("b", Some("Until noon.")), node("a", None), node("c", Some("x"))]).unwrap();
+        assert_eq!(report(&[node("a", None)]), None);
+        let said = report(&[node("b", Some("Until noon.")), node("a", None), node("c", Some("x"))]).unwrap();
         assert_eq!(said.message, "2 nodes leave NodeIPPool p: b, c. Of the first: Until noon.");
-        assert_eq!(tell(&[node("a", None)]).unwrap().status, "True");
+        assert_eq!(report(&[node("a", None)]).unwrap().status, "True");
     }
 }

@@ -99,7 +99,7 @@ pub fn selects(pool: &NodeIPPool, node: &Node) -> bool {
 }
 
 /// Names in the status the nodes among these that the pool selects and that are left alone.
-pub fn tell<'a>(
+pub fn report<'a>(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
     nodes: impl Iterator<Item = &'a Node>,
@@ -150,7 +150,7 @@ mod tests {
     fn told(spec: Value, nodes: &[Node]) -> (String, String) {
         let pool = NodeIPPool::new("p", serde_json::from_value(spec).unwrap());
         let mut status = NodeIPPoolStatus::default();
-        tell(&pool, &mut status, nodes.iter(), &images_for(&["amd64"]), Timestamp::UNIX_EPOCH);
+        report(&pool, &mut status, nodes.iter(), &images_for(&["amd64"]), Timestamp::UNIX_EPOCH);
         let said = condition::find(&status.conditions, NODES_SUPPORTED).unwrap();
         (said.reason.clone(), said.message.clone())
     }
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_selects_none_says_so() {
+    fn a_pool_without_unsupported_nodes_reports_supported() {
         let nodes = [node("w1", "windows"), node("l1", "linux")];
         let linux = json!({ "nodeSelector": { "matchLabels": { "kubernetes.io/os": "linux" } } });
         assert_eq!(told(linux, &nodes).0, "Supported");

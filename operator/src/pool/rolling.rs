@@ -20,7 +20,7 @@ pub fn has_taken_up(pool: &NodeIPPool, node: &NodeIPAllocation) -> bool {
 }
 
 /// Reports how many nodes follow the pool, until all do; or that no further one will, and why.
-pub fn tell<'a>(
+pub fn report<'a>(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
     nodes: impl Iterator<Item = &'a NodeIPAllocation>,
@@ -90,12 +90,12 @@ mod tests {
 
     fn told(pool: &NodeIPPool, nodes: &[NodeIPAllocation]) -> NodeIPPoolStatus {
         let mut status = rolled(pool, nodes);
-        tell(pool, &mut status, nodes.iter(), Timestamp::UNIX_EPOCH);
+        report(pool, &mut status, nodes.iter(), Timestamp::UNIX_EPOCH);
         status
     }
 
     #[test]
-    fn a_pool_says_how_many_nodes_follow_it_until_all_do() {
+    fn a_pool_reports_how_many_nodes_follow_it_until_all_do() {
         let mut pool = pool(json!({}));
         pool.metadata.generation = Some(7);
         let mut nodes =

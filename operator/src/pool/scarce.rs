@@ -16,7 +16,7 @@ use crate::azure::ResourceId;
 
 /// Shows in the status in which subscriptions of these nodes, the pool's, writes are scarce. Says nothing as
 /// long as there was nothing to say, nor of ranges, which come and go whole.
-pub fn tell<'a>(
+pub fn report<'a>(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
     nodes: impl Iterator<Item = &'a NodeIPAllocation>,
@@ -88,13 +88,13 @@ mod tests {
     fn told(pool: &NodeIPPool, status: &mut NodeIPPoolStatus, coarseness: u32) -> Option<(String, String)> {
         let nodes = [node("A"), node("b")];
         let coarseness = |subscription: &str| if subscription == "a" { coarseness } else { 1 };
-        tell(pool, status, nodes.iter(), coarseness, Timestamp::UNIX_EPOCH);
+        report(pool, status, nodes.iter(), coarseness, Timestamp::UNIX_EPOCH);
         let said = condition::find(&status.conditions, WRITES_SCARCE)?;
         Some((said.status.clone(), said.message.clone()))
     }
 
     #[test]
-    fn a_pool_says_where_writes_are_scarce_what_follows_and_what_helps() {
+    fn a_pool_names_the_subscription_with_scarce_writes_and_the_remedies() {
         let (pool, mut status) = (pool(json!({})), NodeIPPoolStatus::default());
         assert_eq!(told(&pool, &mut status, 1), None, "nothing was scarce yet");
         let (turned, message) = told(&pool, &mut status, 4).unwrap();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_come_and_go_whole_so_nothing_is_said_of_them() {
+    fn a_pool_of_ranges_reports_no_scarce_writes() {
         let route = json!({"podCIDR": "10.128.0.0/16", "routeTableID": "/t"});
         let pool = pool(json!({"mode": "Route", "route": route}));
         assert_eq!(told(&pool, &mut NodeIPPoolStatus::default(), 4), None);

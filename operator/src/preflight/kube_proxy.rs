@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_kube_proxy_takes_for_pods_is_told_with_what_to_set() {
+    fn the_ranges_kube_proxy_takes_for_pods_are_named_with_the_setting() {
         let says = |mode: &str, prefix: &str, range: &str| {
             advice(&format!(
                 "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nclusterCIDR: {range}\nconntrack:\n  min: null\n\

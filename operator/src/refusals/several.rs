@@ -27,7 +27,7 @@ fn not_joined() -> Error {
 }
 
 #[test]
-fn who_meets_something_else_than_it_tries_for_lets_one_try_whom_that_does_not_concern() {
+fn a_node_refused_for_another_reason_hands_its_attempt_to_a_node_without_that_reason() {
     let (mut all, mut now) = (Refusals::default(), Instant::now());
     let kinds = [(true, true), (true, true), (true, false)];
     let refuse = |all: &mut Refusals, node: usize, error: &Error, now| {
@@ -147,7 +147,7 @@ proptest! {
     /// one by one: they cost what two cost, and once one of them ends, all whom nothing else holds up go
     /// on within two attempts; so they do with the other.
     #[test]
-    fn two_refusals_of_the_same_nodes_hold_nobody_longer_than_each_does(
+    fn two_refusals_of_the_same_nodes_hold_no_node_longer_than_each_does(
         kinds in prop::collection::vec(
             prop_oneof![Just((true, true)), Just((true, false)), Just((false, true))], 2..60),
         lock_is_first in prop::bool::ANY, lock_ends_first in prop::bool::ANY,

@@ -88,7 +88,7 @@ fn a_policy_that_refuses_three_nics_is_tried_by_one_on_behalf_of_their_group() {
 }
 
 #[test]
-fn a_right_that_is_missing_on_the_subnet_concerns_its_nodes_in_whatever_group() {
+fn a_right_that_is_missing_on_the_subnet_concerns_its_nodes_in_any_group() {
     let (mut all, now) = (Refusals::default(), Instant::now());
     let subnet = sites(0)[1].clone();
     let error = Error::Denied { action: "subnets/join/action".into(), scope: subnet, message: "no".into() };
@@ -98,7 +98,7 @@ fn a_right_that_is_missing_on_the_subnet_concerns_its_nodes_in_whatever_group() 
 }
 
 #[test]
-fn what_names_no_scope_concerns_its_node_alone() {
+fn a_refusal_that_names_no_scope_concerns_its_node_alone() {
     let (resource, message) = (sites(0)[0].clone(), "m".to_owned());
     let quota = Error::QuotaExceeded { resource: resource.clone(), message: message.clone() };
     let policy = Error::PolicyForbidden { resource, assignment: None, message };
@@ -164,7 +164,7 @@ fn an_edit_of_a_node_whose_nic_is_not_known_has_the_nics_of_its_group_tried() {
 }
 
 #[test]
-fn what_a_nic_only_refers_to_says_nothing_of_the_group_that_both_are_in() {
+fn a_refusal_of_a_referenced_resource_does_not_concern_its_resource_group() {
     let group = format!("{GROUP}/providers/Microsoft.Network/applicationSecurityGroups/web");
     let join = "Microsoft.Network/applicationSecurityGroups/joinIpConfiguration/action".to_owned();
     let error = Error::Denied { action: join, scope: group, message: "no".into() };
@@ -296,7 +296,7 @@ proptest! {
     /// in a minute and a half is made for all. A change takes effect for all nodes that can act within that
     /// time, and half a minute for each in a row that can't.
     #[test]
-    fn thousands_of_nodes_without_a_right_cost_what_one_costs(
+    fn thousands_of_nodes_without_a_right_cost_as_many_requests_as_one(
         deaf in prop::collection::vec(prop::bool::weighted(0.2), 3..1000),
         refusal in prop::sample::select(vec![denied as fn(usize) -> Error, policed, |_| locked(GROUP)]),
         apart in 0..4_u64, minutes in 1..120_u64,

@@ -45,7 +45,7 @@ fn later() -> Turn {
 }
 
 #[test]
-fn without_a_shortage_everybody_is_free() {
+fn without_a_shortage_every_node_is_free_to_ask() {
     assert_eq!(ask(&mut Shortages::default(), "a", want(4, 0, 8), Instant::now()), Turn::Free);
 }
 
@@ -61,7 +61,7 @@ fn one_refusal_holds_all_of_the_subnet_back_and_none_of_another() {
 }
 
 #[test]
-fn a_subnet_is_asked_for_half_until_nothing_is_left_and_never_for_what_it_can_not_have() {
+fn a_refused_request_is_halved_and_never_asks_for_more_than_may_be_left() {
     // Eight are there and ten are wanted.
     let (now, mut free, mut asked) = (Instant::now(), 8, vec![]);
     let mut all = Shortages::default();
@@ -142,7 +142,7 @@ fn pods_that_wait_come_before_warm_addresses_and_the_worst_served_first() {
 }
 
 #[test]
-fn what_goes_back_is_shared_by_need_without_a_wait() {
+fn released_addresses_are_shared_by_need_without_a_wait() {
     let now = Instant::now();
     let mut all = empty(want(6, 2, 0), now);
     ask(&mut all, "b", want(4, 2, 0), now);
@@ -168,7 +168,7 @@ fn enough_for_all_ends_the_shortage_and_calls_them() {
 }
 
 #[test]
-fn who_asks_in_vain_or_does_not_use_its_turn_goes_behind_its_equals() {
+fn a_node_that_asks_in_vain_or_wastes_its_turn_goes_behind_its_equals() {
     let now = Instant::now();
     let mut all = empty(want(4, 0, 0), now);
     ask(&mut all, "b", want(4, 3, 0), now);
@@ -433,7 +433,7 @@ proptest! {
     /// All free addresses are found, nothing more is given, and once there is enough every node has what it
     /// needs, though each is reconciled only when it is woken.
     #[test]
-    fn nobody_is_forgotten_and_nothing_lies_idle(
+    fn no_node_is_forgotten_and_no_address_lies_idle(
         pods in prop::collection::vec(1..12_u32, 2..8),
         free in 0..30_u32,
         steps in prop::collection::vec((0..8_usize, 0..6_u32, prop::bool::ANY), 1..40),
@@ -467,7 +467,7 @@ proptest! {
 
     /// Nodes that can't act, in any way, keep the others waiting for no longer than a turn each.
     #[test]
-    fn a_node_that_can_not_act_holds_nobody_up(
+    fn a_node_that_can_not_act_holds_no_other_node_up(
         nodes in prop::collection::vec((1..12_u32, acts()), 2..8),
         reconciles in prop::collection::vec((0..8_usize, acts()), 0..20),
     ) {
@@ -509,7 +509,7 @@ proptest! {
 
     /// Answers that come when turns are long over, and operators that come and go, lose no node and no turn.
     #[test]
-    fn answers_that_come_late_lose_nobody(
+    fn late_answers_lose_no_node_and_no_turn(
         pods in prop::collection::vec((1..12_u32, 0..90_u64), 2..8),
         free in 0..30_u32,
         steps in prop::collection::vec((0..8_usize, 0..6_u32, prop::bool::weighted(0.1)), 1..40),
@@ -543,7 +543,7 @@ proptest! {
 
     /// While there is too little, no node is more than one address better off than its need allows.
     #[test]
-    fn what_goes_back_one_by_one_serves_all_alike(pods in prop::collection::vec(4..12_u32, 2..8)) {
+    fn addresses_released_one_by_one_serve_all_nodes_alike(pods in prop::collection::vec(4..12_u32, 2..8)) {
         let now = Instant::now();
         let mut all = Shortages::default();
         let mut subnet = Subnet::of(&pods, 0);

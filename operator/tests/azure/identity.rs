@@ -85,7 +85,7 @@ fn said(output: &Output) -> String {
 }
 
 #[tokio::test]
-async fn a_service_principal_signs_in_with_its_secret_and_a_wrong_one_is_said_to_be_wrong() {
+async fn a_service_principal_signs_in_with_its_secret_and_a_wrong_one_is_reported() {
     let abroad = Abroad::start().await;
     let config = Config::default();
     let output = abroad.preflight(PUBLIC, &principal(&config.application.client_secret, &config)).await;
@@ -120,7 +120,7 @@ async fn a_workload_identity_signs_in_with_its_service_accounts_token() {
 }
 
 #[tokio::test]
-async fn an_entra_that_is_in_trouble_is_unavailable_and_refuses_nobody() {
+async fn an_entra_that_is_in_trouble_is_unavailable_and_no_refusal() {
     let abroad = Abroad::start().await;
     let config = Config::default();
     let file = abroad.path("token");
@@ -190,7 +190,7 @@ async fn an_authority_of_ones_own_takes_the_place_of_the_clouds() {
 }
 
 #[tokio::test]
-async fn a_server_whose_certificate_nobody_vouches_for_gets_no_secret() {
+async fn a_server_with_an_untrusted_certificate_gets_no_secret() {
     let abroad = Abroad::start().await;
     let config = Config::default();
     std::fs::write(abroad.path("none"), "").unwrap();
@@ -266,7 +266,7 @@ async fn the_machines_own_identity_and_a_user_assigned_one_sign_in_at_the_metada
 /// Microsoft, "How to use managed identities on a VM to acquire an access token": 404, 410, 429 and 5xx are
 /// to be retried.
 #[tokio::test]
-async fn the_metadata_service_is_asked_again_when_its_documents_say_so() {
+async fn the_metadata_service_is_asked_again_as_its_documents_demand() {
     for status in [404, 410, 429, 500, 503] {
         let world = World::start("nodes", 0.2).await;
         refuse_tokens(&world.sim, status, Some(1));

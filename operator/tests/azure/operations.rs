@@ -79,7 +79,7 @@ async fn an_operation_that_azure_has_forgotten_is_followed_on_the_nic() {
 }
 
 #[tokio::test]
-async fn what_an_operation_that_failed_has_left_is_written_again() {
+async fn the_remains_of_a_failed_operation_are_written_again() {
     let world = World::start("nodes", 0.5).await;
     let error =
         json!({ "code": "NetworkingInternalOperationError", "message": "An unexpected error occurred." });

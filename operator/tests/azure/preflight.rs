@@ -112,7 +112,7 @@ async fn preflight_names_each_missing_permission_and_where_to_grant_it() {
 }
 
 #[tokio::test]
-async fn preflight_tries_what_it_can_where_permissions_are_not_to_be_read() {
+async fn preflight_tries_harmless_calls_where_permissions_are_unreadable() {
     let world = World::start("nodes", 0.2).await;
     grant(&world, &[PERMISSIONS]);
     let text = of_nodes(&world).await.to_string();
@@ -178,7 +178,7 @@ async fn preflight_finds_a_lock_and_a_deny_assignment_that_no_role_shows() {
 }
 
 #[tokio::test]
-async fn preflight_asks_for_what_pools_name() {
+async fn preflight_checks_resources_that_pools_name() {
     let world = World::start("nodes", 0.2).await;
     let network = format!("{}/providers/Microsoft.Network", world.nic.group());
     let (group, balanced) = (
@@ -220,7 +220,7 @@ async fn of_instance(world: &World) -> Report {
 }
 
 #[tokio::test]
-async fn preflight_tests_what_an_instance_of_a_uniform_scale_set_needs_and_no_more() {
+async fn preflight_tests_exactly_the_actions_for_an_instance_of_a_uniform_scale_set() {
     let world = World::start("nodes", 0.2).await;
     world.sim.add_scale_set(NewScaleSet { name: "pool".into(), ..NewScaleSet::default() }).unwrap();
     world

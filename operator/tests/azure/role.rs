@@ -150,7 +150,7 @@ async fn the_role_is_enough_and_each_action_of_it_is_used_or_a_join() {
 }
 
 #[tokio::test]
-async fn without_any_one_action_of_the_role_azure_refuses_something_and_names_it() {
+async fn without_any_one_action_of_the_role_azures_refusal_names_it() {
     // At once, because each waits for its writes.
     let one = |left_out: &'static Action| async move {
         let world = well_connected().await;

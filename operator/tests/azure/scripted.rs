@@ -52,7 +52,7 @@ pub fn arm_error(code: &str) -> Value {
 }
 
 #[tokio::test]
-async fn every_call_is_signed_says_who_asks_and_can_be_traced() {
+async fn every_call_is_signed_names_its_client_and_can_be_traced() {
     let script = Script::start().await;
     script
         .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
@@ -148,7 +148,7 @@ async fn an_operation_is_polled_at_the_url_and_the_pace_that_azure_gives() {
 }
 
 #[tokio::test]
-async fn an_operation_of_which_azure_names_no_pace_is_looked_at_first_after_two_seconds() {
+async fn an_operation_without_a_pace_of_azures_is_polled_first_after_two_seconds() {
     let script = Script::start().await;
     let accepted = answer(200, nic("W/\"2\"", "Updating", &["vnp-1"]))
         .with("azure-asyncoperation", format!("{}{OPERATION}", script.url));
@@ -164,7 +164,7 @@ async fn an_operation_of_which_azure_names_no_pace_is_looked_at_first_after_two_
 }
 
 #[tokio::test]
-async fn who_may_lead_no_more_sends_no_write_whatever_it_is_about() {
+async fn a_client_that_may_not_write_sends_no_write_of_any_kind() {
     let script = Script::start().await;
     script.next(answer(200, nic("W/\"1\"", "Succeeded", &[])));
     let azure = script.azure();
@@ -308,7 +308,7 @@ async fn typed_reads_are_not_retried_below_the_budget_either_and_keep_our_error(
 }
 
 #[tokio::test]
-async fn a_write_that_is_outgrown_before_its_turn_sends_nothing_and_leaves_what_is_known_of_the_nic() {
+async fn a_write_that_is_outgrown_before_its_turn_is_not_sent_and_keeps_the_cached_nic() {
     let script = Script::start().await;
     script
         .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
@@ -361,7 +361,7 @@ async fn a_write_that_is_outgrown_after_its_turn_is_followed_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_write_that_is_outgrown_before_it_comes_to_queue_is_not_sent_though_nobody_waits() {
+async fn a_write_that_is_outgrown_before_it_comes_to_queue_is_not_sent_though_no_call_waits() {
     let script = Script::start().await;
     script.next(answer(200, nic("W/\"1\"", "Succeeded", &[])));
     let outgrown = Urgency::until(Priority::WarmRefill, std::future::ready(()));
@@ -371,7 +371,7 @@ async fn a_write_that_is_outgrown_before_it_comes_to_queue_is_not_sent_though_no
 }
 
 #[tokio::test]
-async fn a_refused_write_leaves_what_is_known_of_the_nic() {
+async fn a_refused_write_leaves_the_cached_nic() {
     let script = Script::start().await;
     script.next(answer(200, nic("W/\"1\"", "Succeeded", &[]))).next(answer(400, arm_error("SubnetIsFull")));
     let azure = script.azure();
@@ -430,7 +430,7 @@ async fn each_request_is_reported_to_the_observer() {
 /// Else the poll of a give-back would wait for a rush on other nodes to end, and with it pods that have come
 /// to its own.
 #[tokio::test]
-async fn what_follows_a_write_waits_for_nobody_whatever_the_write_was_for() {
+async fn requests_that_follow_a_write_of_any_priority_wait_for_no_other_call() {
     let script = Script::start().await;
     script
         .next(answer(200, nic("W/\"1\"", "Succeeded", &["vnp-1"])))
@@ -501,7 +501,7 @@ async fn a_nic_that_azure_has_not_finished_with_is_read_again() {
 }
 
 #[tokio::test]
-async fn without_a_token_arm_is_not_asked_and_the_error_says_where_to_look() {
+async fn without_a_token_arm_is_not_asked_and_the_error_names_the_setting() {
     let script = Script::start().await;
     script.refuse_tokens();
     let error = script.azure().nic(&id(), Freshness::Fresh, Priority::NewNode).await.unwrap_err();

@@ -144,7 +144,7 @@ pub fn names(nic: &Nic) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_reserved_is_told_as_azure_has_it_and_nothing_is_written() {
+async fn reservations_are_listed_as_azure_has_them_and_nothing_is_written() {
     let world = World::start("nodes", 0.2).await;
     world.reserve(&["vnp-1", "vnp-2"]).await.unwrap();
     let before = world.asked().len();
@@ -205,7 +205,7 @@ async fn five_are_reserved_in_one_write_and_two_released_in_another() {
 }
 
 #[tokio::test]
-async fn a_block_of_sixteen_is_one_ip_configuration_and_stays_what_it_is_through_later_writes() {
+async fn a_block_of_sixteen_is_one_ip_configuration_and_survives_later_writes() {
     let world = World::start("nodes", 1.0).await;
     let blocks = Change { blocks: true, ..change(&["vnp-1", "vnp-2"], &[]) };
     let nic = world.azure.update(&world.nic, &blocks, Priority::WaitingPods).await.unwrap();
@@ -366,7 +366,7 @@ async fn a_vm_or_a_nic_that_is_gone_is_not_found() {
 }
 
 #[tokio::test]
-async fn a_nic_without_a_vm_says_so_and_is_written_at_once() {
+async fn a_nic_without_a_vm_reads_so_and_is_written_at_once() {
     let world = World::start("nodes", 1.0).await;
     world.reserve(&["vnp-1"]).await.unwrap();
     world.sim.delete_vm("node-1", true).await.unwrap();
@@ -406,7 +406,7 @@ async fn each_request_is_paid_from_the_budget_once_polls_included() {
 }
 
 #[tokio::test]
-async fn in_a_dry_run_no_write_leaves_whoever_asks_for_it() {
+async fn in_a_dry_run_no_write_is_sent_to_azure() {
     let world = World::start("nodes", 1.0).await;
     let azure =
         Azure::new(&AzureConfig { dry_run: true, ..config(world.sim.arm_url(), world.sim.arm_url()) })

@@ -106,7 +106,7 @@ async fn an_instance_is_written_through_its_model_and_read_through_its_nic() {
 }
 
 #[tokio::test]
-async fn a_write_to_an_instance_holds_only_what_is_needed_and_never_its_image() {
+async fn a_write_to_an_instance_holds_only_needed_fields_and_never_its_image() {
     let pool = Pool::start().await;
     let before = pool.sim.machine("pool_0").unwrap();
     assert!(
@@ -126,7 +126,7 @@ async fn a_write_to_an_instance_holds_only_what_is_needed_and_never_its_image() 
 }
 
 #[tokio::test]
-async fn what_others_set_on_an_instance_survives_our_writes_value_by_value_and_in_order() {
+async fn settings_of_others_on_an_instance_survive_our_writes_in_value_and_order() {
     let pool = Pool::start().await;
     let subnet = nics(&pool.sim.machine("pool_0").unwrap())[0]["properties"]["ipConfigurations"][0]["properties"]
         ["subnet"]
@@ -168,7 +168,7 @@ async fn a_race_for_an_instance_is_lost_once_and_then_won_without_undoing_theirs
 }
 
 #[tokio::test]
-async fn an_instance_under_somebody_elses_operation_is_left_alone() {
+async fn an_instance_under_another_operation_is_left_alone() {
     let pool = Pool::start().await;
     let fault = Fault {
         method: Some("PUT".into()),

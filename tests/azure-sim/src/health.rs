@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_member_changes_its_state_after_as_many_answers_as_the_threshold_says() {
+    fn a_member_changes_its_state_after_as_many_answers_as_the_threshold() {
         let probe = Probe { address: [10, 0, 0, 4].into(), port: 80, page: None, gateway: None };
         let mut health = Health::default();
         let mut learn = |up| (health.learn(&[(probe.clone(), 2, up)]), health.is_up(&probe));

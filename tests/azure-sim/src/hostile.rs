@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_draws_the_same_again_and_another_something_else() {
+    fn a_seed_draws_the_same_again_and_another_seed_does_not() {
         assert_eq!(drawn(1, 500), drawn(1, 500));
         assert_ne!(drawn(1, 500), drawn(2, 500));
     }

@@ -209,7 +209,7 @@ fn addresses(nic: &Nic) -> Vec<Ipv4Addr> {
 }
 
 /// The service's present listing of all NICs, by id.
-pub(crate) fn told(world: &World) -> BTreeMap<String, Vec<Ipv4Addr>> {
+pub(crate) fn listed(world: &World) -> BTreeMap<String, Vec<Ipv4Addr>> {
     let id = |nic: &Nic| nic.document["id"].as_str().unwrap_or_default().to_owned();
     world.nics.values().map(|nic| (id(nic), addresses(nic))).collect()
 }

@@ -96,9 +96,9 @@ impl Put<'_> {
     /// The index of the primary ipConfiguration. The one so far can be neither removed nor renamed.
     fn primary(&self) -> Result<usize, Reply> {
         let configurations = self.configurations();
-        let says_primary = |c: &Value| c["properties"]["primary"].as_bool() == Some(true);
+        let is_marked_primary = |c: &Value| c["properties"]["primary"].as_bool() == Some(true);
         let primaries: Vec<usize> =
-            (0..configurations.len()).filter(|index| says_primary(&configurations[*index])).collect();
+            (0..configurations.len()).filter(|index| is_marked_primary(&configurations[*index])).collect();
         let primary = match primaries.as_slice() {
             [one] => *one,
             [] if configurations.len() == 1 => 0,
@@ -124,7 +124,7 @@ impl Put<'_> {
         }
         let old = self.old.map(ip_configurations).unwrap_or_default();
         let may_be_it = if self.moves_primary { configurations } else { &configurations[primary..=primary] };
-        if let Some(old) = old.iter().find(|c| says_primary(c)).and_then(|c| c["name"].as_str())
+        if let Some(old) = old.iter().find(|c| is_marked_primary(c)).and_then(|c| c["name"].as_str())
             && !may_be_it.iter().filter_map(|c| c["name"].as_str()).any(|new| new.eq_ignore_ascii_case(old))
         {
             let message = format!(

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_counts_for_what_is_below_it_in_any_case() {
+    fn a_scope_covers_those_below_it_in_upper_and_lower_case() {
         assert!(is_within(
             "/subscriptions/S/resourceGroups/G/providers/x",
             "/subscriptions/s/resourcegroups/g/"

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn resources_come_after_what_they_depend_on() {
+    fn resources_come_after_their_dependencies() {
         let resource = |name: &str, needs: &[&str]| {
             let needs: Vec<String> =
                 needs.iter().map(|need| format!("[resourceId('N/t', '{need}')]")).collect();

@@ -119,7 +119,7 @@ async fn ids_are_the_same_in_any_letter_case() {
 }
 
 #[tokio::test]
-async fn an_operation_is_shown_only_to_who_knows_its_signed_address() {
+async fn an_operation_is_shown_only_to_a_client_with_its_signed_address() {
     let scene = Scene::with_writes_of(10.0).await;
     let write = scene.client.put(&scene.nic, &scene.nic_with("vnp-1").await).await;
     let address = path_of(&write.headers["azure-asyncoperation"]);

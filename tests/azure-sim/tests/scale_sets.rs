@@ -196,7 +196,7 @@ async fn a_newer_write_preempts_the_one_under_way() {
 }
 
 #[tokio::test]
-async fn an_upgrade_to_the_latest_model_wipes_what_only_the_instance_had() {
+async fn an_upgrade_to_the_latest_model_wipes_the_instances_own_settings() {
     let scene = Scene::with_writes_of(0.0).await;
     scene.put(&scene.body_with(&["vnp-1"]).await).await;
     let primary = scene.held().await[0].clone();

@@ -112,31 +112,31 @@ impl<'a> Run<'a> {
                     "  nodes and pods were made after {made:.1} s; Azure's limits take {bound:.1} s at least"
                 );
                 let more = json!({ "bound": bound, "madeAfter": made, "progress": progress });
-                self.told("all nodes come", more, Some(("aNode", world.nodes()))).await
+                self.costs("all nodes come", more, Some(("aNode", world.nodes()))).await
             }
             Scenario::Idle => {
                 sleep(IDLE).await;
-                self.told("idle", Value::Null, None).await
+                self.costs("idle", Value::Null, None).await
             }
             Scenario::Churn => {
                 let starts = churn(world).await?;
-                self.told("churn", json!({ "podStarts": starts }), Some(("aPodStart", starts))).await
+                self.costs("churn", json!({ "podStarts": starts }), Some(("aPodStart", starts))).await
             }
             Scenario::Edit => {
                 let steps = world.edit().await?;
                 let bound = bound(world.size);
                 println!("  Azure's limits take {bound:.1} s at least for a write of each node");
-                self.told("a pool edit", json!({ "bound": bound, "updatedNodes": steps }), None).await
+                self.costs("a pool edit", json!({ "bound": bound, "updatedNodes": steps }), None).await
             }
             Scenario::Strangers => {
                 let waits = trouble::strangers(world).await?;
-                self.told("strangers among the nodes", waits, None).await
+                self.costs("strangers among the nodes", waits, None).await
             }
             Scenario::Outage => {
                 let waits =
-                    trouble::outage(world, async || self.told("without ARM", Value::Null, None).await)
+                    trouble::outage(world, async || self.costs("without ARM", Value::Null, None).await)
                         .await?;
-                self.told("ARM is back", waits, None).await
+                self.costs("ARM is back", waits, None).await
             }
             Scenario::Takeover => self.takeover().await,
             Scenario::Relist => self.relist().await,
@@ -145,7 +145,7 @@ impl<'a> Run<'a> {
 
     /// The cost since the last time, and of the work that trails, as Events and reports do. With a name and a
     /// count, each one's part of it under that name.
-    async fn told(&mut self, phase: &str, more: Value, parts: Option<(&str, usize)>) -> Result<Value> {
+    async fn costs(&mut self, phase: &str, more: Value, parts: Option<(&str, usize)>) -> Result<Value> {
         let operator = self.operator.as_ref().context("no operator")?;
         let before = std::mem::replace(&mut self.cost, Cost::so_far(self.world, operator).await?);
         let took = self.cost.since(&before);
@@ -238,7 +238,7 @@ impl<'a> Run<'a> {
             "\nall watches have expired: synced after {synced:.1} s by {lists} lists, {before:.0} MB before"
         );
         let more = json!({ "syncSeconds": synced, "lists": lists, "memoryBeforeMB": before });
-        self.told("all is listed anew", more, None).await
+        self.costs("all is listed anew", more, None).await
     }
 
     async fn until_leads(&self, identity: &str) -> Result<()> {

@@ -132,7 +132,7 @@ func TestWaitingEndsAtOnceWhenThereIsNoHope(t *testing.T) {
 	}
 }
 
-func TestATimeoutSaysWhatWasMissing(t *testing.T) {
+func TestATimeoutNamesTheLastError(t *testing.T) {
 	err := wait(t.Context(), "the door", time.Millisecond, func() error { return errors.New("it is locked") })
 	if err == nil || !strings.Contains(err.Error(), "the door") || !strings.Contains(err.Error(), "locked") {
 		t.Error(err)

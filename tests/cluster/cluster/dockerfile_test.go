@@ -10,7 +10,7 @@ import (
 	"testing/fstest"
 )
 
-func TestARecipeIsWhatTheStageSays(t *testing.T) {
+func TestARecipeFollowsItsStage(t *testing.T) {
 	const dockerfile = `FROM rust AS build
 ENV NOT=mine
 # A comment.

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func TestATargetTellsTheDialerItsAddress(t *testing.T) {
+func TestATargetReportsTheDialersAddress(t *testing.T) {
 	server := httptest.NewServer(handler())
 	defer server.Close()
 	target := strings.TrimPrefix(server.URL, "http://")
@@ -41,7 +41,7 @@ func TestOutcomesComeInTheOrderOfTheTargetsAndOneFailureStopsNoOther(t *testing.
 	}
 }
 
-func TestACallerIsToldWhoseProxyItIs(t *testing.T) {
+func TestAnAnswerNamesTheForwardedClient(t *testing.T) {
 	server := httptest.NewServer(handler())
 	defer server.Close()
 	request, err := http.NewRequest(http.MethodGet, server.URL+"/whoami", nil)
@@ -64,7 +64,7 @@ func TestACallerIsToldWhoseProxyItIs(t *testing.T) {
 	}
 }
 
-func TestANameIsResolvedOrSaidToBeUnknown(t *testing.T) {
+func TestANameIsResolvedOrReportedAsUnknown(t *testing.T) {
 	for name, resolves := range map[string]bool{"localhost": true, "no%20name": false} {
 		recorder := httptest.NewRecorder()
 		handler().ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/resolve?name="+name, nil))

@@ -66,7 +66,7 @@ pub struct Asking {
     pub node: String,
     name: String,
     pub uid: String,
-    is_told: bool,
+    is_reported: bool,
     pub public_address: bool,
     /// The backend pool's id.
     pub backend_pool: Option<String>,
@@ -209,10 +209,10 @@ impl World {
 
     /// The kubelets tell the addresses of those pods that ask for something: before that, nothing is attached
     /// to them.
-    pub async fn tell_addresses(&self, stage: &Stage<'_>) -> Result<()> {
-        for pod in self.asking(stage).await?.into_iter().filter(|pod| !pod.is_told) {
+    pub async fn report_addresses(&self, stage: &Stage<'_>) -> Result<()> {
+        for pod in self.asking(stage).await?.into_iter().filter(|pod| !pod.is_reported) {
             if stage.agents.addresses(&pod.node).contains_key(&pod.uid) {
-                stage.tell_address(&pod.node, &pod.name).await?;
+                stage.report_address(&pod.node, &pod.name).await?;
             }
         }
         Ok(())
@@ -235,7 +235,7 @@ impl World {
                 node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
                 name: pod.name_any(),
                 uid: pod.uid().unwrap_or_default(),
-                is_told: pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some()),
+                is_reported: pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some()),
             }
         });
         Ok(asking.filter(|pod| pod.public_address || pod.backend_pool.is_some()).collect())

@@ -94,7 +94,7 @@ mod tests {
     const LOST: &str = "10.0.0.1 leads to a pod of node-1, whose NIC doesn't hold it";
 
     #[test]
-    fn what_others_took_off_a_nic_is_excused_and_nothing_else() {
+    fn only_addresses_that_others_took_off_a_nic_are_excused() {
         let (now, mut excuses) = (Instant::now(), Excuses::default());
         let excused = Found { excused: 1, ..Found::default() };
         excuses.begin("node-1");

@@ -101,7 +101,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_block_is_sixteen_addresses_and_what_is_no_range_is_none() {
+    fn a_block_is_sixteen_addresses_and_a_text_of_no_range_is_none() {
         assert_eq!(expanded("10.0.0.7"), [address(7)]);
         assert_eq!(expanded("10.0.0.7/32"), [address(7)]);
         let block: Vec<_> = (32..48).map(address).collect();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn each_eye_sees_what_is_there() {
+    fn each_audit_reading_finds_its_addresses() {
         let routes = json!([
             { "dst": "default", "gateway": "10.0.0.254", "dev": "eth0" },
             { "dst": "10.0.0.0/24", "dev": "eth0" },

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_left_is_named() {
+    fn every_remaining_trace_is_named() {
         let nothing = of(&[("node-1", &[]), ("node-2", &[])]);
         let empty = || Rest { ledgers: nothing.clone(), wired: nothing.clone(), ..rest() };
         let links = |left: &str| [("node-1".to_owned(), vec!["eth0".to_owned(), left.to_owned()])].into();

@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_cause_is_counted_by_time() {
+    fn excused_and_suspended_findings_are_counted_by_time() {
         let mut sums = Sums::default();
         let found = Found { excused: 2, is_suspended: true, ..Found::default() };
         sums.observed(&sound(), &found, SECOND * 3);

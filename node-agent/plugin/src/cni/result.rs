@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_earlier_plugins_did_comes_first_and_is_handed_on_as_it_came() {
+    fn the_result_of_earlier_plugins_comes_first_and_unchanged() {
         let before: PrevResult = serde_json::from_value(json!({
             "cniVersion": "1.0.0",
             "interfaces": [{ "name": "dummy0", "sandbox": "/run/netns/pod", "new": "word" }],

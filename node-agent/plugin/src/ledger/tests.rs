@@ -92,7 +92,7 @@ fn addresses_go_out_in_the_order_in_which_they_were_freed() {
 }
 
 #[test]
-fn those_who_wait_are_served_first_come_first_served() {
+fn waiters_are_served_first_come_first_served() {
     let mut ledger = holding(&[]);
     for number in [7, 8, 9] {
         assert_eq!(assign(&mut ledger, number, START), None);
@@ -107,7 +107,7 @@ fn those_who_wait_are_served_first_come_first_served() {
 }
 
 #[test]
-fn a_waiter_whose_add_is_dead_is_passed_over() {
+fn a_waiter_whose_add_is_dead_is_skipped() {
     let mut ledger = holding(&[]);
     assign(&mut ledger, 7, START);
     assign(&mut ledger, 8, START);
@@ -146,7 +146,7 @@ fn the_surplus_is_relinquished_oldest_first_and_never_handed_out_again() {
 }
 
 #[test]
-fn what_is_held_up_to_the_target_is_kept() {
+fn addresses_up_to_the_target_are_kept() {
     let mut ledger = holding(&[1, 2, 3]);
     assert_eq!(ledger.relinquish(2, START), ["vnp-1"]);
     assert_eq!(ledger.relinquish(2, START), Vec::<String>::new());
@@ -215,7 +215,7 @@ fn without_the_nodes_rules_no_pod_gets_an_address_and_with_them_all_is_as_it_was
 }
 
 #[test]
-fn a_node_that_lacks_its_rules_gives_back_what_has_cooled_beyond_the_target_and_no_more() {
+fn a_node_that_lacks_its_rules_gives_back_only_cooled_addresses_beyond_the_target() {
     let mut ledger = holding(&[1, 2, 3, 4]);
     for number in [7, 8] {
         assign(&mut ledger, number, START);
@@ -235,7 +235,7 @@ fn a_node_that_lacks_its_rules_gives_back_what_has_cooled_beyond_the_target_and_
 }
 
 #[test]
-fn a_ledger_built_without_the_nodes_rules_knows_who_has_what_and_calls_for_no_pods() {
+fn a_ledger_built_without_the_nodes_rules_knows_the_holders_and_asks_for_no_pods() {
     let supply = supply(5, &[1, 2, 3]);
     let relinquished = ["vnp-2".to_owned()];
     let mut empty = Ledger::rebuild(BOOT, &[], &relinquished, &supply, None, START, false);
@@ -271,7 +271,7 @@ fn an_assigned_entry_that_comes_back_is_a_normal_one_again() {
 }
 
 #[test]
-fn an_address_in_use_that_comes_back_under_another_name_is_its_pods_again_and_nobody_elses() {
+fn an_address_in_use_that_comes_back_under_another_name_is_only_its_pods_again() {
     let mut ledger = holding(&[1]);
     assert_eq!(assign(&mut ledger, 1, START), Some(address(1)));
     ledger.supply(&supply(2, &[]));
@@ -311,7 +311,7 @@ fn an_address_under_a_new_name_waits_for_the_pod_that_has_it_under_the_old_one()
 }
 
 #[test]
-fn an_entry_with_something_attached_is_for_its_pod_only_and_not_relinquished() {
+fn an_entry_with_an_attachment_is_for_its_pod_only_and_not_relinquished() {
     let attached = Entry { attached_to: Some("uid9".to_owned()), ..entry(1) };
     let entries = Supply { entries: vec![attached], ..supply(2, &[]) };
     let mut ledger = holding(&[]);
@@ -330,7 +330,7 @@ fn a_pod_gets_the_address_that_is_kept_for_it_before_any_other() {
 }
 
 #[test]
-fn a_free_address_with_something_attached_is_of_no_use_to_new_pods() {
+fn a_free_address_with_an_attachment_is_of_no_use_to_new_pods() {
     let attached = Entry { attached_to: Some("uid9".to_owned()), ..entry(2) };
     let mut ledger = holding(&[]);
     ledger.supply(&Supply { entries: vec![entry(1), attached], ..supply(2, &[]) });
@@ -338,7 +338,7 @@ fn a_free_address_with_something_attached_is_of_no_use_to_new_pods() {
 }
 
 #[test]
-fn a_rebuilt_ledger_assigns_what_is_wired_before_it_hears_of_the_spec() {
+fn a_rebuilt_ledger_assigns_wired_addresses_before_it_gets_the_spec() {
     let wired = [occupant(7, address(1)), occupant(8, address(9))];
     let relinquished = ["vnp-2".to_owned()];
     let mut ledger =
@@ -354,7 +354,7 @@ fn a_rebuilt_ledger_assigns_what_is_wired_before_it_hears_of_the_spec() {
 }
 
 #[test]
-fn a_ledger_rebuilt_before_the_operator_has_seen_this_boot_remembers_what_was_relinquished() {
+fn a_ledger_rebuilt_before_the_operator_has_seen_this_boot_keeps_relinquished_names() {
     let old = Supply { boot_id: "boot before".to_owned(), ..supply(5, &[1, 2]) };
     let mut ledger = Ledger::rebuild(BOOT, &[], &["vnp-1".to_owned()], &old, None, START, true);
     assert_eq!(ledger.counts(START), Counts { relinquished: 1, ..Counts::default() });

@@ -126,7 +126,7 @@ mod tests {
     use crate::{cni::Version, sandbox::Sandbox};
 
     #[test]
-    fn every_error_says_what_to_do() {
+    fn every_error_names_a_remedy() {
         let io = || io::Error::from_raw_os_error(5);
         let link = || "vnp0".to_owned();
         let address = Ipv4Addr::new(10, 1, 2, 3);

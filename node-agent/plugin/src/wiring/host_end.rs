@@ -83,8 +83,8 @@ pub(super) fn behind(host: &mut Netlink, netns: &Netns, ifname: &str) -> Result<
 pub(super) fn make_room(host: &mut Netlink, name: &str, pod: &Pod) -> Result<(), Error> {
     let Some(link) = host.link(link_named(name))? else { return Ok(()) };
     let is_others = identity_of(&link).is_some_and(|Identity { pod: other, .. }| {
-        let is_told = !other.name.is_empty() && !other.namespace.is_empty();
-        is_told && (&other.namespace, &other.name) != (&pod.namespace, &pod.name)
+        let is_named = !other.name.is_empty() && !other.namespace.is_empty();
+        is_named && (&other.namespace, &other.name) != (&pod.namespace, &pod.name)
     });
     let taken = || Error::NameTaken(name.to_owned());
     let older = owner(&link).filter(|_| !is_others).ok_or_else(taken)?;

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn an_alias_of_somebody_else_is_no_identity() {
+    fn an_alias_of_another_program_is_no_identity() {
         for alias in ["", "uplink", "vnetpool/2 10.1.2.3 c eth0 u n p", "vnetpool/1 nowhere c eth0 u n p"] {
             assert_eq!(alias.parse::<Identity>(), Err(()), "{alias:?}");
         }

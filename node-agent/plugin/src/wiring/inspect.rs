@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_routed_to_a_link_counts_as_in_use_whoever_has_it() {
+    fn any_address_routed_to_a_link_counts_as_in_use() {
         let link = HostLink {
             name: "vnp00000000001".to_owned(),
             index: 7,

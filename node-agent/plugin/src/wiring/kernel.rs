@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_that_lacks_a_feature_is_too_old_and_says_from_when_on_there_is_one() {
+    fn an_error_of_a_too_old_kernel_names_the_release_that_has_the_feature() {
         for (release, translates, locks) in [
             ("6.1.0-18-cloud-amd64", true, true),
             ("5.18.0", true, true),

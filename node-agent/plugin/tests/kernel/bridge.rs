@@ -129,7 +129,7 @@ fn pods_keep_the_wiring_they_were_started_with_and_reach_those_of_the_other() {
 }
 
 #[test]
-fn check_catches_what_is_missing_between_bridge_and_pod() {
+fn check_names_the_missing_entry_between_bridge_and_pod() {
     let (node, _vm) = stage(1);
     let link = Pod::new("a").host_link();
     for (finding, damage) in [
@@ -152,7 +152,7 @@ fn check_catches_what_is_missing_between_bridge_and_pod() {
 }
 
 #[test]
-fn without_its_bridge_an_add_is_to_be_tried_again_and_without_the_ledger_the_ports_tell_who_has_what() {
+fn an_add_without_its_bridge_is_to_be_retried_and_ports_name_the_holders_of_a_lost_ledger() {
     let (node, _vm) = stage(2);
     let (a, b, config) = (Pod::new("a"), Pod::new("b"), bridged(&node));
     let address = run(&node, "ADD", &a, &config).address();

@@ -118,7 +118,7 @@ impl Stage {
     /// As an ADD leaves it that ends right after it has made the pair.
     fn half_wire(&self, pod: &Pod) {
         let assign = |ledger: &mut Ledger, now| {
-            ledger.assign(&Claim::wired(&pod.sandbox(), &pod.told(), "vnetpool"), now)
+            ledger.assign(&Claim::wired(&pod.sandbox(), &pod.facts(), "vnetpool"), now)
         };
         self.node.store.with(assign).unwrap();
         let (link, netns) = (pod.host_link(), pod.netns.path());
@@ -380,7 +380,7 @@ fn an_add_whose_lock_file_was_removed_under_it_gives_its_address_back() {
 
 /// Until its alias is written, only the far end of a link shows its sandbox.
 #[test]
-fn what_an_add_left_that_was_killed_right_after_making_the_pair_goes_with_the_del() {
+fn the_pair_left_by_a_killed_add_goes_with_the_del() {
     let (stage, pod, next) = (Stage::new("Routed"), Pod::named("a", "web-0"), Pod::named("b", "web-0"));
     stage.half_wire(&pod);
     stage.run("DEL", &pod).succeeds();

@@ -147,7 +147,7 @@ fn an_add_that_has_no_room_to_wait_in_is_to_be_tried_again() {
 }
 
 #[test]
-fn of_a_ledger_that_is_none_the_agent_makes_one_in_which_nobody_has_lost_or_doubled_an_address() {
+fn a_ledger_rebuilt_from_a_broken_one_has_no_address_lost_or_doubled() {
     type Damage = fn(&str) -> Vec<u8>;
     let damages: [(&str, Damage); 7] = [
         ("empty", |_| Vec::new()),

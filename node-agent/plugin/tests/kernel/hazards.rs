@@ -37,7 +37,7 @@ fn mend(node: &Node, wired: &HostLink) -> Result<Vec<Damage>, Error> {
 }
 
 #[test]
-fn what_somebody_does_to_a_host_link_is_found_and_put_right() {
+fn damage_to_a_host_link_is_found_and_repaired() {
     let (node, pod, other) = (Node::holding(2), Pod::new("a"), Pod::new("b"));
     let address = node.add(&pod).address();
     let other_address = node.add(&other).address();
@@ -63,7 +63,7 @@ fn what_somebody_does_to_a_host_link_is_found_and_put_right() {
 
 /// Without the entries no packet gets to a bridged pod, since the bridge floods no ARP request.
 #[test]
-fn what_somebody_does_to_the_bridge_is_found_and_put_right_for_its_pods() {
+fn damage_to_the_bridge_is_found_and_repaired_for_its_pods() {
     let (node, pod, other) = (Node::holding(2), Pod::new("a"), Pod::new("b"));
     let ensure = || node.netns.inside(|| bridge::ensure(1500, Path::new(SYSCTL)).unwrap());
     ensure();
@@ -101,7 +101,7 @@ fn a_sandbox_that_was_deleted_or_is_another_now_is_not_restored() {
 }
 
 #[test]
-fn a_route_that_somebody_led_elsewhere_is_named_and_not_fought_over() {
+fn a_route_that_another_program_redirected_is_named_and_left_alone() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     let address = node.add(&pod).address();
     let wired = link_of(&node, &pod);

@@ -74,11 +74,11 @@ fn on_an_older_kernel_a_link_is_renamed_while_it_is_down_for_a_moment() {
         let node = Node::holding(2);
         let (older, newer) = (Pod::named("older", "web-0"), Pod::named("newer", "web-0"));
         let identity =
-            Identity { address: Ipv4Addr::new(10, 240, 1, 1), sandbox: older.sandbox(), pod: older.told() };
+            Identity { address: Ipv4Addr::new(10, 240, 1, 1), sandbox: older.sandbox(), pod: older.facts() };
         let path = older.netns.path();
         node.store
             .with(|ledger, now| {
-                ledger.assign(&Claim::wired(&older.sandbox(), &older.told(), "vnetpool"), now)
+                ledger.assign(&Claim::wired(&older.sandbox(), &older.facts(), "vnetpool"), now)
             })
             .unwrap();
         node.netns.inside(|| {
@@ -92,7 +92,7 @@ fn on_an_older_kernel_a_link_is_renamed_while_it_is_down_for_a_moment() {
         let target = listener.local_addr().unwrap();
         let mut client = node.netns.inside(|| TcpStream::connect(target).unwrap());
         let (mut server, _) = listener.accept().unwrap();
-        node.netns.inside(|| wiring::move_aside(&older.sandbox(), &newer.told()).unwrap());
+        node.netns.inside(|| wiring::move_aside(&older.sandbox(), &newer.facts()).unwrap());
         let moved = link_named(&node, &older.sandbox().spare_link()).unwrap();
         assert!(moved.up && !moved.is_damaged(), "{moved:?}");
         assert!(link_named(&node, WEB_0).is_none());
@@ -179,7 +179,7 @@ fn a_pod_wired_by_an_earlier_build_keeps_its_name_and_its_verbs() {
 }
 
 #[test]
-fn a_runtime_need_not_tell_the_pod_again() {
+fn a_runtime_need_not_name_the_pod_again() {
     let (node, pod) = (Node::holding(1), Pod::named("a", "web-0"));
     let address = node.add(&pod).address();
     let unnamed = Pod { name: String::new(), ..pod };

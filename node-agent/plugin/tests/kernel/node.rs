@@ -120,7 +120,7 @@ impl Pod {
     }
 
     /// The runtime's facts about it.
-    pub fn told(&self) -> ledger::Pod {
+    pub fn facts(&self) -> ledger::Pod {
         ledger::Pod {
             namespace: "default".to_owned(),
             name: self.name.clone(),
@@ -129,7 +129,7 @@ impl Pod {
     }
 
     pub fn host_link(&self) -> String {
-        self.sandbox().host_link(&self.told())
+        self.sandbox().host_link(&self.facts())
     }
 }
 

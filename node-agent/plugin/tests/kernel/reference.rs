@@ -50,7 +50,7 @@ fn the_reference_runtime_adds_checks_and_deletes_in_every_version() {
 }
 
 #[test]
-fn the_reference_runtime_is_told_the_status_and_collects_garbage() {
+fn the_reference_runtime_gets_the_status_and_collects_garbage() {
     let node = Node::holding(0);
     let plugin = ours(&node);
     let (runtime, pod) = (Runtime::new(node, "1.1.0", json!([plugin])), Pod::new("a"));
@@ -92,7 +92,7 @@ fn the_garbage_of_one_network_is_collected_and_a_pod_of_its_neighbour_lives_on()
 }
 
 #[test]
-fn plugins_before_and_after_ours_in_a_chain_keep_what_they_did() {
+fn plugins_before_and_after_ours_in_a_chain_keep_their_results() {
     let node = Node::holding(1);
     let plugin = ours(&node);
     let tuning = json!({ "type": "tuning", "sysctl": { "net.ipv4.conf.eth0.arp_filter": "1" } });
@@ -114,7 +114,7 @@ fn plugins_before_and_after_ours_in_a_chain_keep_what_they_did() {
 }
 
 #[test]
-fn behind_a_plugin_that_makes_the_interface_ours_says_how_to_order_them() {
+fn an_add_after_a_plugin_that_made_the_interface_names_the_right_order() {
     let node = Node::holding(1);
     let (plugin, data) = (ours(&node), node.dir.path().join("host-local"));
     let range = json!({ "type": "host-local", "dataDir": data, "ranges": [[{ "subnet": "192.0.2.0/24" }]] });

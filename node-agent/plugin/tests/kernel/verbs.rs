@@ -18,7 +18,7 @@ fn add_twice_gives_the_same_address_and_leaves_the_wiring_alone() {
 }
 
 #[test]
-fn add_repairs_what_an_earlier_add_left_broken() {
+fn add_repairs_the_broken_wiring_of_an_earlier_add() {
     let (node, pod) = (Node::holding(2), Pod::new("a"));
     let address = node.add(&pod).address();
     pod.netns.ip("route delete default");
@@ -69,7 +69,7 @@ fn del_works_with_a_ledger_that_is_garbage() {
 
 /// As after a boot: the configuration is still there, so the runtime sends pods before there is an agent.
 #[test]
-fn an_add_waits_for_a_ledger_of_this_boot_and_holds_up_nobody_who_makes_one() {
+fn an_add_waits_for_a_ledger_of_this_boot_and_holds_up_no_agent() {
     let (node, pod) = (Node::new(), Pod::new("a"));
     let ledger = node.dir.path().join("ledger");
     let mut add = node.start_add(&pod);
@@ -174,7 +174,7 @@ fn check_catches_each_kind_of_damage() {
 }
 
 #[test]
-fn check_compares_the_ledger_with_what_the_runtime_remembers() {
+fn check_compares_the_ledger_with_the_runtimes_result() {
     let (node, pod) = (Node::holding(2), Pod::new("a"));
     let address = node.add(&pod).address();
     assert_eq!(node.check(&pod, "10.240.1.2".parse().unwrap()).code(), 101);
@@ -202,7 +202,7 @@ fn status_fails_only_until_the_node_has_had_its_first_address() {
 }
 
 #[test]
-fn gc_frees_what_the_runtime_no_longer_knows() {
+fn gc_frees_addresses_unknown_to_the_runtime() {
     let (node, a, b) = (Node::holding(2), Pod::new("a"), Pod::new("b"));
     let (kept, freed) = (node.add(&a).address(), node.add(&b).address());
     let mut config = node.config();
@@ -219,7 +219,7 @@ fn gc_frees_what_the_runtime_no_longer_knows() {
 }
 
 #[test]
-fn gc_collects_what_is_of_its_own_network_and_leaves_alone_what_may_be_of_another() {
+fn gc_frees_addresses_of_its_own_network_and_keeps_those_of_another_or_unknown_one() {
     let (node, ours, others) = (Node::holding(3), Pod::new("a"), Pod::new("b"));
     let of = |network: &str| {
         let mut config = node.config();
@@ -270,7 +270,7 @@ fn gc_leaves_a_sandbox_alone_that_a_verb_is_working_on() {
 }
 
 #[test]
-fn add_refuses_the_nodes_own_namespace_and_what_is_none() {
+fn add_refuses_the_nodes_own_namespace_and_a_path_of_none() {
     let node = Node::holding(1);
     for netns in [node.netns.path(), "/proc/self/status".into(), "/does/not/exist".into()] {
         let refused = node.run("ADD", "a", &netns, &node.config());

@@ -13,7 +13,7 @@ fn waiting(node: &Node) -> Vec<Sandbox> {
 }
 
 #[test]
-fn those_who_wait_are_seen_and_served_in_the_order_they_came() {
+fn waiting_adds_are_listed_and_served_in_their_order() {
     let node = Node::holding(0);
     let pods = [Pod::new("a"), Pod::new("b"), Pod::new("c")];
     let mut adds = Vec::new();
@@ -141,7 +141,7 @@ fn sleeps(process: &Child) -> u64 {
 }
 
 #[test]
-fn a_change_wakes_only_whom_it_serves_and_who_is_first_now() {
+fn a_change_wakes_only_the_adds_it_serves_and_the_new_first() {
     const MANY: usize = 40;
     let (node, pod) = (Node::holding(0), Pod::new("a"));
     // None but the first gets as far as its namespace, so one will do.
@@ -221,7 +221,7 @@ fn an_add_is_served_when_an_address_has_cooled() {
 }
 
 #[test]
-fn who_is_second_is_served_when_an_address_has_cooled_though_the_first_has_died() {
+fn the_second_add_gets_the_cooled_address_though_the_first_has_died() {
     let (node, a, b, c) = (Node::holding(1), Pod::new("a"), Pod::new("b"), Pod::new("c"));
     let mut cooling = supply(2, 1);
     cooling.cooldown = Duration::from_secs(2);

@@ -123,7 +123,7 @@ fn after_del_a_process_left_in_the_namespace_is_silent() {
 }
 
 #[test]
-fn the_host_links_tell_who_has_which_address() {
+fn the_host_links_name_the_holder_of_each_address() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     let address = node.add(&pod).address();
     let links = links_of(&node);
@@ -136,7 +136,7 @@ fn the_host_links_tell_who_has_which_address() {
 }
 
 #[test]
-fn a_ledger_built_from_the_kernel_says_what_the_lost_one_said() {
+fn a_ledger_built_from_the_kernel_has_the_assignments_of_the_lost_one() {
     let (node, a, b) = (Node::holding(3), Pod::new("a"), Pod::new("b"));
     let address = node.add(&a).address();
     node.add(&b).succeeds();
@@ -173,7 +173,7 @@ fn an_address_that_the_node_routes_elsewhere_is_not_wired() {
 fn a_leaked_link_is_silenced_and_deleted() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     node.add(&pod).succeeds();
-    let (sandbox, told) = (pod.sandbox(), pod.told());
+    let (sandbox, told) = (pod.sandbox(), pod.facts());
     node.netns.inside(|| {
         disconnect(&sandbox, &told).unwrap();
         disconnect(&sandbox, &told).unwrap();

@@ -122,7 +122,7 @@ async fn a_program_that_flushes_the_tables_all_the_while_costs_one_repair_a_seco
 }
 
 #[tokio::test]
-async fn while_nft_hangs_a_node_has_its_rules_as_long_as_the_kernel_tells_of_no_change() {
+async fn while_nft_hangs_a_node_has_its_rules_as_long_as_the_kernel_reports_no_change() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let is = |status: &str, reason: &str| (status.to_owned(), reason.to_owned());
     let (mut agent, hangs) = (agent(&dir), dir.join("hangs"));

@@ -77,7 +77,7 @@ fn only(between: Between, what: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn what_agrees_is_no_difference() {
+fn views_that_agree_have_no_difference() {
     assert_eq!(differences(&well()), []);
     let verdict = Verdict::of(&well(), &well());
     assert!(verdict.is_well());
@@ -158,7 +158,7 @@ fn an_outlived_sandbox_and_a_pod_that_the_ledger_does_not_know_are_differences()
 }
 
 #[test]
-fn only_what_two_looks_have_seen_counts_and_what_was_not_looked_at_is_not_well() {
+fn only_a_difference_in_two_snapshots_counts_and_an_unread_part_is_not_well() {
     let mut leaked = well();
     nic(&mut leaked).reservations.push(Reservation {
         name: "vnp-99".into(),
@@ -182,7 +182,7 @@ fn silence(snapshot: &mut Snapshot) {
 }
 
 #[test]
-fn what_the_first_look_could_not_see_is_well_only_if_the_second_finds_it_so() {
+fn a_part_unread_in_the_first_snapshot_is_well_only_if_the_second_agrees() {
     assert!(Verdict::of(&changed(silence), &well()).is_well());
     let seen_once = |first: &Snapshot, second: &Snapshot, what: &str| {
         let verdict = Verdict::of(first, second);
@@ -223,7 +223,7 @@ fn a_ledger_that_moves_follows_and_one_that_stands_is_behind() {
 }
 
 #[test]
-fn a_ledger_that_is_behind_in_one_look_hides_nothing() {
+fn a_ledger_that_is_behind_in_one_snapshot_hides_nothing() {
     let vanished = |snapshot: &mut Snapshot| ledger(snapshot).addresses[0].state = State::Vanished;
     let behind = changed(|snapshot| {
         vanished(snapshot);
@@ -305,7 +305,7 @@ fn unreadable(kind: &str, name: &str) -> vnetpool_apiserver::reading::Unreadable
 }
 
 #[test]
-fn an_object_that_can_not_be_read_is_not_looked_at_and_concerns_its_own_node_alone() {
+fn an_unreadable_object_is_unseen_and_concerns_its_own_node_alone() {
     let unread = |kind: &str, name: &str| {
         let one = unreadable(kind, name);
         changed(|snapshot| {

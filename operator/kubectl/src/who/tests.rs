@@ -45,7 +45,7 @@ ADDRESS       STATE      POD      NODE     POOL      RESERVED ON   AS
 }
 
 #[test]
-fn what_the_ledger_alone_knows_is_told() {
+fn states_that_the_ledger_alone_knows_are_shown() {
     let state = |n: u8| asked(&format!("10.240.0.{n}")).addresses[0].state.words();
     assert_eq!(
         [11, 12, 13, 9, 8, 99].map(state),
@@ -60,7 +60,7 @@ fn what_the_ledger_alone_knows_is_told() {
 }
 
 #[test]
-fn without_the_ledger_the_objects_speak_and_the_answer_says_so() {
+fn without_the_ledger_the_objects_count_and_the_answer_warns_of_it() {
     let silent = [("node-1".to_owned(), Err("no pod of vnetpool-node-agent runs".to_owned()))].into();
     let answer = who(&fixture::objects(), &Asked::parse("10.240.0.12"), &silent).unwrap();
     assert_eq!(answer.addresses[0].state, Standing::Unheld);
@@ -68,7 +68,7 @@ fn without_the_ledger_the_objects_speak_and_the_answer_says_so() {
 }
 
 #[test]
-fn an_address_that_no_object_knows_is_looked_for_in_every_ledger() {
+fn an_address_that_no_object_knows_is_sought_in_every_ledger() {
     let nodes = |what: &str| nodes_to_ask(&fixture::objects(), &Asked::parse(what));
     assert_eq!(nodes("10.240.0.99"), ["node-1", "node-2"]);
     assert_eq!((nodes("10.240.0.22"), nodes("d")), (vec!["node-2".to_owned()], vec!["node-2".to_owned()]));
@@ -85,7 +85,7 @@ fn an_address_of_a_block_is_reserved_with_it() {
 }
 
 #[test]
-fn an_address_that_two_nodes_have_is_told_of_each() {
+fn an_address_that_two_nodes_have_is_a_line_for_each() {
     let mut objects = fixture::objects();
     objects.pods[2] = fixture::pod("c", "node-2", "10.240.0.8");
     objects.allocations[1] = fixture::allocation("node-2", &[8], json!({}));
@@ -116,7 +116,7 @@ fn an_address_of_a_pod_that_the_ledger_does_not_have_is_in_doubt() {
 }
 
 #[test]
-fn a_pod_that_is_gone_is_looked_for_in_every_ledger() {
+fn a_pod_that_is_gone_is_sought_in_every_ledger() {
     let mut objects = fixture::objects();
     objects.pods.clear();
     let asked = Asked::parse("shop/gone");
@@ -133,7 +133,7 @@ fn a_pod_that_is_gone_is_looked_for_in_every_ledger() {
 }
 
 #[test]
-fn what_agents_report_stands_for_ledgers_that_were_not_read() {
+fn reports_of_agents_stand_for_ledgers_that_were_not_read() {
     let mut objects = fixture::objects();
     let holder = |n: u8, pod: &str| json!({"address": format!("10.240.0.{n}"), "pod": format!("shop/{pod}"), "sandbox": "s"});
     let status = json!({"lost": [holder(9, "lost")], "holders": [holder(12, "held")]});

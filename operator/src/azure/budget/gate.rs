@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_that_is_given_back_is_somebody_elses() {
+    async fn a_turn_that_is_given_back_goes_to_another_call() {
         let (gate, lane) = (Gate::new(80), write());
         for _ in 0..159 {
             gate.wait_for_turn(&lane, Priority::WaitingPods, pending()).await;

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn throttling_closes_the_meter_of_whoever_throttled() {
+    fn throttling_closes_the_meter_of_the_service_that_throttled() {
         let closed = |error: &Error| {
             let lesson = Lesson::of(&HeaderMap::new(), false, Some(error));
             assert_eq!(lesson.closed_for, Some(Duration::from_secs(9)));

@@ -39,7 +39,7 @@ fn burst(budget: &mut Budget, lane: &Lane, priority: Priority, now: Instant) -> 
 }
 
 #[test]
-fn a_fifth_of_what_azure_allows_is_left_to_others() {
+fn a_fifth_of_azures_limit_is_left_to_others() {
     let now = Instant::now();
     assert_eq!(burst(&mut budget(), &lane(None, false), Priority::WaitingPods, now), 200);
     assert_eq!(burst(&mut budget(), &lane(None, true), Priority::WaitingPods, now), 160);
@@ -102,7 +102,7 @@ fn one_region_full_of_writes_does_not_hold_up_another() {
 }
 
 #[test]
-fn the_highest_priority_goes_first_and_then_whoever_asked_first() {
+fn the_highest_priority_goes_first_and_then_the_oldest_call() {
     let start = Instant::now();
     let mut budget = budget();
     burst(&mut budget, &lane(None, true), Priority::WaitingPods, start);
@@ -174,7 +174,7 @@ fn a_limit_of_one_action_holds_up_that_action_in_its_region_and_nothing_else() {
 
 /// Nodes whose network is known go on without the read.
 #[test]
-fn a_limit_of_looks_at_networks_keeps_nobody_waiting() {
+fn a_limit_of_network_reads_holds_no_call_up() {
     let now = Instant::now();
     let mut budget = budget();
     for resource in ["virtualnetworks/v", "virtualnetworks/v/usages"] {
@@ -210,7 +210,7 @@ fn a_vm_is_read_and_updated_no_more_often_than_compute_allows_and_holds_up_no_ot
 }
 
 #[test]
-fn the_share_left_to_others_is_what_was_configured() {
+fn the_share_left_to_others_is_the_configured_one() {
     let now = Instant::now();
     for (percent, calls) in [(100, 200), (50, 100), (5, 10)] {
         assert_eq!(burst(&mut Budget::new(percent), &lane(None, true), Priority::WaitingPods, now), calls);
@@ -232,7 +232,7 @@ fn even_the_smallest_share_lets_every_sort_of_call_go_in_the_end() {
 }
 
 #[test]
-fn one_call_in_ten_goes_to_whoever_has_waited_longest() {
+fn one_call_in_ten_is_the_one_that_has_waited_longest() {
     let start = Instant::now();
     let mut budget = budget();
     burst(&mut budget, &lane(None, true), Priority::WaitingPods, start);
@@ -250,7 +250,7 @@ fn one_call_in_ten_goes_to_whoever_has_waited_longest() {
 }
 
 #[test]
-fn what_single_vms_have_used_is_forgotten_when_it_no_longer_matters() {
+fn the_levels_of_single_vms_are_dropped_when_they_are_full_again() {
     let start = Instant::now();
     let mut budget = budget();
     for step in 0..10_000 {
@@ -261,7 +261,7 @@ fn what_single_vms_have_used_is_forgotten_when_it_no_longer_matters() {
 }
 
 #[test]
-fn accounts_tell_what_was_spent_what_is_left_and_who_waits() {
+fn accounts_show_the_spent_the_left_and_the_waiting_calls() {
     let now = Instant::now();
     let mut budget = budget();
     for _ in 0..3 {
@@ -377,7 +377,7 @@ fn in_a_rush_the_first_are_served_long_before_the_last_have_begun() {
 }
 
 #[test]
-fn what_has_begun_comes_to_its_end_before_more_begins() {
+fn an_operation_under_way_goes_on_before_more_begin() {
     let start = Instant::now();
     let mut budget = budget();
     burst(&mut budget, &lane(None, false), Priority::WaitingPods, start);
@@ -411,7 +411,7 @@ fn a_place_given_up_costs_nothing_and_the_others_keep_theirs() {
 
 /// A rush that the network provider holds up for minutes is searched at every grant.
 #[test]
-fn thousands_who_wait_for_the_same_meter_cost_as_much_as_one() {
+fn thousands_of_calls_that_wait_for_one_meter_cost_as_much_as_one() {
     let start = Instant::now();
     let mut budget = budget();
     // Nine calls that came later have gone before: the longest-waiting call has its turn, and no call can go.
@@ -432,7 +432,7 @@ fn thousands_who_wait_for_the_same_meter_cost_as_much_as_one() {
 type Asked = (Lane, Priority, Ticket);
 
 /// The calls that may go, found by visiting each call that waits.
-fn by_looking_at_all(
+fn by_visiting_all(
     budget: &mut Budget,
     waiting: &mut Vec<Asked>,
     overtaken: &mut u32,
@@ -503,7 +503,7 @@ proptest! {
 
     /// The same calls go, in the same order, as if each waiting call were visited each time.
     #[test]
-    fn whoever_may_go_is_found_without_a_look_at_all(
+    fn the_calls_that_may_go_are_found_without_a_visit_to_each(
         steps in prop::collection::vec(
             (prop::collection::vec((some_lane(), prop::sample::select(Priority::ALL.to_vec())), 0..40), 0..20_u8, 0..12_u8),
             1..20,
@@ -522,7 +522,7 @@ proptest! {
                     budget.learn(&lane(Some("westeurope"), false), &closed, now);
                 }
             }
-            let expected = by_looking_at_all(&mut other, &mut waiting, &mut overtaken, now);
+            let expected = by_visiting_all(&mut other, &mut waiting, &mut overtaken, now);
             let (granted, again) = budget.grant(now);
             prop_assert_eq!(&granted, &expected.0);
             prop_assert_eq!(again, expected.1);
@@ -552,7 +552,7 @@ fn a_shorter_retry_after_does_not_open_a_meter_earlier() {
 }
 
 #[test]
-fn what_azure_counts_as_left_lowers_our_level_but_never_raises_it() {
+fn the_rest_that_azure_counts_lowers_our_level_but_never_raises_it() {
     let now = Instant::now();
     let mut budget = budget();
     // 45 of 200 left in all, 40 of them are the others'.
@@ -594,7 +594,7 @@ fn a_window_that_others_use_up_too_is_gone_about_slowly_before_azure_throttles()
 }
 
 #[test]
-fn azures_newest_count_of_a_window_is_what_holds() {
+fn azures_newest_count_of_a_window_holds() {
     let start = Instant::now();
     let mut level = window(start);
     level.lower(0.0, start);

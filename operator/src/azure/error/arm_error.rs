@@ -101,7 +101,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_code_is_known_whatever_form_the_details_have() {
+    fn the_code_is_known_with_any_form_of_details() {
         let forms = [
             json!(null),
             json!([]),

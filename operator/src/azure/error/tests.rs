@@ -33,7 +33,7 @@ fn an_etag_that_does_not_match_is_a_lost_race() {
 }
 
 #[test]
-fn a_resource_held_by_another_operation_is_busy_as_long_as_azures_words_say() {
+fn a_resource_held_by_another_operation_is_busy_for_the_time_azure_names() {
     let words =
         "Operation PutSubnetOperation (2c1a) is updating resource /s. The call can be retried in 14 seconds.";
     let error = write(
@@ -61,7 +61,7 @@ fn a_referenced_resource_under_way_is_busy() {
 }
 
 #[test]
-fn a_providers_throttling_is_told_from_arms() {
+fn a_providers_throttling_is_distinct_from_arms() {
     let words = "The operation exceeded throttling limit of 100 calls within last 5 minutes.";
     let provider = write(
         429,
@@ -166,7 +166,7 @@ fn a_missing_right_names_action_and_scope() {
 }
 
 #[test]
-fn a_missing_right_on_something_linked_names_the_one_that_is_missing() {
+fn an_error_about_a_linked_resource_names_its_missing_right() {
     let words = "The client 'c' with object id 'o' has permission to perform action \
         'Microsoft.Network/networkInterfaces/write' on scope '/subscriptions/S/nic'; however, it does not have permission \
         to perform action(s) 'Microsoft.Network/virtualNetworks/subnets/join/action' on the linked scope(s) \
@@ -194,7 +194,7 @@ fn locks_quotas_and_policies_wait_for_a_person() {
 }
 
 #[test]
-fn what_is_not_there_is_not_found_in_either_of_azures_shapes() {
+fn a_missing_resource_is_not_found_in_either_of_azures_shapes() {
     for (code, details) in [("ResourceNotFound", json!(null)), ("NotFound", json!([]))] {
         let error = write(404, code, "The Resource was not found.", details);
         assert!(matches!(&error, Error::NotFound { resource, .. } if resource == NIC), "{error:?}");
@@ -226,7 +226,7 @@ fn a_token_that_arm_refuses_is_a_matter_of_the_credential() {
 }
 
 #[test]
-fn an_answer_that_is_no_json_is_still_told() {
+fn an_answer_that_is_no_json_is_still_quoted() {
     let error = classify(Some(502), &ArmError::of_body(b"<html>Bad Gateway</html>"), None, NIC, Effect::None);
     assert!(error.to_string().contains("Bad Gateway"), "{error}");
 }
@@ -260,7 +260,7 @@ fn a_deny_assignment_is_not_a_missing_permission_and_names_the_lockdown_of_aks()
 }
 
 #[test]
-fn an_address_that_is_taken_is_told_from_the_others_asked_for() {
+fn the_taken_one_of_the_requested_addresses_is_read_from_the_message() {
     let asked: Vec<Ipv4Net> =
         ["10.0.0.5/32", "10.0.0.50/32", "10.0.0.16/28"].map(|one| one.parse().unwrap()).into();
     let taken =

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_already_changes_nothing() {
+    fn an_edit_of_groups_already_made_changes_nothing() {
         let before = nic(&json!([{ "id": group("Web") }]));
         let mut all = before.clone();
         write(&mut all, &ids(&["web"]), &ids(&["api"]));

@@ -72,7 +72,7 @@ pub fn sample_nic(held: &[(&str, &str)]) -> Nic {
 }
 
 #[test]
-fn a_nic_says_what_is_ours_and_how_many_slots_are_not() {
+fn a_nic_shows_our_ip_configurations_and_the_number_of_foreign_ones() {
     let nic = read(&document(vec![
         ip_configuration("ipconfig1", "10.240.0.4", true),
         ip_configuration("vnp-1", "10.240.0.5", false),
@@ -112,7 +112,7 @@ fn a_nic_that_no_vm_has_had_has_no_mac() {
 }
 
 #[test]
-fn a_document_that_lacks_something_says_what() {
+fn an_incomplete_documents_error_names_the_missing_part() {
     assert_eq!(read(&json!({})), Err(Error::Lacks { what: "properties.ipConfigurations" }));
     assert_eq!(read(&document(vec![])), Err(Error::Lacks { what: "an ipConfiguration" }));
 }
@@ -198,7 +198,7 @@ fn one_edit_releases_and_reserves() {
 }
 
 #[test]
-fn what_is_done_already_is_not_done_twice() {
+fn an_edit_already_made_is_not_made_twice() {
     let before = document(vec![
         ip_configuration("ipconfig1", "10.240.0.4", true),
         ip_configuration("vnp-1", "10.240.0.5", false),
@@ -207,7 +207,7 @@ fn what_is_done_already_is_not_done_twice() {
 }
 
 #[test]
-fn what_is_not_ours_can_neither_be_released_nor_reserved() {
+fn an_ip_configuration_of_others_is_neither_released_nor_reserved() {
     let before = document(vec![
         ip_configuration("ipconfig1", "10.240.0.4", true),
         ip_configuration("egress", "10.240.0.5", false),
@@ -312,7 +312,7 @@ fn attach(name: &str, backend_pools: &[&str], public_address: Option<&str>) -> C
 }
 
 #[test]
-fn what_is_attached_is_what_reads_back_and_nothing_else_changes() {
+fn attached_resources_read_back_and_nothing_else_changes() {
     let before = document(vec![
         ip_configuration("ipconfig1", "10.240.0.4", true),
         ip_configuration("vnp-1", "10.240.0.5", false),
@@ -335,7 +335,7 @@ fn what_is_attached_is_what_reads_back_and_nothing_else_changes() {
 }
 
 #[test]
-fn what_others_attached_is_seen_and_left_alone() {
+fn resources_attached_by_others_are_seen_and_left_alone() {
     let mut one = ip_configuration("vnp-1", "10.240.0.5", false);
     one["properties"]["loadBalancerInboundNatRules"] = json!([{ "id": "x" }]);
     let before = document(vec![ip_configuration("ipconfig1", "10.240.0.4", true), one]);
@@ -348,7 +348,7 @@ fn what_others_attached_is_seen_and_left_alone() {
 }
 
 #[test]
-fn what_others_made_goes_only_by_name_and_only_if_nothing_is_attached() {
+fn ip_configurations_of_others_go_only_by_name_and_with_nothing_attached() {
     let subnet = json!({ "id": "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/a" });
     let one = |name: &str, primary: bool, more: Value| {
         let mut properties = json!({ "primary": primary, "privateIPAddress": "10.0.0.9", "subnet": subnet });

@@ -79,7 +79,7 @@ fn everything_that_is_not_ours_goes_back_as_it_came() {
 }
 
 #[test]
-fn a_route_that_somebody_removed_or_bent_is_put_right_with_the_same_range() {
+fn a_removed_or_changed_route_is_repaired_with_the_same_range() {
     let (met, _) = edit(&table(vec![]), &claims(&[1]));
     let own = read(&met).routes[0].clone();
     let held = Change::Claim(Claim { held: Some((own.name.clone(), own.range.unwrap())), ..claim(1) });
@@ -108,7 +108,7 @@ fn another_route_over_a_nodes_range_is_named_and_the_node_gets_no_second_range()
 }
 
 #[test]
-fn a_full_table_and_a_used_up_cidr_are_told_apart() {
+fn a_full_table_and_a_used_up_cidr_are_distinct_refusals() {
     let filler = |n: usize| {
         let range = format!("172.16.{}.{}/32", n / 256, n % 256);
         json!({ "name": format!("r{n}"), "properties": { "addressPrefix": range, "nextHopType": "None" } })

@@ -170,8 +170,8 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_before_it_was_sent_is_no_refusal_of_azures() {
-        let told_of = |error: azure::Error| {
+    fn an_order_given_up_before_it_was_sent_is_no_refusal_of_azures() {
+        let refusals_of = |error: azure::Error| {
             let orders = Orders::default();
             let begun = orders.begin(&id("u")).unwrap();
             assert!(orders.has(&id("u")) && orders.take().is_empty());
@@ -181,9 +181,9 @@ mod tests {
             told
         };
         let resource = || id("u").to_string();
-        assert_eq!(told_of(azure::Error::QuotaExceeded { resource: resource(), message: "m".into() }), 1);
-        assert_eq!(told_of(azure::Error::Outgrown { resource: resource() }), 0);
-        assert_eq!(told_of(azure::Error::Unconfirmed { resource: resource() }), 0);
+        assert_eq!(refusals_of(azure::Error::QuotaExceeded { resource: resource(), message: "m".into() }), 1);
+        assert_eq!(refusals_of(azure::Error::Outgrown { resource: resource() }), 0);
+        assert_eq!(refusals_of(azure::Error::Unconfirmed { resource: resource() }), 0);
     }
 
     #[test]

@@ -131,7 +131,7 @@ async fn attach_all(
             let (there, lacking): (Vec<_>, Vec<_>) = attach.iter().partition(|one| shows(&written, one));
             for one in there {
                 attaching.refused.remove(&one.uid);
-                ctx.events.say(&[about(&one.pod, &one.uid)], events::attached(&one.attached));
+                ctx.events.report(&[about(&one.pod, &one.uid)], events::attached(&one.attached));
             }
             let last = attaching.setback.take();
             attaching.setback = lacking.first().map(|one| {
@@ -251,12 +251,12 @@ fn beside(
 }
 
 /// Reports to each pod what it can't have, and why: by an Event, which its owner sees.
-pub fn tell(ctx: &Context, invalid: &[Invalid], attaching: &mut Attaching) {
+pub fn report(ctx: &Context, invalid: &[Invalid], attaching: &mut Attaching) {
     attaching.told.retain(|uid, _| invalid.iter().any(|one| one.uid == *uid));
     for Invalid { uid, pod, message } in invalid {
         if attaching.told.insert(uid.clone(), message.clone()).as_ref() != Some(message) {
             let event = events::stuck(Reason::Unavailable, "Attach", message);
-            ctx.events.say(&[about(pod, uid)], event);
+            ctx.events.report(&[about(pod, uid)], event);
         }
     }
 }
@@ -314,7 +314,7 @@ impl Presence {
 
 /// Takes in the outcomes of the orders that have ended. A public address that isn't deleted holds nothing
 /// else up. One that something else has is given up if a person has confirmed that nothing is left.
-pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_said_to_be_gone: bool) {
+pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone: bool) {
     for Done { order, result } in attaching.orders.take() {
         match (result, order) {
             (Ok(public), order) => {
@@ -324,7 +324,7 @@ pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_said_to_be_gon
             (Err(error), Order::Make(asked)) => {
                 refuse(ctx, &[(&asked.uid, &asked.pod)], &error, attaching);
             }
-            (Err(error @ azure::Error::InUse { .. }), Order::Delete(id)) if is_said_to_be_gone => {
+            (Err(error @ azure::Error::InUse { .. }), Order::Delete(id)) if is_confirmed_gone => {
                 warn!(public_address = %id, %error, "given up on a person's word");
                 attaching.undeleted.remove(&id);
                 attaching.public.insert(id, None);
@@ -353,7 +353,7 @@ fn refuse(ctx: &Context, pods: &[(&str, &str)], error: &azure::Error, attaching:
     let setback = setback(last, error);
     if is_news {
         let event = events::stuck(setback.reason, "Attach", &setback.message);
-        ctx.events.say(&[about(pod, uid)], event);
+        ctx.events.report(&[about(pod, uid)], event);
     }
     attaching.refused.insert(uid.to_owned(), (pod.to_owned(), setback));
 }

@@ -36,7 +36,7 @@ pub async fn apply(ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Err
     let held = count(&mut nic.ip_configurations.iter());
     info!(reserved = planned.reserve * grain, released, held, nic = %id, "NIC written");
     for event in events_of(planned, grain, (released, held), id.name()) {
-        ctx.events.say(&task.about, event);
+        ctx.events.report(&task.about, event);
     }
     let lacks_groups = !planned.join.iter().all(|group| nic.groups.contains(group));
     Ok(Outcome { was_sent: nic.was_sent, is_known: true, lacks_groups })

@@ -139,17 +139,17 @@ pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<Ou
         was_sent |= ctx.azure.update(&id, &change, urgency).await?.was_sent;
         if *forward {
             info!(nic = %id, "IP forwarding turned on");
-            ctx.events.say(about, events::forwarding(id.name()));
+            ctx.events.report(about, events::forwarding(id.name()));
         }
         if !leave.is_empty() {
-            ctx.events.say(about, events::regrouped(&[], leave, id.name()));
+            ctx.events.report(about, events::regrouped(&[], leave, id.name()));
         }
     }
     let (table, grain) = (&routed.table, observed.grain);
     if !planned.release.is_empty() {
         let release = RouteChange::Release { names: planned.release.clone() };
         was_sent |= ctx.azure.change_routes(table, release, urgency).await?.was_sent;
-        ctx.events.say(about, events::released(grain, 0, table.name()));
+        ctx.events.report(about, events::released(grain, 0, table.name()));
     }
     if let Some(claim) = routed.claim.as_ref().filter(|_| planned.reserve > 0 || planned.mend) {
         let claim = Claim {
@@ -164,7 +164,7 @@ pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<Ou
         } else {
             events::reserved(grain, grain, table.name())
         };
-        ctx.events.say(about, event);
+        ctx.events.report(about, event);
     }
     Ok(Outcome { was_sent, ..Outcome::default() })
 }

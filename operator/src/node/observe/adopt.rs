@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_pods_had_before_the_node_booted_does_not_count() {
+    fn addresses_of_pods_from_before_the_boot_do_not_count() {
         assert_eq!(decide(&["a"], &["a"], "b1").pods, 0);
         assert_eq!(decide(&["a"], &["a"], "b2").pods, 1);
     }

@@ -27,7 +27,7 @@ pub struct Drift {
     pub is_taken_off: bool,
     /// Until when to wait for the agent to report the addresses that pods use. A write that grows could be
     /// given the very address, and a second one would be needed for the pod that uses it.
-    pub told_by: Option<Instant>,
+    pub reported_by: Option<Instant>,
 }
 
 impl Drift {
@@ -46,11 +46,11 @@ impl Drift {
         let has_vanished = nic.is_some_and(has_vanished);
         let lost = nic.map(|nic| lost(allocation, boot_id, nic, grain, &memory.taken));
         let lost = lost.map(|lost| memory.mending.askable(lost, now)).unwrap_or_default();
-        let is_told = !has_vanished && lag(allocation, boot_id) == Lag::None;
+        let is_reported = !has_vanished && lag(allocation, boot_id) == Lag::None;
         let since = memory.vanished_since.or(has_vanished.then_some(now));
-        let until = since.filter(|_| !is_told).map(|since| since + PATIENCE);
-        let told_by = until.filter(|until| *until > now);
-        Drift { lost, has_vanished, is_taken_off, told_by }
+        let until = since.filter(|_| !is_reported).map(|since| since + PATIENCE);
+        let reported_by = until.filter(|until| *until > now);
+        Drift { lost, has_vanished, is_taken_off, reported_by }
     }
 }
 
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_pods_of_this_boot_use_and_the_nic_does_not_hold_is_lost() {
+    fn an_address_that_pods_of_this_boot_use_and_the_nic_lacks_is_lost() {
         assert_eq!(lost_of(&[("vnp-1", "10.0.0.5/32"), ("vnp-2", "10.0.0.6/32")], "b1", &[]), [""; 0]);
         assert_eq!(lost_of(&[("vnp-1", "10.0.0.5/32")], "b1", &[]), ["10.0.0.6/32"]);
         assert_eq!(lost_of(&[], "b1", &[]), ["10.0.0.5/32", "10.0.0.6/32"]);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_serving_nic_has_lost_is_lost_wherever_it_stands_in_spec() {
+    fn an_address_is_lost_wherever_its_serving_nic_stands_in_spec() {
         let nic = sample_nic(&[]);
         let interface = |id: &str, is_secondary: bool| json!({"id": id, "mac": "m", "secondary": is_secondary, "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}});
         let (primary, serving) = (interface("/primary", false), interface(nic.id.as_str(), true));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_spec_shows_and_the_nic_lacks_has_vanished_unless_the_node_gave_it_up() {
+    fn a_reservation_of_spec_that_the_nic_lacks_has_vanished_unless_relinquished() {
         let nic = sample_nic(&[("vnp-1", "10.0.0.5/32")]);
         let vanished = |id: &str, shown: &[&str], relinquished: &[&str]| {
             let shown: Vec<_> =
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_nics_the_one_that_serves_loses_addresses_in_whatever_order_spec_has_them() {
+    fn of_two_nics_in_any_order_the_serving_one_loses_addresses() {
         let nic = sample_nic(&[]);
         let interface = |id: &str, secondary: bool| json!({"id": id, "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}, "secondary": secondary});
         let (primary, serving) = (interface("/primary", false), interface(nic.id.as_str(), true));
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_nic_holds_under_no_name_at_all_is_lost() {
+    fn only_an_address_that_the_nic_holds_under_no_name_is_lost() {
         let held = sample_nic(&[("vnp-9", "10.0.0.5/32"), ("vnp-8", "10.0.1.0/28")]);
         let lost = |grain| {
             let addresses = ["10.0.0.5", "10.0.0.6", "10.0.0.7", "10.0.1.3"].map(|one| one.parse().unwrap());

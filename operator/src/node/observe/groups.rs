@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_under_way_on_the_nic_makes_nobody_forget_what_is_ours() {
+    fn an_update_under_way_on_the_nic_keeps_our_groups_recorded() {
         let busy = Nic { state: ProvisioningState::Updating, ..nic(&[]) };
         assert_eq!(outcome(&pool(&[], false), &["web"], Some(&busy), false), names([&[], &[], &["web"]]));
     }
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nic_that_the_node_itself_uses_joins_only_if_the_pool_says_so() {
+    fn a_nic_that_the_node_itself_uses_joins_only_if_the_pool_allows_it() {
         let (withheld, allowed) = (pool(&["web"], false), pool(&["web"], true));
         assert_eq!(outcome(&withheld, &[], Some(&nic(&[])), true), names([&[], &[], &[]]));
         assert_eq!(outcome(&allowed, &[], Some(&nic(&[])), true), names([&["web"], &[], &["web"]]));
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_operator_believes_what_was_seen_and_not_what_was_only_announced() {
+    fn a_new_operator_believes_seen_groups_and_not_only_announced_ones() {
         let (wanted, none) = (pool(&["web"], false), pool(&[], false));
         let decided = |pool: &NodeIPPool, said| {
             let allocation = allocation(&["web"], said);

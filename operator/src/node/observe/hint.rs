@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_left_spec_or_was_said_in_another_boot_is_no_hint() {
+    fn a_name_not_in_spec_or_from_another_boot_is_no_hint() {
         let (hints, now) = (Hints::default(), Instant::now());
         assert_eq!(hints.due(&allocation(&["vnp-2"], &["vnp-1"], "b1"), now), None);
         assert_eq!(hints.due(&allocation(&["vnp-1"], &["vnp-1"], "b2"), now), None);

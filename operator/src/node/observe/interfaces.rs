@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nic_whose_addresses_pods_have_goes_on_though_another_holds_something_too() {
+    fn the_nic_whose_addresses_pods_have_goes_on_serving_though_another_holds_some() {
         let nics = [nic("a", &[("vnp-1", "10.0.0.5/32")]), nic("b", &[("vnp-2", "10.0.1.5/32")])];
         let pick = |current| pick(&nics, Some(&nics[1].subnet), None, current);
         assert_eq!((pick(Some(&nics[0].id)), pick(None)), (0, 1));

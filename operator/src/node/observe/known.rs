@@ -37,7 +37,7 @@ pub struct Known {
     once_more: Option<Instant>,
     /// The condition `Writing` as we last wrote it. While we haven't cleared it, a `Writing` that we see is
     /// our own.
-    said_writing: bool,
+    reported_writing: bool,
     /// The subnet for which the VM had no NIC when it was last asked.
     pub lacking: Option<ResourceId>,
     pub hints: Hints,
@@ -70,7 +70,7 @@ impl Known {
             must_read: writing,
             writing,
             in_doubt: writing,
-            said_writing: writing,
+            reported_writing: writing,
             inherits_strays: !allocation.spec.stray_interfaces.is_empty(),
             generation: allocation.metadata.generation,
             ..Known::default()
@@ -84,8 +84,8 @@ impl Known {
             self.generation = allocation.metadata.generation;
             self.must_read = true;
         }
-        if is_writing(allocation) && !self.said_writing {
-            self.said_writing = true;
+        if is_writing(allocation) && !self.reported_writing {
+            self.reported_writing = true;
             self.writing = true;
             self.in_doubt = true;
             self.must_read = true;
@@ -95,7 +95,7 @@ impl Known {
     /// The API server has answered to conditions of ours. They are applied whatever the version, so the
     /// `spec` in the answer may be another writer's.
     pub fn status_written(&mut self, answer: &NodeIPAllocation) {
-        self.said_writing = is_writing(answer);
+        self.reported_writing = is_writing(answer);
         self.saw(answer);
     }
 

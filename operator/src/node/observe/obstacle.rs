@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_for_another_subnet_gives_the_node_nothing_and_says_which() {
+    fn a_pool_for_another_subnet_serves_no_node_and_names_both_subnets() {
         let interface = Interface {
             subnet: Subnet { id: SUBNET.to_uppercase(), prefixes: vec![] },
             ..Default::default()
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_of_blocks_gives_an_instance_of_a_uniform_scale_set_nothing_and_says_why() {
+    fn a_pool_of_blocks_does_not_serve_an_instance_of_a_uniform_scale_set() {
         let instance = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachineScaleSets/p/virtualMachines/0";
         let interface = |id: &str| Interface {
             id: id.into(),

@@ -97,9 +97,9 @@ pub fn decide(facts: Facts) -> Policy {
     let since =
         said.map_or_else(|| now.round(Unit::Second).unwrap_or(now), |said| said.last_transition_time.0);
     let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
-    let is_said = pause::is_said_to_be_released(allocation);
+    let is_confirmed = pause::is_confirmed_released(allocation);
     let rest = match grace.saturating_sub(passed) {
-        _ if is_said => Rest::Over,
+        _ if is_confirmed => Rest::Over,
         _ if cause == Cause::SelectorInvalid => Rest::Open,
         Duration::ZERO => Rest::Over,
         left => Rest::Lasts(left),

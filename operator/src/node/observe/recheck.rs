@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_else_tells_a_nic_is_read_four_times_an_hour_and_no_more() {
+    fn a_nic_that_no_agent_checks_is_read_four_times_an_hour_and_no_more() {
         let (nodes, hours) = (1000, 24.0);
         let per_node_and_hour = reads(nodes, false, hours, false).len() as f64 / nodes as f64 / hours;
         assert!((3.9..=4.0).contains(&per_node_and_hour), "{per_node_and_hour}");
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recheck_that_is_held_back_is_not_looked_for_all_the_time() {
+    fn a_recheck_that_is_held_back_does_not_requeue_at_once() {
         let start = Instant::now();
         let now = start + 3 * RECHECK;
         let recheck = Recheck::after("node-1", None, Some(start), start);

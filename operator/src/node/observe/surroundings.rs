@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn exclusions_are_the_vnet_its_peerings_and_what_the_pool_names_sorted_and_once() {
+    fn exclusions_are_the_ranges_of_vnet_peerings_and_pool_sorted_and_once() {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let network = Network {
             id: "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v"
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_route_to_a_pod_cidr_sees_the_nodes_address() {
+    fn a_network_without_a_route_to_a_pod_cidr_sees_the_nodes_address() {
         let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
         let vnet: ResourceId = SUBNET.parse::<ResourceId>().unwrap().parent().unwrap();
         let network = Network {

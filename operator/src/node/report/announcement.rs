@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_is_announced_once_the_api_server_has_said_so() {
+    async fn a_write_is_announced_once_the_api_server_has_confirmed_it() {
         let (announcement, asked) = announcement(("vm", 1), Some(object(1))).await;
         assert!(announcement.is_confirmed().await);
         let said = lock(&asked)[0]["status"]["conditions"].clone();
@@ -185,14 +185,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_spec_that_somebody_else_has_written_stops_the_write() {
+    async fn a_spec_of_another_writer_stops_the_write() {
         let (announcement, _) = announcement(("vm", 1), Some(object(2))).await;
         assert!(!announcement.is_confirmed().await);
         assert!(lock(&announcement.answer).as_ref().is_some_and(|(_, said)| said.is_ok()));
     }
 
     #[tokio::test]
-    async fn what_the_watches_know_to_be_over_is_not_even_announced() {
+    async fn a_write_that_the_watches_know_to_be_stale_is_not_announced() {
         for newest in [("another", 1), ("vm", 2)] {
             let (announcement, asked) = announcement(newest, Some(object(1))).await;
             assert!(!announcement.is_confirmed().await, "{newest:?}");

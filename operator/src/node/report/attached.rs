@@ -56,7 +56,7 @@ mod tests {
     use crate::node::setback::{Setback, Stage};
 
     #[test]
-    fn a_public_address_that_azure_keeps_is_reported_though_no_pod_asks_for_anything() {
+    fn a_public_address_that_azure_keeps_is_reported_though_no_pod_wants_one() {
         let (plan, mut attaching) = (Plan::default(), Attaching::default());
         assert!(condition(&plan, &attaching).is_none());
         let id = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-u";

@@ -95,9 +95,9 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     set(AGENT_REPORTING, agent);
     set(READY, ready);
     set(WRITING, writing(facts.writing));
-    if let Some(is_said) = facts.plan.and_then(|plan| says_surplus(facts, plan)) {
-        let since = if is_said { now - facts.surplus_for } else { now };
-        condition::set(&mut next, surplus(is_said).condition(SURPLUS, generation, since));
+    if let Some(is_reported) = facts.plan.and_then(|plan| reports_surplus(facts, plan)) {
+        let since = if is_reported { now - facts.surplus_for } else { now };
+        condition::set(&mut next, surplus(is_reported).condition(SURPLUS, generation, since));
     }
     let mut set = |type_: Type, verdict: Verdict| {
         condition::set(&mut next, verdict.condition(type_, generation, now));
@@ -387,14 +387,14 @@ fn adopted(adoption: &Adoption) -> Verdict {
 
 /// Whether to report that more is held than wanted; `None`: not yet. Each pod that goes leaves a surplus
 /// until another comes, so the surplus must have lasted for a part of the time after which it is given back.
-fn says_surplus(facts: &Facts, plan: &Plan) -> Option<bool> {
-    let is_said = condition::is_true(facts.allocation.conditions(), SURPLUS);
-    let is_soon = facts.surplus_for < surplus_is_said_after(facts.seen);
-    (!plan.surplus || is_said || !is_soon).then_some(plan.surplus)
+fn reports_surplus(facts: &Facts, plan: &Plan) -> Option<bool> {
+    let is_reported = condition::is_true(facts.allocation.conditions(), SURPLUS);
+    let is_soon = facts.surplus_for < surplus_is_reported_after(facts.seen);
+    (!plan.surplus || is_reported || !is_soon).then_some(plan.surplus)
 }
 
 /// How long more must be held than wanted before it is reported.
-pub fn surplus_is_said_after(seen: Option<&Seen>) -> Duration {
+pub fn surplus_is_reported_after(seen: Option<&Seen>) -> Duration {
     seen.map_or(Duration::ZERO, |seen| seen.observed.release_after / 10)
 }
 

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_kept_from_the_metadata_service_is_told_once() {
+    fn a_pods_refusal_at_the_metadata_service_is_reported_once() {
         let refusal = |service, pod: &str| Refusal { service, pod: pod.to_owned() };
         let (a, b) = (refusal(Service::Metadata, "default/a"), refusal(Service::Metadata, "default/b"));
         let other = refusal(Service::WireServer, "default/a");

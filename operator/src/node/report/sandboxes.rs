@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_is_told_when_it_has_outlived_its_pod_by_the_grace_time_and_not_before() {
+    fn a_sandbox_is_reported_when_it_has_outlived_its_pod_by_the_grace_time() {
         let (mut outlived, start) = (Outlived::default(), Instant::now());
         let node = [assigned("10.0.0.5", "a"), assigned("10.0.0.6", "b")];
         assert_eq!(outlived.observe(&node, &pods(&["a", "b"]), start), (Finding::Ended, None));
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_of_which_nobody_knows_the_pod_is_none() {
+    fn a_sandbox_of_an_unknown_pod_is_not_reported() {
         let (mut outlived, start) = (Outlived::default(), Instant::now());
         let node = [assigned("10.0.0.5", "")];
         outlived.observe(&node, &pods(&[]), start);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_that_has_just_started_leaves_what_was_said_until_it_can_tell() {
+    fn an_operator_that_has_just_started_keeps_a_report_until_the_grace_time_has_ended() {
         let (mut outlived, start) = (Outlived::default(), Instant::now());
         let node = [assigned("10.0.0.5", "a"), assigned("10.0.0.6", "b")];
         assert_eq!(outlived.observe(&node, &pods(&["b"]), start).0, Finding::Early);

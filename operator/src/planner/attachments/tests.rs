@@ -195,7 +195,7 @@ impl World {
 }
 
 #[test]
-fn an_address_is_marked_before_anything_is_attached_and_the_agent_has_taken_up_the_mark() {
+fn a_resource_is_attached_only_to_an_address_with_a_mark_that_the_agent_confirmed() {
     let mut world = world(2).wants_web("a").with("a", 2);
     let first = world.plan();
     assert_eq!((first.step, first.marks["vnp-2"].attached_to.as_str()), (None, "a"));
@@ -233,7 +233,7 @@ fn the_mark_stays_until_nothing_is_attached_any_more() {
 }
 
 #[test]
-fn a_pod_whose_sandbox_is_made_anew_keeps_what_is_attached() {
+fn a_pod_whose_sandbox_is_made_anew_keeps_its_attachment() {
     let mut world = world(2).wants_web("a").with("a", 1);
     world.settle();
     world.has.clear();
@@ -351,7 +351,7 @@ fn public_addresses_are_made_beside_each_other_and_attached_in_one_write() {
 }
 
 #[test]
-fn a_new_operator_asks_once_what_an_attached_public_address_is() {
+fn a_new_operator_reads_an_attached_public_address_once() {
     let mut world = world(1).wants_public("a").with("a", 1);
     world.settle();
     world.public.clear();
@@ -369,7 +369,7 @@ fn a_changed_dns_label_is_carried_over() {
 }
 
 #[test]
-fn what_somebody_else_attached_bars_the_address_and_is_left_alone() {
+fn an_attachment_of_others_bars_the_address_and_is_left_alone() {
     let mut world = world(1);
     world.held[0].attached.backend_pools.insert(POOL.replace("web", "theirs").parse().unwrap());
     let plan = world.plan();
@@ -381,7 +381,7 @@ fn what_somebody_else_attached_bars_the_address_and_is_left_alone() {
 }
 
 #[test]
-fn what_vnetpool_attached_is_known_again_without_its_mark() {
+fn an_attachment_of_vnetpool_is_recognised_without_its_mark() {
     let mut kept = world(1).wants_public("a").with("a", 1);
     kept.settle();
     kept.marks.clear();
@@ -394,7 +394,7 @@ fn what_vnetpool_attached_is_known_again_without_its_mark() {
 }
 
 #[test]
-fn a_nat_rule_of_somebody_else_neither_loops_nor_is_forgotten() {
+fn a_nat_rule_of_others_neither_loops_nor_is_forgotten() {
     let mut world = world(1).wants_web("a").with("a", 1);
     world.settle();
     world.held[0].attached.other = true;
@@ -407,7 +407,7 @@ fn a_nat_rule_of_somebody_else_neither_loops_nor_is_forgotten() {
 }
 
 #[test]
-fn a_refused_pod_holds_up_nobody_else() {
+fn a_refused_pod_holds_no_other_pod_up() {
     let mut world = world(2).wants_web("a").with("a", 1).wants_web("b").with("b", 2);
     world.publish();
     world.refused.insert("a".into());
@@ -416,7 +416,7 @@ fn a_refused_pod_holds_up_nobody_else() {
 }
 
 #[test]
-fn a_pod_that_lives_and_asks_keeps_what_it_has_whatever_its_pool_offers_by_now() {
+fn a_live_pod_that_asks_keeps_its_attachment_though_its_pool_withdraws_the_offer() {
     let keeps = |change: fn(&mut World)| {
         let mut world = world(2).wants_web("a").with("a", 1).wants_public("b").with("b", 2);
         world.settle();
@@ -519,7 +519,7 @@ proptest! {
     /// The node gives a marked address to its pod only, and knows a mark no later than when it is confirmed.
     /// And `spec` names each public address that there is.
     #[test]
-    fn whatever_happens_no_pod_has_an_address_with_something_attached_for_another(events in prop::collection::vec(event(), 1..60)) {
+    fn no_pod_ever_has_an_address_with_an_attachment_of_another(events in prop::collection::vec(event(), 1..60)) {
         let mut world = world(3);
         let mut taken_up: BTreeMap<String, Mark> = BTreeMap::new();
         // The agent's report, and the kubelets'.

@@ -30,7 +30,7 @@ struct Known {
 }
 
 /// Shows in the status what is known of the networks around its subnets, and what that promises.
-pub fn tell(
+pub fn report(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
     told: impl Fn(&ResourceId) -> Hint<Arc<Usages>>,
@@ -146,7 +146,7 @@ mod tests {
             ]},
         }))
         .unwrap();
-        tell(&pool, &mut status, |_| told.clone(), &Blocks::of([node].iter()), Timestamp::UNIX_EPOCH);
+        report(&pool, &mut status, |_| told.clone(), &Blocks::of([node].iter()), Timestamp::UNIX_EPOCH);
         status
     }
 
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn until_azure_was_asked_what_was_said_stands() {
+    fn a_networks_last_forecast_stands_until_azure_was_asked() {
         assert_eq!(exhausting(&said(10, None, 0, &[])), ("Unknown", "Pending"));
         let before = said(10, Some([(60_000, WIDE), (0, WIDE)]), 0, &[]).conditions;
         assert_eq!(said(10, None, 0, &before).conditions, before);

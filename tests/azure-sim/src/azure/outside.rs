@@ -107,15 +107,15 @@ impl Azure {
                 Some(fabric) => fabric.lock().await.exits(),
                 None => BTreeMap::new(),
             });
-            let mut looks = tokio::task::JoinSet::new();
+            let mut probings = tokio::task::JoinSet::new();
             for (probe, threshold) in asked {
                 let exits = exits.clone();
-                looks.spawn(async move {
-                    let up = probing::look(&probe, &exits).await;
+                probings.spawn(async move {
+                    let up = probing::answers(&probe, &exits).await;
                     (probe, threshold, up)
                 });
             }
-            let answers = looks.join_all().await;
+            let answers = probings.join_all().await;
             if lock(&self.world).health.learn(&answers) {
                 self.follow().await;
             }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether the member answers. `exits` are the ways out of application gateways.
-pub(crate) async fn look(probe: &Probe, exits: &BTreeMap<String, Exit>) -> bool {
+pub(crate) async fn answers(probe: &Probe, exits: &BTreeMap<String, Exit>) -> bool {
     timeout(PATIENCE, ask(probe, exits)).await.is_ok_and(|answer| answer.unwrap_or(false))
 }
 

@@ -72,7 +72,7 @@ fn an_address_stays_with_its_name() {
 }
 
 #[test]
-fn what_is_left_out_is_gone() {
+fn an_ip_configuration_left_out_is_gone() {
     let old = put(None, nic(&[("a", json!({})), ("b", json!({}))])).unwrap();
     let document = put(Some(&old), nic(&[])).unwrap();
     assert_eq!(held(&document), ["10.0.0.4"]);
@@ -133,7 +133,7 @@ fn a_static_address_must_be_given_and_free_and_in_the_subnet() {
 }
 
 #[test]
-fn a_full_subnet_is_named_with_what_was_asked_for() {
+fn a_full_subnet_is_named_with_the_requested_number() {
     let full = subnet("10.0.0.0/29", &["10.0.0.5/32"]);
     let refusal = put_into(&full, None, nic(&[("a", json!({})), ("b", json!({}))])).unwrap_err();
     assert_eq!(refusal.code(), Some("SubnetIsFull"));
@@ -174,7 +174,7 @@ fn names_are_unique_and_one_is_primary() {
 }
 
 #[test]
-fn a_subnet_that_is_missing_or_busy_is_said_so() {
+fn a_missing_or_busy_subnet_has_its_own_error() {
     let mut body = nic(&[]);
     body["properties"]["ipConfigurations"][0]["properties"]["subnet"]["id"] = json!("/elsewhere/subnets/x");
     assert_eq!(refused(put(None, body)), "InvalidResourceReference");

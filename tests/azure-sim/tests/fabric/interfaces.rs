@@ -7,7 +7,10 @@ use serde_json::json;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("each_nic_takes_and_sends_only_what_is_its_own", each_nic_takes_and_sends_only_what_is_its_own),
+        trial(
+            "each_nic_takes_and_sends_only_packets_of_its_own",
+            each_nic_takes_and_sends_only_packets_of_its_own,
+        ),
         trial("a_rebooted_machine_gets_all_its_nics_again", a_rebooted_machine_gets_all_its_nics_again),
     ]
 }
@@ -18,7 +21,7 @@ fn with_a_second(stage: &Stage) {
 }
 
 /// The packet that must not arrive is sent before the one that must.
-fn each_nic_takes_and_sends_only_what_is_its_own(stage: &mut Stage) {
+fn each_nic_takes_and_sends_only_packets_of_its_own(stage: &mut Stage) {
     with_a_second(stage);
     let (mut a, mut b) = (stage.listen("a"), stage.listen("b"));
     stage.send("b", "10.240.0.5", "10.240.16.4", "to the second");

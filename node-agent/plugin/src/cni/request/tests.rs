@@ -41,7 +41,7 @@ fn an_add_is_understood() {
 }
 
 #[test]
-fn what_the_environment_must_not_hold_is_named() {
+fn an_invalid_variable_of_the_environment_is_named() {
     let long = "x".repeat(CONTAINER_ID_SIZE + 1);
     for (name, value) in [
         ("CNI_COMMAND", ""),
@@ -67,7 +67,7 @@ fn what_the_environment_must_not_hold_is_named() {
 }
 
 #[test]
-fn a_version_we_do_not_speak_is_refused_with_those_we_do() {
+fn an_unsupported_version_is_refused_with_the_supported_ones() {
     let all = "0.3.1, 0.4.0, 1.0.0, 1.1.0";
     for (version, command, remedy) in [
         ("0.2.0", "ADD", all),
@@ -85,7 +85,7 @@ fn a_version_we_do_not_speak_is_refused_with_those_we_do() {
 }
 
 #[test]
-fn a_configuration_without_what_a_verb_needs_is_refused() {
+fn a_configuration_without_a_field_that_a_verb_needs_is_refused() {
     let ipv6 = json!({ "ips": [{ "address": "fd00::1/64" }] });
     let made = json!({ "interfaces": [{ "name": "eth0", "sandbox": "/run/netns/pod" }] });
     for (command, key, value, what) in [
@@ -111,7 +111,7 @@ fn a_configuration_without_what_a_verb_needs_is_refused() {
 
 /// By a later configuration, or a broken one: pods that run must still be able to go.
 #[test]
-fn what_keeps_an_add_from_working_keeps_no_sandbox_from_being_taken_back() {
+fn a_configuration_that_fails_an_add_fails_no_del_check_or_gc() {
     let edits = [
         (Program::Network, "mtu", json!(9)),
         (Program::Ipam, "isGateway", json!(true)),
@@ -143,7 +143,7 @@ fn what_keeps_an_add_from_working_keeps_no_sandbox_from_being_taken_back() {
 }
 
 #[test]
-fn version_is_answered_whatever_the_configuration() {
+fn version_is_answered_with_any_configuration() {
     for input in [&b""[..], b"{\"cniVersion\":\"0.2.0\"}", b"{\"cniVersion\":\"1.0.0\"}"] {
         let request = Request::parse(Program::Network, |_| Some("VERSION".to_owned()), input).unwrap();
         assert_eq!(request.verb, Verb::Version);

@@ -49,7 +49,7 @@ fn is_busy<T: std::fmt::Debug>(result: Result<T, Error>) -> bool {
 }
 
 #[test]
-fn only_root_reads_what_is_in_the_folder() {
+fn only_root_reads_the_folder() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::at(dir.path().join("vnetpool"));
     store.quiesce().unwrap().create(&ledger(1)).unwrap();
@@ -138,7 +138,7 @@ fn a_transaction_that_changes_nothing_writes_nothing() {
 }
 
 #[test]
-fn who_supplies_serves_those_who_wait_and_live() {
+fn a_freed_address_goes_to_a_waiter_that_is_alive() {
     let Folder { store, dir: _dir } = Folder::holding(1);
     // Both wait, since the only address is given to a third; the first is dead: its lock is free.
     let (dead, alive, third) = (sandbox(1), sandbox(2), sandbox(3));
@@ -156,7 +156,7 @@ fn who_supplies_serves_those_who_wait_and_live() {
 
 /// An ADD waits, and the only address has just cooled.
 #[test]
-fn what_a_transaction_takes_down_counts_before_anybody_is_served() {
+fn a_transactions_changes_count_before_a_waiter_is_served() {
     let (alive, other) = (sandbox(1), sandbox(2));
     let pod = Pod::default();
     let served_after = |serves: &dyn Fn(&Store)| {
@@ -211,7 +211,7 @@ fn a_lock_file_that_was_removed_is_noticed_by_its_holder() {
 }
 
 #[test]
-fn who_waits_for_a_lock_gets_it_when_it_is_released() {
+fn a_thread_that_waits_for_a_lock_gets_it_on_release() {
     let Folder { store, dir: _dir } = Folder::holding(0);
     let held = store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap();
     let (done, is_done) = mpsc::channel();
@@ -223,7 +223,7 @@ fn who_waits_for_a_lock_gets_it_when_it_is_released() {
 }
 
 #[test]
-fn only_what_needs_a_new_ledger_makes_the_agent_build_one() {
+fn a_missing_ledger_is_built_anew_and_a_busy_one_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::at(dir.path());
     let missing = store.read().unwrap_err();

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_the_line_is_woken_and_who_leads_it_now_and_nobody_else() {
+    fn only_waiters_that_left_the_line_and_its_new_first_are_woken() {
         let all = |numbers: &[u8]| numbers.iter().copied().map(sandbox).collect::<Vec<_>>();
         assert_eq!(woken(&[1, 2, 3], &[1, 2, 3]), all(&[]));
         assert_eq!(woken(&[1, 2, 3], &[1, 2, 3, 4]), all(&[]), "who comes knows its place");
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_of_a_killed_add_is_in_nobodys_way() {
+    fn the_socket_of_a_killed_add_hinders_no_later_add() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::at(dir.path());
         let path = path(dir.path(), &sandbox(1));

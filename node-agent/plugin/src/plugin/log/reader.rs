@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_tells_how_long_it_took_and_how_it_failed() {
+    fn an_invocation_reports_its_duration_and_its_error() {
         let dir = tempfile::tempdir().unwrap();
         let mut reader = Reader::from_now(dir.path());
         log(dir.path(), "ADD", Some(&cni::Error::new(11, "none", "wait")));

@@ -76,7 +76,7 @@ fn a_pool_made_again_serves_at_once_and_one_that_selects_no_more_holds_as_it_sta
 }
 
 #[test]
-fn a_selector_that_can_not_be_read_holds_what_it_has_for_as_long_as_it_takes() {
+fn a_pool_with_an_unreadable_selector_keeps_its_nodes_for_any_time() {
     let broken = pool("p", json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}));
     let allocation = said(served(json!({})), 0);
     for selected in [None, pool("default", json!({}))] {
@@ -86,7 +86,7 @@ fn a_selector_that_can_not_be_read_holds_what_it_has_for_as_long_as_it_takes() {
 }
 
 #[test]
-fn an_edit_of_what_nodes_hold_or_how_they_are_wired_is_rolled_out_and_any_other_is_not() {
+fn only_an_edit_of_nodes_addresses_or_wiring_is_rolled_out() {
     let same = json!({"sizing": {"minimum": 2, "warm": 1, "maximum": 9}, "applicationSecurityGroups":
         {"ids": ["G"], "onSharedNIC": true}});
     let follows = |change: Value, node: Value| {
@@ -120,7 +120,7 @@ fn an_edit_of_what_nodes_hold_or_how_they_are_wired_is_rolled_out_and_any_other_
 }
 
 #[test]
-fn a_node_that_waits_goes_by_what_it_has_taken_up_and_by_its_pool_in_all_else() {
+fn a_waiting_node_keeps_the_fields_it_took_up_and_follows_its_pool_in_the_rest() {
     let edited = json!({"sizing": {"minimum": 5}, "wiring": "Bridge", "subnetID": "/s/subnets/b", "cooldown": "0s",
         "adopt": "Secondaries", "applicationSecurityGroups": {"ids": ["h"], "onSharedNIC": true}});
     let (node, edited) = (served(json!({})), pool("p", edited).unwrap());
@@ -133,7 +133,7 @@ fn a_node_that_waits_goes_by_what_it_has_taken_up_and_by_its_pool_in_all_else() 
 }
 
 #[test]
-fn needy_is_who_has_more_pods_than_its_sizing_gives_addresses_where_the_edit_gives_more() {
+fn a_node_is_needy_if_its_pods_exceed_its_sizing_and_the_edit_gives_more() {
     let needy = |bound: u32, edit: Value| {
         let demand = Demand { bound, ..Demand::default() };
         let groups = json!({"ids": ["g"], "onSharedNIC": true});
@@ -148,7 +148,7 @@ fn needy_is_who_has_more_pods_than_its_sizing_gives_addresses_where_the_edit_giv
 }
 
 #[test]
-fn a_node_that_is_paused_stays_with_its_pool_whatever_selects_it() {
+fn a_paused_node_stays_with_its_pool_though_another_selects_it() {
     let (p, other) = (pool("p", json!({})), pool("other", json!({})));
     let held = |last: Option<Arc<NodeIPPool>>| {
         let node = said(served(json!({})), 0);
@@ -205,7 +205,7 @@ fn a_range_goes_over_to_a_pool_that_it_is_part_of() {
 }
 
 #[test]
-fn what_will_happen_is_said_before_with_the_time_and_both_remedies() {
+fn a_coming_change_of_pool_is_reported_with_its_time_and_both_remedies() {
     let verdict = |change: Option<Change>| change.unwrap().verdict("n1", "p", GRACE).message;
     let node = said(served(json!({})), 100);
     let waits = verdict(decided(&node, pool("other", json!({})), pool("p", json!({})), 100).change);

@@ -66,7 +66,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         left: vec![],
         has_vanished: false,
         is_taken_off: false,
-        told_by: None,
+        reported_by: None,
     };
     Story {
         allocation,
@@ -140,7 +140,7 @@ fn full_subnet() -> Error {
 }
 
 #[test]
-fn a_subnet_without_a_whole_block_free_says_so_and_what_to_do() {
+fn a_subnet_without_a_free_block_is_reported_with_its_remedy() {
     let mut story = story(0, 4, 255, json!({})).failed(Stage::Write, full_subnet());
     assert!(!story.says(RESERVED).1.contains("in a row"));
     story.seen.as_mut().unwrap().observed.grain = 16;
@@ -151,7 +151,7 @@ fn a_subnet_without_a_whole_block_free_says_so_and_what_to_do() {
 }
 
 #[test]
-fn a_node_that_has_what_it_needs_is_ready_and_says_so_without_counts() {
+fn a_node_with_enough_addresses_is_ready_with_no_counts_in_the_message() {
     let (ready, message) = story(8, 0, 255, json!({"held": 8, "free": 8})).says(READY);
     assert_eq!(ready, "True Ready");
     assert_eq!(message, "the node holds what its pool asks for, and its agent reports");
@@ -178,14 +178,14 @@ fn a_denied_write_names_cause_and_remedy_and_fills_the_node() {
 }
 
 #[test]
-fn a_node_with_a_free_address_is_not_full_whatever_azure_says() {
+fn a_node_with_a_free_address_is_not_full_though_its_subnet_is() {
     let story = story(8, 4, 255, json!({"assigned": 4, "free": 4})).failed(Stage::Write, full_subnet());
     assert_eq!(story.says(RESERVED).0, "False SubnetFull");
     assert_eq!(story.says(FULL).0, "False NotFull");
 }
 
 #[test]
-fn a_node_at_its_pools_maximum_says_what_to_raise() {
+fn a_node_at_its_pools_maximum_names_the_field_to_raise() {
     let story = story(8, 12, 8, json!({"assigned": 8}));
     let (reserved, message) = story.says(RESERVED);
     assert_eq!(reserved, "False MaximumReached");
@@ -245,7 +245,7 @@ fn a_silent_agent_is_named_at_once_and_a_slow_one_after_a_while() {
 }
 
 #[test]
-fn what_the_agent_says_is_wrong_makes_the_node_not_ready() {
+fn a_false_condition_of_the_agent_makes_the_node_not_ready() {
     let wrong = |reason: &str| {
         let broken = json!([{"type": "RulesApplied", "status": "False", "reason": reason, "message": "no nftables",
             "lastTransitionTime": "1970-01-01T00:00:00Z"}]);
@@ -274,7 +274,7 @@ fn a_runtime_that_does_not_use_our_configuration_is_named_with_the_values_to_set
 }
 
 #[test]
-fn an_error_makes_one_event_however_often_it_is_said_again() {
+fn an_error_makes_one_event_however_often_it_repeats() {
     let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write, full_subnet());
     let next = story.conditions();
     let events = turned(&[], &next, story.setback.as_ref());
@@ -283,7 +283,7 @@ fn an_error_makes_one_event_however_often_it_is_said_again() {
 }
 
 #[test]
-fn an_error_that_passes_by_itself_makes_no_event() {
+fn a_transient_error_makes_no_event() {
     let busy =
         Error::Busy { resource: "/nic".into(), message: "busy".into(), retry_after: Duration::from_secs(9) };
     let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write, busy);
@@ -292,7 +292,7 @@ fn an_error_that_passes_by_itself_makes_no_event() {
 }
 
 #[test]
-fn a_dry_run_says_what_it_would_do_once_and_again_when_that_changes() {
+fn a_dry_run_reports_its_plan_once_and_again_when_the_plan_changes() {
     let dry = |bound| Story { dry_run: true, ..story(0, bound, 255, json!({})) };
     let (status, message) = dry(0).says(DRY_RUN);
     assert_eq!(status, "True WouldWrite");
@@ -309,7 +309,7 @@ fn a_dry_run_says_what_it_would_do_once_and_again_when_that_changes() {
 }
 
 #[test]
-fn a_dry_run_with_nothing_to_do_says_so_without_an_event() {
+fn a_dry_run_with_nothing_to_do_is_reported_without_an_event() {
     let dry = Story { dry_run: true, ..story(8, 0, 255, json!({"free": 8})) };
     assert_eq!(dry.says(DRY_RUN).0, "True NothingToDo");
     assert_eq!(dry.says(RESERVED).0, "True Reserved");
