@@ -74,8 +74,8 @@ impl Source {
                             if is_news(&objects.borrow()) {
                                 objects.send_replace(Some(Arc::new(object)));
                             }
-                            // Azure publishes no figure for how long a change of a NIC takes to show there, and
-                            // allows five requests a second.
+                            // Azure publishes no figure for how long a change of a NIC takes to show there,
+                            // and allows five requests a second.
                             sleep_until(beat.next()).await;
                         }
                         Err(error) => {

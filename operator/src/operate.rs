@@ -196,7 +196,8 @@ fn follow_readiness(
         if cluster.ready().await {
             is_ready.send_replace(true);
         }
-        // Never again otherwise: a list that is made anew takes nothing out of the caches before it is complete.
+        // Never again otherwise: a list that is made anew takes nothing out of the caches before it is
+        // complete.
         futures::future::pending().await
     };
     spawn(tasks, "readiness", health, sync);

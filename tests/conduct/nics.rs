@@ -89,8 +89,8 @@ async fn the_limit_of_a_vm_counts_addresses_of_its_other_nics(plane: &ControlPla
     Ok(())
 }
 
-/// As a leader does that was paused, with a view of a pool for that subnet: two reservations on the second NIC
-/// of `n1`. Gives what it held before.
+/// As a leader does that was paused, with a view of a pool for that subnet: two reservations on the second
+/// NIC of `n1`. Gives what it held before.
 async fn write_late(stage: &Stage<'_>) -> Result<Vec<Value>> {
     let mut document = stage.sim.nic("n1-second").context("no NIC")?;
     let all = document["properties"]["ipConfigurations"].as_array_mut().context("no ipConfigurations")?;

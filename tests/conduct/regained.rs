@@ -1,5 +1,5 @@
-//! Pods whose public address is there already, and pods that have lost it: a quota that is used up keeps no pod
-//! from what it has.
+//! Pods whose public address is there already, and pods that have lost it: a quota that is used up keeps no
+//! pod from what it has.
 
 use crate::Test;
 use crate::attachments::{detached, kept, pool};

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::child;
 
-/// How often a table is listed that stands by the kernel's events: a mistake of theirs or ours lasts no longer.
+/// How often a table is listed that stands by the kernel's events: a mistake of theirs or ours lasts no
+/// longer.
 pub const LIST_EVERY: Duration = Duration::from_secs(300);
 
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,5 @@
-//! What the agent knows of its tables: whether they may have been changed since they were seen to stand. Pure.
+//! What the agent knows of its tables: whether they may have been changed since they were seen to stand.
+//! Pure.
 //!
 //! The kernel counts the transactions of all programs, and each of its events names the one that it is part
 //! of. So an event proves a change after a look at the table, or before it, whenever it is read.

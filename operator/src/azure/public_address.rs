@@ -44,8 +44,8 @@ impl Azure {
         Reserved { id: id.clone(), _lock: self.public.slot(id).lock_owned().await }
     }
 
-    /// Makes a public address, or changes the existing one into `new`. Where all are refused, one call asks on
-    /// behalf of all.
+    /// Makes a public address, or changes the existing one into `new`. Where all are refused, one call asks
+    /// on behalf of all.
     #[instrument(skip_all, fields(public_address = %reserved.id))]
     pub async fn make_public_address(
         &self,
@@ -59,9 +59,6 @@ impl Azure {
             return Err(error.about(id.as_str()));
         }
         let made = self.put(id, new, urgency.into()).await;
-        if made.as_ref().is_err_and(|error| !error.left_all_as_it_was()) {
-            self.late.lost_answer(id, Instant::now());
-        }
         self.refused.learn(&places, made.as_ref().map(|_| ()), Instant::now());
         made
     }
@@ -81,7 +78,21 @@ impl Azure {
         }
     }
 
+    /// A request without an answer may be carried out later.
     async fn put(
+        &self,
+        id: &ResourceId,
+        new: &NewPublicAddress,
+        urgency: Urgency,
+    ) -> Result<PublicAddress, Error> {
+        let put = self.try_to_put(id, new, urgency).await;
+        if put.as_ref().is_err_and(|error| !error.left_all_as_it_was()) {
+            self.late.lost_answer(id, Instant::now());
+        }
+        put
+    }
+
+    async fn try_to_put(
         &self,
         id: &ResourceId,
         new: &NewPublicAddress,

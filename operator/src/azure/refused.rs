@@ -1,6 +1,6 @@
-//! Refusals that all public addresses of a place share: a quota that a subscription has used up in a region, or
-//! a right that is missing in a resource group. One call at a time asks on behalf of all. Pure: `now` is an
-//! argument.
+//! Refusals that all public addresses of a place share: a quota that a subscription has used up in a region,
+//! or a right that is missing in a resource group. One call at a time asks on behalf of all. Pure: `now` is
+//! an argument.
 
 use std::collections::HashMap;
 use std::sync::Mutex;

@@ -88,8 +88,8 @@ pub async fn vacate(
     Ok(Next::After(now.saturating_duration_since(since).clamp(SOONEST, LATEST)))
 }
 
-/// The same as [`end`]. But a NIC is left to its VM, with all that it has, if another node's object records it
-/// by now, or if a person says so.
+/// The same as [`end`]. But a NIC is left to its VM, with all that it has, if another node's object records
+/// it by now, or if a person says so.
 async fn end_or_leave(
     ctx: &Context,
     nic: &ResourceId,
@@ -134,8 +134,8 @@ fn nics<'a>(
     named.iter().map(|one| (one.id.as_str(), Some(one.mac.as_str()))).chain(others)
 }
 
-/// Whether a person has confirmed that no reservation of this object is left in Azure, or that all that is left
-/// belongs to another machine.
+/// Whether a person has confirmed that no reservation of this object is left in Azure, or that all that is
+/// left belongs to another machine.
 pub fn is_confirmed_gone(allocation: &NodeIPAllocation) -> bool {
     allocation.annotations().get(names::GONE).is_some_and(|value| value == "true")
 }

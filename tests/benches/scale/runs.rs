@@ -21,8 +21,8 @@ fn all() -> Result<Vec<Value>> {
     }
 }
 
-/// Keeps a run, in the place of one of the same size, and prints which aims it has met. Its costs are compared
-/// with those of the smallest run of as many addresses a node.
+/// Keeps a run, in the place of one of the same size, and prints which aims it has met. Its costs are
+/// compared with those of the smallest run of as many addresses a node.
 pub fn keep(mut run: Value) -> Result<()> {
     let size = |run: &Value| {
         ["nodes", "subscriptions", "addressesEach"].map(|of| run[of].as_u64().unwrap_or_default())

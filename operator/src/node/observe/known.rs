@@ -52,8 +52,8 @@ pub enum Read {
         at: Instant,
     },
     /// The VM and each of its NICs. `lacking` is the subnet in which the pool wants a NIC that the VM doesn't
-    /// have; `strays` don't serve, and have a reservation of ours or served until now; `serves_anew`: there is
-    /// one that did.
+    /// have; `strays` don't serve, and have a reservation of ours or served until now; `serves_anew`: there
+    /// is one that did.
     All {
         at: Instant,
         lacking: Option<ResourceId>,
