@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help check test soak conformance nightly mutations bench-scale bench-node bench-wire bench-peers plots book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
-	test-go test-units test-conduct test-others test-clusters build-tests test-nightly
+	test-go test-units test-conduct test-conduct-short test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
 
 # `dev` for tests; `release` for images that are to be used (the Dockerfile does).
@@ -214,7 +214,13 @@ test-units:
 
 # Tests with an API server and no node.
 test-conduct:
-	cargo test --workspace --no-fail-fast --test conduct
+	cargo test --workspace --no-fail-fast --test conduct -- $(addprefix --skip ,$(SKIP))
+
+# Those that take longest, for a check before a review. `make test` has them, too.
+LONG := hostile:: an_outage_and_a_restart_of_many_nodes a_wiped_nic_is_found_though_the_metadata a_subnet_that_fills_up_is_forecast \
+	a_sandbox_that_outlives_its_pod disturbed::an_outage_of_the_api_server
+test-conduct-short: SKIP := $(LONG)
+test-conduct-short: test-conduct
 
 # Tests with a cluster with nodes. Each run has namespaces of its own, so that others can run beside it, and
 # so can a demo.

@@ -2,6 +2,7 @@
 
 use crate::stage::Stage;
 use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 use vnetpool_tests::eventually;
@@ -52,8 +53,17 @@ impl Metrics {
     }
 
     /// How many time series there are.
+    #[allow(dead_code, reason = "only the benchmark of size, which shares this file, asks")]
     pub fn series(&self) -> usize {
         self.0.lines().filter(|line| !line.starts_with('#')).count()
+    }
+
+    /// The values of all labels, such as `outcome="ok"`.
+    #[allow(dead_code, reason = "the benchmark of size, which shares this file, doesn't ask")]
+    pub fn label_values(&self) -> BTreeSet<String> {
+        let samples = self.0.lines().filter(|line| !line.starts_with('#'));
+        let labels = samples.filter_map(|line| line.split_once('{')?.1.split_once('}'));
+        labels.flat_map(|(labels, _)| labels.split(',')).map(str::to_owned).collect()
     }
 
     /// Whether a family is announced with help and type.

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 use vnetpool_azure_sim::{Config, Effect, Settings};
 use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_node_agent::imds::listing::SILENT;
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -222,7 +223,7 @@ async fn a_wiped_nic_is_found_though_the_metadata_service_is_closed_to_the_agent
     stage.until_holds("n1", 4).await?;
     let seen = stage.allocation("n1").await?;
     let nothing = serde_json::from_value(json!({ "interface": [] }))?;
-    for _ in 0..5 {
+    for _ in 0..SILENT {
         stage.agents.compare("n1", seen.spec.serving().context("no NIC")?, &nothing);
     }
     let is_reported = |seen: &NodeIPAllocation| seen.status.as_ref()?.metadata_silent.then_some(());

@@ -32,7 +32,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 const MISSES: u32 = 2;
 /// So many requests in a row without a usable answer make the service a silent one: for four minutes or
 /// five. A VM that Azure moves to another host may be without it for a moment.
-const SILENT: u32 = 8;
+pub const SILENT: u32 = 8;
 
 /// The result of the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
