@@ -80,7 +80,8 @@ pub fn an_alert_has_no_runbook_that_is_no_url() -> Result<()> {
     // The default of earlier releases, which `--reuse-values` takes along.
     let path = "monitoring.alerts.enabled=true,monitoring.alerts.runbooks=docs/runbooks.md";
     let reused = rendered(&["--set", path])?;
-    ensure!(reused["monitoring/prometheusrule.yaml"][0]["spec"]["groups"].to_string() == rules, "{reused:?}");
+    let groups = reused["monitoring/prometheusrule.yaml"][0]["spec"]["groups"].to_string();
+    ensure!(groups == rules, "{reused:?}");
     Ok(())
 }
 
