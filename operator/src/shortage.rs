@@ -15,7 +15,12 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use crate::lock::lock;
 
 /// Where the addresses come from. Ids are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -61,7 +66,11 @@ pub struct Said {
 
 /// Every shortage there is.
 #[derive(Debug, Default)]
-pub struct Shortages(HashMap<Source, Shortage>);
+pub struct Shortages {
+    all: HashMap<Source, Shortage>,
+    /// A source has run out.
+    news: watch::Sender<()>,
+}
 
 #[derive(Debug)]
 struct Shortage {
@@ -109,7 +118,7 @@ impl Shortages {
     pub fn ask(&mut self, sources: &[Source], node: &str, want: Want, now: Instant) -> (Turn, Woken) {
         let (mut woken, mut units) = (vec![], None);
         for source in sources {
-            let Some(shortage) = self.0.get_mut(source) else { continue };
+            let Some(shortage) = self.all.get_mut(source) else { continue };
             match shortage.ask(node, want, now) {
                 (Some(share), next) => {
                     woken.extend(next);
@@ -130,7 +139,13 @@ impl Shortages {
 
     /// Whether one of these has run out.
     pub fn has_any(&self, sources: &[Source]) -> bool {
-        sources.iter().any(|source| self.0.contains_key(source))
+        sources.iter().any(|source| self.all.contains_key(source))
+    }
+
+    /// Whether the node may ask of this one, which has run out.
+    pub fn is_turn_of(&self, source: &Source, node: &str) -> bool {
+        let turn = self.all.get(source).and_then(|shortage| shortage.turn.as_ref());
+        turn.is_some_and(|given| given.node == node)
     }
 
     /// Azure has no such number of ipConfigurations.
@@ -142,8 +157,11 @@ impl Shortages {
         said: Said,
         now: Instant,
     ) -> Woken {
-        let known = self.0.get(source).map(|shortage| shortage.believed);
-        let shortage = self.0.entry(source.clone()).or_insert_with(|| Shortage::new(now));
+        let known = self.all.get(source).map(|shortage| shortage.believed);
+        if known.is_none() {
+            self.news.send_replace(());
+        }
+        let shortage = self.all.entry(source.clone()).or_insert_with(|| Shortage::new(now));
         shortage.said = said;
         shortage.at_most = shortage.at_most.min(asked.saturating_sub(1));
         shortage.believed = known.unwrap_or(u32::MAX).min(asked / 2).min(shortage.at_most);
@@ -159,12 +177,12 @@ impl Shortages {
     /// An operator before this one had found the source empty: its nodes don't all ask at once to learn it
     /// again.
     pub fn recall(&mut self, source: &Source, said: Said, now: Instant) {
-        self.0.entry(source.clone()).or_insert_with(|| Shortage { said, ..Shortage::new(now) });
+        self.all.entry(source.clone()).or_insert_with(|| Shortage { said, ..Shortage::new(now) });
     }
 
     /// Azure gave a node so many ipConfigurations.
     pub fn granted(&mut self, source: &Source, node: &str, count: u32, now: Instant) -> Woken {
-        let Some(shortage) = self.0.get_mut(source) else { return vec![] };
+        let Some(shortage) = self.all.get_mut(source) else { return vec![] };
         if shortage.at_most != u32::MAX {
             shortage.at_most = shortage.at_most.saturating_sub(count);
         }
@@ -183,7 +201,7 @@ impl Shortages {
 
     /// So many ipConfigurations have gone back.
     pub fn released(&mut self, source: &Source, count: u32, now: Instant) -> Woken {
-        let Some(shortage) = self.0.get_mut(source) else { return vec![] };
+        let Some(shortage) = self.all.get_mut(source) else { return vec![] };
         shortage.believed = shortage.believed.saturating_add(count);
         shortage.at_most = shortage.at_most.saturating_add(count);
         shortage.wait = PROBE;
@@ -193,7 +211,7 @@ impl Shortages {
 
     /// A node's turn was in vain, for a reason that shows nothing of the source.
     pub fn missed(&mut self, source: &Source, node: &str, now: Instant) -> Woken {
-        let Some(shortage) = self.0.get_mut(source) else { return vec![] };
+        let Some(shortage) = self.all.get_mut(source) else { return vec![] };
         if let Some(waiting) = shortage.wants.get_mut(node) {
             waiting.misses += 1;
         }
@@ -202,7 +220,7 @@ impl Shortages {
 
     /// A node wants nothing more of any source, or can't ask for it now.
     pub fn withdraw(&mut self, node: &str, now: Instant) -> Woken {
-        let sources: Vec<Source> = self.0.keys().cloned().collect();
+        let sources: Vec<Source> = self.all.keys().cloned().collect();
         sources.iter().flat_map(|source| self.leave(source, node, now)).collect()
     }
 
@@ -210,7 +228,7 @@ impl Shortages {
     /// once.
     pub fn try_now(&mut self, subnet: &str, cause: Option<u64>, now: Instant) -> Woken {
         let mut woken = vec![];
-        for (_, shortage) in self.0.iter_mut().filter(|(source, _)| source.is_around(subnet)) {
+        for (_, shortage) in self.all.iter_mut().filter(|(source, _)| source.is_around(subnet)) {
             if cause.is_none() || shortage.cause != cause {
                 shortage.cause = cause;
                 // Earlier refusals are out of date.
@@ -225,36 +243,46 @@ impl Shortages {
 
     /// Time has passed: turns end, and probes come due. No other code reads the clock.
     pub fn tick(&mut self, now: Instant) -> Woken {
-        let woken = self.0.values_mut().flat_map(|shortage| shortage.tick(now)).collect();
-        self.0.retain(|_, shortage| !shortage.wants.is_empty());
+        let woken = self.all.values_mut().flat_map(|shortage| shortage.tick(now)).collect();
+        self.all.retain(|_, shortage| !shortage.wants.is_empty());
         woken
     }
 
     /// The node stands back; with the last of them the shortage is forgotten.
     fn leave(&mut self, source: &Source, node: &str, now: Instant) -> Woken {
-        let Some(shortage) = self.0.get_mut(source) else { return vec![] };
+        let Some(shortage) = self.all.get_mut(source) else { return vec![] };
         if shortage.wants.remove(node).is_none() {
             return vec![];
         }
         let woken = shortage.pass_on(node, now);
         if shortage.wants.is_empty() {
-            self.0.remove(source);
+            self.all.remove(source);
         }
         woken
     }
 
     fn with(&mut self, source: &Source, work: impl FnOnce(&mut Shortage) -> Woken) -> Woken {
-        self.0.get_mut(source).map(work).unwrap_or_default()
+        self.all.get_mut(source).map(work).unwrap_or_default()
     }
 
     /// Ends a shortage when there seems to be enough for all, and wakes all waiting nodes.
     fn end(&mut self, source: &Source) -> Option<Woken> {
-        let shortage = self.0.get(source)?;
+        let shortage = self.all.get(source)?;
         let wanted: u32 = shortage.wants.values().map(|waiting| waiting.want.units).sum();
         if wanted > shortage.believed {
             return None;
         }
-        self.0.remove(source).map(|shortage| shortage.wants.into_keys().collect())
+        self.all.remove(source).map(|shortage| shortage.wants.into_keys().collect())
+    }
+}
+
+/// Ends when one of these has run out.
+pub async fn until_short(shortages: Arc<Mutex<Shortages>>, sources: Vec<Source>) {
+    let mut news = lock(&shortages).news.subscribe();
+    while !lock(&shortages).has_any(&sources) {
+        if news.changed().await.is_err() {
+            std::future::pending().await
+        }
     }
 }
 

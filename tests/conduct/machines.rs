@@ -10,15 +10,17 @@ use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use vnetpool_azure_sim::{Effect, LogEntry, NewInstance, NewScaleSet, NewVm, VmInfo};
+use vnetpool_azure_sim::{Config, Effect, LogEntry, NewInstance, NewScaleSet, NewVm, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, condition, names};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
+use vnetpool_tests::wait::throughout;
 
 pub const TESTS: &[Test] = crate::tests![
     addresses_wiped_off_a_nic_under_their_pods_are_restored_by_the_first_write,
     an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named,
     lost_addresses_that_azure_refuses_keep_no_other_from_pods,
+    lost_addresses_that_a_full_network_has_no_room_for_are_not_asked_for_again_and_again,
     an_instance_of_a_uniform_scale_set_serves_its_pods,
     a_model_upgrade_that_wipes_an_instance_is_seen_and_made_good,
     a_reimaged_instance_gets_new_addresses_when_it_boots,
@@ -205,6 +207,33 @@ async fn lost_addresses_that_azure_refuses_keep_no_other_from_pods(plane: &Contr
     ensure!(first.status == 400 && asked_for(&first).is_superset(&before), "{:?}", asked_for(&first));
     ensure!(asked_for(&grown).is_disjoint(&before), "it asks for {:?} again", asked_for(&grown));
     Ok(())
+}
+
+async fn lost_addresses_that_a_full_network_has_no_room_for_are_not_asked_for_again_and_again(
+    plane: &ControlPlane,
+) -> Result<()> {
+    // The machine's own and four of ours.
+    let stage = Stage::set(plane, Config { network_addresses: 5, ..quick() }, sizing()).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 3).await?;
+    until_served(&stage, "n1", 3).await?;
+    stage.until_holds("n1", 4).await?;
+    stage.kill().await?;
+    wipe(&stage, "n1").await?;
+    for name in ["other", "another"] {
+        stage.sim.add_vm(NewVm { name: name.into(), ..NewVm::default() }).await?;
+    }
+    // An operator that starts reads the NIC before it writes.
+    stage.bind("n1", 2).await?;
+    stage.start().await?;
+    stage.until_condition("n1", condition::RESERVED, "VirtualNetworkFull").await?;
+    let refused = || stage.writes("n1").iter().filter(|one| one.status == 400).count();
+    throughout("it isn't asked for again and again", Duration::from_secs(8), async || {
+        // With growth, with less of it, and without.
+        ensure!(refused() <= 6, "{} writes in vain", refused());
+        Ok(())
+    })
+    .await
 }
 
 async fn an_instance_of_a_uniform_scale_set_serves_its_pods(plane: &ControlPlane) -> Result<()> {

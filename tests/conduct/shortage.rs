@@ -2,15 +2,17 @@
 //! come free.
 
 use crate::Test;
+use crate::budget::used_up;
 use crate::machines::{NODE, held};
-use crate::stage::{Stage, quick};
+use crate::metrics::Metrics;
+use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
-use vnetpool_azure_sim::{Config, Effect, NewInstance, NewScaleSet};
+use vnetpool_azure_sim::{Config, Effect, NewInstance, NewScaleSet, VnetConfig};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::RESERVED;
 use vnetpool_tests::control_plane::{ControlPlane, User};
@@ -23,6 +25,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_node_in_need_whose_read_hangs_delays_others_for_no_longer_than_its_turn,
     a_virtual_network_at_azures_limit_shares_freed_addresses_as_a_full_subnet_does,
     an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_clean,
+    writes_that_wait_for_their_turn_when_a_subnet_runs_out_are_not_sent,
 ];
 
 /// A /28 gives eleven addresses; three nodes take one each for themselves.
@@ -193,6 +196,55 @@ async fn an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_c
         "{names:?} in the model, {on_nic:?} on the NIC"
     );
     ensure!(model["properties"]["provisioningState"] == "Succeeded", "{model}");
+    Ok(())
+}
+
+async fn writes_that_wait_for_their_turn_when_a_subnet_runs_out_are_not_sent(
+    plane: &ControlPlane,
+) -> Result<()> {
+    // Of 27 addresses sixteen are the machines' own.
+    let subnet = |name: &str, prefix: &str| Some((name.to_owned(), prefix.parse().ok()?));
+    let vnet = VnetConfig {
+        name: "vnet".into(),
+        address_prefixes: "10.240.0.0/16".parse().into_iter().collect(),
+        subnets: [subnet("nodes", "10.240.1.0/24"), subnet("tight", "10.240.2.0/27")]
+            .into_iter()
+            .flatten()
+            .collect(),
+    };
+    let stage = Stage::empty(plane, Config { vnets: vec![vnet], ..quick() }).await?;
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    stage.pool("default", json!({ "sizing": sizing })).await?;
+    stage.start_with(|config| config.azure.budget_percent = 10).await?;
+    let names: Vec<String> = (0..16).map(|index| format!("n{index:02}")).collect();
+    for name in &names {
+        stage.node(name, Some("tight")).await?;
+        stage.until_condition(name, RESERVED, "Reserved").await?;
+    }
+    // From here on there is one write a second.
+    stage.fault("PUT", "/networkInterfaces/", Some(1), used_up(4, "writes"));
+    stage.bind(&names[0], 1).await?;
+    let closed =
+        |metrics: &Metrics| metrics.sum("vnetpool_operator_arm_requests_total", &[r#"status="429""#]) == 1.0;
+    Metrics::until(&stage, "the writes are used up", closed).await?;
+    // Two for each, of eleven.
+    for name in &names[1..] {
+        stage.bind(name, 2).await?;
+    }
+    let full = || async {
+        let mut full = 0;
+        for name in &names {
+            let said = find(&stage.allocation(name).await?, RESERVED);
+            full += usize::from(said.is_some_and(|one| one.reason == "SubnetFull"));
+        }
+        ensure!(full >= 9, "{full} nodes report it");
+        Ok(Some(()))
+    };
+    eventually("those without an address report it", Duration::from_secs(40), full).await?;
+    let refused = || -> usize {
+        names.iter().map(|name| stage.writes(name).iter().filter(|one| one.status == 400).count()).sum()
+    };
+    ensure!(refused() <= 3, "asked {} times for what isn't there", refused());
     Ok(())
 }
 

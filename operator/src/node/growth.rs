@@ -10,11 +10,11 @@ use vnetpool_crds::pool::BLOCK;
 use super::observe::Seen;
 use super::recalled::Recalled;
 use super::setback::{Setback, Stage};
-use crate::azure::{Error, ResourceId};
+use crate::azure::{Error, ResourceId, Urgency};
 use crate::context::Context;
 use crate::lock::lock;
-use crate::planner::{self, Plan, addresses};
-use crate::shortage::{Said, Source, Turn, Want};
+use crate::planner::{self, Change, Plan, addresses};
+use crate::shortage::{self, Said, Source, Turn, Want};
 
 /// The plan as the subnet and its virtual network allow it now. A node that is held back reports so; it is
 /// woken when it may ask.
@@ -53,7 +53,7 @@ pub fn limit(
                 Source::Subnet { .. } => Error::SubnetFull { subnet, resource, message },
                 Source::Network { .. } => Error::NetworkFull { resource, message },
             };
-            *setback = Some(Setback::after(setback.as_ref(), Stage::Write, &error, now));
+            *setback = Some(Setback::after(setback.as_ref(), Stage::Growth, &error, now));
             0
         }
     };
@@ -66,6 +66,17 @@ pub fn coarseness(ctx: &Context, seen: &Seen) -> u32 {
     let has_enough = sources(seen).is_some_and(|sources| !lock(&ctx.shortages).has_any(&sources));
     let nic = seen.nic.as_ref().filter(|_| has_enough).and_then(|nic| nic.id.parse::<ResourceId>().ok());
     nic.map_or(1, |nic| lock(&ctx.scarcity).coarseness(nic.subscription()))
+}
+
+/// The same urgency for a write that was planned while there was room, until the subnet or its network has
+/// run out: a thousand calls may wait for their turn at Azure when the first of them is refused. A node whose
+/// turn it is in the subnet asks for no more than what is believed to be there.
+pub fn while_room(ctx: &Context, node: &str, seen: &Seen, change: &Change, urgency: Urgency) -> Urgency {
+    let Some(sources) = sources(seen).filter(|_| change.reserve > 0) else { return urgency };
+    let shortages = lock(&ctx.shortages);
+    let free = sources.into_iter().filter(|source| !shortages.is_turn_of(source, node)).collect();
+    drop(shortages);
+    urgency.at_most_until(shortage::until_short(ctx.shortages.clone(), free))
 }
 
 /// The node asks for nothing now, or can't.
@@ -90,7 +101,8 @@ pub fn record_write(ctx: &Context, node: &str, seen: &Seen, plan: &Plan, result:
         let mut shortages = lock(&ctx.shortages);
         let woken = match (result, &full) {
             (Ok(()), _) if asked > 0 => shortages.granted(source, node, asked, now),
-            (Err(_), Some((is_network, said))) if *is_network == is_of_network(source) => {
+            // One that asked for certain addresses shows nothing of the others.
+            (Err(_), Some((is_network, said))) if asked > 0 && *is_network == is_of_network(source) => {
                 shortages.refused(source, (node, want(seen, plan)), asked, said.clone(), now)
             }
             (Err(_), _) if asked > 0 => shortages.missed(source, node, now),

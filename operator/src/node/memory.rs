@@ -132,7 +132,7 @@ impl Memory {
         }
         self.setback = self.setback.take().filter(|setback| match setback.stage {
             Stage::Find => setback.holds(now),
-            Stage::Write | Stage::Repair => plan.grows || plan.releases || plan.repairs || plan.regroups,
+            Stage::Growth | Stage::Write => plan.grows || plan.releases || plan.repairs || plan.regroups,
         });
     }
 }

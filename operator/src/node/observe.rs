@@ -449,7 +449,7 @@ mod tests {
             memory.nic.must_read = true;
             is_begun(&memory)
         };
-        assert!(failed(Stage::Write) && failed(Stage::Repair) && !failed(Stage::Find));
+        assert!(failed(Stage::Growth) && failed(Stage::Write) && !failed(Stage::Find));
         let quiet = Occasion {
             is_new: false,
             is_begun: false,

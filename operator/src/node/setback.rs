@@ -15,10 +15,11 @@ use vnetpool_crds::reason::Reason;
 pub enum Stage {
     /// Finding the node's VM and NIC and reading them.
     Find,
-    /// Writing the NIC.
+    /// Writing the NIC to reserve addresses of Azure's choice. In a full subnet or network it is decided for
+    /// all nodes there when one may grow, see [`crate::shortage`]; nothing else is held up.
+    Growth,
+    /// Writing it for anything else.
     Write,
-    /// Writing it once more, because Azure gave the last write up.
-    Repair,
 }
 
 /// An error that still counts.
@@ -35,9 +36,6 @@ pub struct Setback {
     pub is_gone: bool,
     /// Something else has the public address that was to be deleted.
     pub is_in_use: bool,
-    /// The missing addresses are in the subnet or its network. When the node may grow is then decided for all
-    /// of the nodes there, see [`crate::shortage`]; nothing else is held up.
-    pub in_shortage: bool,
     /// What is refused, and in which scope, if that may concern others.
     pub matter: Option<Matter>,
     /// A read that is refused to all of a scope: how long it waits is decided for all whom it concerns, see
@@ -85,7 +83,7 @@ impl Setback {
             // All wait for one sign-in, or for one attempt at a quota, which takes one request for all of
             // them: they can afford to be quick.
             Remedy::WaitForChange { retry, .. } if error.is_tried_for_all() => (retry, true),
-            Remedy::WaitForChange { .. } if in_shortage && stage == Stage::Write => (Duration::ZERO, true),
+            Remedy::WaitForChange { .. } if in_shortage && stage == Stage::Growth => (Duration::ZERO, true),
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
         };
@@ -100,7 +98,6 @@ impl Setback {
             needs_change,
             is_gone: matches!(error, Error::NotFound { .. }),
             is_in_use: matches!(error, Error::InUse { .. }),
-            in_shortage,
             matter: None,
             is_shared: false,
             strikes,
@@ -177,7 +174,7 @@ mod tests {
         let now = Instant::now();
         let mut setback = Setback::after(None, Stage::Write, &denied(), now);
         let first = setback.until - now;
-        assert!(setback.needs_change && !setback.in_shortage);
+        assert!(setback.needs_change);
         for _ in 0..20 {
             setback = Setback::after(Some(&setback), Stage::Write, &denied(), now);
         }
@@ -214,14 +211,14 @@ mod tests {
     #[test]
     fn a_full_subnet_is_reported_and_delays_nothing_here() {
         let now = Instant::now();
-        let setback = Setback::after(None, Stage::Write, &full(), now);
-        assert!(setback.in_shortage && setback.needs_change && !setback.holds(now));
+        let setback = Setback::after(None, Stage::Growth, &full(), now);
+        assert!(setback.reason == Reason::SubnetFull && setback.needs_change && !setback.holds(now));
     }
 
     #[test]
-    fn a_repair_that_a_full_subnet_refuses_takes_no_turns_and_waits_here() {
+    fn a_write_that_reserves_nothing_takes_no_turns_in_a_full_subnet_and_waits_here() {
         let now = Instant::now();
-        assert!(Setback::after(None, Stage::Repair, &full(), now).holds(now));
+        assert!(Setback::after(None, Stage::Write, &full(), now).holds(now));
     }
 
     #[test]

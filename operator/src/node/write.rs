@@ -36,23 +36,16 @@ pub async fn write(
         return Ok(());
     };
     let Some(nic) = &seen.nic else { return Ok(()) };
+    let (name, change) = (node.name_any(), &plan.change);
+    let urgency = need.of_write(&seen.observed, plan.priority);
+    let urgency = scope::while_allowed(ctx, &name, seen, change, urgency);
+    let urgency = growth::while_room(ctx, &name, seen, change, urgency);
     let task = Task {
         nic: &nic.id,
         observed: &seen.observed,
-        change: &plan.change,
+        change,
         blocks: seen.pool.as_ref().is_some_and(|pool| pool.spec.mode == Mode::Prefix),
-        urgency: announced(pause::while_not(
-            &ctx.cluster,
-            &ctx.waker,
-            allocation,
-            scope::while_allowed(
-                ctx,
-                &node.name_any(),
-                seen,
-                &plan.change,
-                need.of_write(&seen.observed, plan.priority),
-            ),
-        )),
+        urgency: announced(pause::while_not(&ctx.cluster, &ctx.waker, allocation, urgency)),
         about: [node.object_ref(&()), allocation.object_ref(&())],
     };
     let result = seen.backend.apply(ctx, &task).await;
@@ -63,7 +56,7 @@ pub async fn write(
     memory.nic.wrote(&result);
     // A write that wasn't sent teaches nothing.
     if result.as_ref().map_or(true, |outcome| outcome.was_sent) {
-        growth::record_write(ctx, &node.name_any(), seen, plan, result.as_ref().map(|_| ()));
+        growth::record_write(ctx, &name, seen, plan, result.as_ref().map(|_| ()));
     }
     match result {
         Ok(outcome) => {
@@ -109,7 +102,7 @@ fn learn_from(memory: &mut Memory, change: &Change, error: &azure::Error, now: I
     let taken = error.taken(&change.restore);
     memory.taken.extend(&taken);
     // Addresses that pods lost.
-    if let Some((addresses, first)) = withheld(error, &taken, &change.restore) {
+    if let Some((addresses, first)) = withheld(error, &taken, change) {
         memory.mending.withhold(addresses, first, now);
         return None;
     }
@@ -119,23 +112,23 @@ fn learn_from(memory: &mut Memory, change: &Change, error: &azure::Error, now: I
         memory.grouping = Some(own);
         return None;
     }
-    let stage = if change.repair { Stage::Repair } else { Stage::Write };
+    let stage = if change.reserve > 0 { Stage::Growth } else { Stage::Write };
     Some(Setback::after(memory.setback.as_ref(), stage, error, now))
 }
 
 /// Which of the addresses to restore can't be had for a while, and for how long at first; `taken` are certain
-/// never to be had. `None`: the error isn't about them.
-fn withheld(
-    error: &azure::Error,
-    taken: &[Ipv4Net],
-    restore: &[Ipv4Net],
-) -> Option<(Vec<Ipv4Net>, Duration)> {
+/// never to be had. `None`: the error isn't about them, or growth has met it, which waits for its turn.
+fn withheld(error: &azure::Error, taken: &[Ipv4Net], change: &Change) -> Option<(Vec<Ipv4Net>, Duration)> {
+    let restore = &change.restore[..];
     let (addresses, first) = match error {
         // One of these is; later requests for one at a time show which.
         azure::Error::AddressTaken { .. } if taken.is_empty() => (restore.to_vec(), mending::REFUSED),
         azure::Error::AddressBeingFreed { .. } => (error.being_freed(restore), mending::FREEING),
         // Azure may object to one of these.
         azure::Error::Arm { .. } | azure::Error::QuotaExceeded { .. } => (restore.to_vec(), mending::REFUSED),
+        azure::Error::SubnetFull { .. } | azure::Error::NetworkFull { .. } if change.reserve == 0 => {
+            (restore.to_vec(), mending::REFUSED)
+        }
         _ => return None,
     };
     (!addresses.is_empty()).then_some((addresses, first))
@@ -151,10 +144,24 @@ mod tests {
         let error = azure::Error::AddressTaken { resource: "nic".into(), message: "somebody has it".into() };
         let outcome = |restore: &[Ipv4Net]| {
             let taken = error.taken(restore);
-            let later = withheld(&error, &taken, restore);
+            let change = Change { restore: restore.to_vec(), ..Change::default() };
+            let later = withheld(&error, &taken, &change);
             (taken, later)
         };
         assert_eq!(outcome(&[one, other]), (vec![], Some((vec![one, other], mending::REFUSED))));
         assert_eq!(outcome(&[other]), (vec![other], None));
+    }
+
+    #[test]
+    fn lost_addresses_that_find_no_room_are_left_out_for_a_while_and_growth_waits_for_its_turn() {
+        let one: Ipv4Net = "10.0.0.5/32".parse().unwrap();
+        let subnet =
+            || azure::Error::SubnetFull { subnet: "s".into(), resource: "n".into(), message: String::new() };
+        let network = || azure::Error::NetworkFull { resource: "n".into(), message: String::new() };
+        for error in [subnet(), network()] {
+            let of = |reserve| Change { restore: vec![one], reserve, ..Change::default() };
+            assert_eq!(withheld(&error, &[], &of(0)), Some((vec![one], mending::REFUSED)));
+            assert_eq!(withheld(&error, &[], &of(1)), None);
+        }
     }
 }

@@ -560,3 +560,21 @@ proptest! {
         prop_assert!(most - least <= 0.25 + 1e-9, "{:?}", subnet.nodes);
     }
 }
+
+#[tokio::test]
+async fn a_call_that_is_queued_is_given_up_when_its_subnet_runs_out_and_another_subnets_is_not() {
+    let all = Arc::new(Mutex::new(Shortages::default()));
+    let (now, moment) = (Instant::now(), Duration::from_millis(50));
+    let source = |id: &str| Source::Subnet { id: id.into(), grain: 1 };
+    let network = || Source::Network { id: "v".into() };
+    let queued = |id: &str| Box::pin(until_short(all.clone(), vec![network(), source(id)]));
+    let (mut here, mut elsewhere) = (queued("v/subnets/a"), queued("v/subnets/b"));
+    assert!(tokio::time::timeout(moment, &mut here).await.is_err());
+    let want = Want { pods: 4, held: 0, wanted: 4, units: 4, grain: 1 };
+    lock(&all).refused(&source("v/subnets/a"), ("n", want), 4, Said::default(), now);
+    assert!(tokio::time::timeout(moment, &mut here).await.is_ok());
+    assert!(tokio::time::timeout(moment, &mut elsewhere).await.is_err());
+    assert!(lock(&all).is_turn_of(&source("v/subnets/a"), "n") && !lock(&all).is_turn_of(&network(), "n"));
+    lock(&all).refused(&network(), ("n", want), 1, Said::default(), now);
+    assert!(tokio::time::timeout(moment, &mut elsewhere).await.is_ok());
+}

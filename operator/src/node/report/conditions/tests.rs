@@ -141,7 +141,7 @@ fn full_subnet() -> Error {
 
 #[test]
 fn a_subnet_without_a_free_block_is_reported_with_its_remedy() {
-    let mut story = story(0, 4, 255, json!({})).failed(Stage::Write, full_subnet());
+    let mut story = story(0, 4, 255, json!({})).failed(Stage::Growth, full_subnet());
     assert!(!story.says(RESERVED).1.contains("in a row"));
     story.seen.as_mut().unwrap().observed.grain = 16;
     let (reserved, message) = story.says(RESERVED);
@@ -179,7 +179,7 @@ fn a_denied_write_names_cause_and_remedy_and_fills_the_node() {
 
 #[test]
 fn a_node_with_a_free_address_is_not_full_though_its_subnet_is() {
-    let story = story(8, 4, 255, json!({"assigned": 4, "free": 4})).failed(Stage::Write, full_subnet());
+    let story = story(8, 4, 255, json!({"assigned": 4, "free": 4})).failed(Stage::Growth, full_subnet());
     assert_eq!(story.says(RESERVED).0, "False SubnetFull");
     assert_eq!(story.says(FULL).0, "False NotFull");
 }
@@ -275,7 +275,7 @@ fn a_runtime_that_does_not_use_our_configuration_is_named_with_the_values_to_set
 
 #[test]
 fn an_error_makes_one_event_however_often_it_repeats() {
-    let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write, full_subnet());
+    let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Growth, full_subnet());
     let next = story.conditions();
     let events = turned(&[], &next, story.setback.as_ref());
     assert_eq!(events.iter().map(|event| event.reason.as_str()).collect::<Vec<_>>(), ["SubnetFull"]);
