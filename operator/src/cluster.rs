@@ -325,20 +325,20 @@ impl Cluster {
         pod_cidr::overlapping(range, name, self.pools.state().iter().map(Arc::as_ref))
     }
 
-    /// The nodes that a pool's change may concern: those it serves, and those it may serve from now on.
-    fn nodes_about(&self, pool: &str) -> BTreeSet<String> {
-        let selector = self.pools.get(&ObjectRef::new(pool)).and_then(|pool| pool.spec.selector().ok());
-        let chosen = selector.map(|selector| self.nodes_selected_by(&selector)).unwrap_or_default();
+    /// The nodes that a pool's change may concern: those it serves, those it may serve from now on, and those
+    /// that this `former` selector of its chose.
+    fn nodes_about(&self, pool: &str, former: Option<&Selector>) -> BTreeSet<String> {
+        let now = self.pool(pool).and_then(|pool| pool.spec.selector().ok());
+        let selectors = [now.as_ref(), former];
+        let chosen = self
+            .nodes
+            .state_filter(|node| selectors.iter().flatten().any(|selector| selector.matches(node.labels())));
         let served = self.allocations.state_filter(|allocation| allocation.spec.pool == pool);
         chosen
             .iter()
             .map(|node| node.name_any())
             .chain(served.iter().map(|allocation| allocation.name_any()))
             .collect()
-    }
-
-    fn nodes_selected_by(&self, selector: &Selector) -> Vec<Arc<Node>> {
-        self.nodes.state_filter(|node| selector.matches(node.labels()))
     }
 }
 

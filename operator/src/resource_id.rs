@@ -136,6 +136,15 @@ impl fmt::Debug for ResourceId {
     }
 }
 
+/// The id of the public address that is made for a pod.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a sample for tests")]
+pub fn sample_public_address(uid: &str) -> ResourceId {
+    format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-{uid}")
+        .parse()
+        .unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -55,12 +55,7 @@ impl Late {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn id(uid: &str) -> ResourceId {
-        format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-{uid}")
-            .parse()
-            .unwrap()
-    }
+    use crate::resource_id::sample_public_address as id;
 
     #[test]
     fn a_public_address_may_still_be_made_for_a_minute_after_an_answer_was_lost_or_another_led() {

@@ -171,15 +171,13 @@ pub fn pools(
                 None => claims.remove(&name),
             };
             let before = before.unwrap_or_default();
+            // A node may have waited for its place in this pool, which its object doesn't name yet.
+            let concerned = view.nodes_about(&name, before.selector.as_ref());
             // An object that is gone, or made anew, may have been in the way of others.
             let others = before.range.map(|range| view.pools_overlapping(range, &name)).unwrap_or_default();
-            for pool in others.iter().chain([&name]) {
-                waker.pool(pool);
-                view.nodes_about(pool).iter().for_each(|node| waker.node(node));
-            }
-            // A node may have waited for its place in this pool, which its object doesn't name yet.
-            let selected = before.selector.map(|selector| view.nodes_selected_by(&selector));
-            selected.iter().flatten().for_each(|node| waker.node(&node.name_any()));
+            let of_others = others.iter().flat_map(|pool| view.nodes_about(pool, None));
+            concerned.into_iter().chain(of_others).for_each(|node| waker.node(&node));
+            others.iter().chain([&name]).for_each(|pool| waker.pool(pool));
         }
         for name in turned {
             waker.unreadable(view.unknown_pools.get(&name));

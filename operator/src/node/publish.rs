@@ -224,9 +224,10 @@ fn allocations(ctx: &Context) -> Api<NodeIPAllocation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource_id::sample_public_address;
 
     fn public(uid: &str) -> String {
-        format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-{uid}")
+        sample_public_address(uid).to_string()
     }
 
     #[test]

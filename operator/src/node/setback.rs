@@ -141,6 +141,11 @@ mod tests {
         Error::SubnetFull { subnet: "s".into(), resource: "r".into(), message: "m".into() }
     }
 
+    /// The same error so many times more in a row.
+    fn met_again(first: Setback, error: &Error, times: usize, now: Instant) -> Setback {
+        (0..times).fold(first, |last, _| Setback::after(Some(&last), Stage::Write, error, now))
+    }
+
     #[test]
     fn a_conflict_that_lasts_is_reported_and_tried_ever_less_often() {
         let now = Instant::now();
@@ -162,22 +167,17 @@ mod tests {
         let now = Instant::now();
         let busy =
             Error::Busy { resource: "r".into(), message: "m".into(), retry_after: Duration::from_secs(15) };
-        let mut setback = Setback::after(None, Stage::Write, &busy, now);
-        for _ in 0..8 {
-            setback = Setback::after(Some(&setback), Stage::Write, &busy, now);
-        }
+        let setback = met_again(Setback::after(None, Stage::Write, &busy, now), &busy, 8, now);
         assert_eq!((setback.until - now, setback.needs_change), (Duration::from_secs(60), false));
     }
 
     #[test]
     fn a_denied_node_waits_longer_each_time_but_not_forever() {
         let now = Instant::now();
-        let mut setback = Setback::after(None, Stage::Write, &denied(), now);
+        let setback = Setback::after(None, Stage::Write, &denied(), now);
         let first = setback.until - now;
         assert!(setback.needs_change);
-        for _ in 0..20 {
-            setback = Setback::after(Some(&setback), Stage::Write, &denied(), now);
-        }
+        let setback = met_again(setback, &denied(), 20, now);
         assert!(setback.until - now > first);
         assert_eq!(setback.until - now, LONGEST);
     }
@@ -186,10 +186,7 @@ mod tests {
     fn what_one_tries_for_all_is_asked_for_every_two_minutes_however_often_it_was_in_vain() {
         let now = Instant::now();
         let used_up = Error::PublicAddressesUsedUp { resource: "r".into(), message: "m".into() };
-        let mut setback = Setback::after(None, Stage::Write, &used_up, now);
-        for _ in 0..20 {
-            setback = Setback::after(Some(&setback), Stage::Write, &used_up, now);
-        }
+        let setback = met_again(Setback::after(None, Stage::Write, &used_up, now), &used_up, 20, now);
         assert_eq!((setback.until - now, setback.needs_change), (Duration::from_secs(120), true));
     }
 

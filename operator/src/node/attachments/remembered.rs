@@ -162,12 +162,7 @@ impl Attaching {
 mod tests {
     use super::*;
     use crate::node::setback::Stage;
-
-    fn id(uid: &str) -> ResourceId {
-        format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-{uid}")
-            .parse()
-            .unwrap()
-    }
+    use crate::resource_id::sample_public_address as id;
 
     #[test]
     fn an_order_given_up_before_it_was_sent_is_no_refusal_of_azures() {

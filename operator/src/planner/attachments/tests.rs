@@ -2,15 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::ip_configuration::ProvisioningState;
+use crate::resource_id::sample_public_address as public_id;
 
 const POOL: &str =
     "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/loadBalancers/lb/backendAddressPools/web";
-
-fn public_id(uid: &str) -> Option<ResourceId> {
-    format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/publicIPAddresses/vnp-{uid}")
-        .parse()
-        .ok()
-}
 
 /// Owns the values that the facts borrow.
 #[derive(Clone, Debug)]
@@ -97,7 +92,7 @@ impl World {
             refused,
             batch: *batch,
         };
-        plan(&facts, public_id)
+        plan(&facts, |uid| Some(public_id(uid)))
     }
 
     fn wants_web(mut self, uid: &str) -> World {
@@ -247,9 +242,9 @@ fn a_pod_whose_sandbox_is_made_anew_keeps_its_attachment() {
 #[test]
 fn a_public_address_is_in_the_mark_before_it_is_made_and_until_it_is_deleted() {
     let mut world = world(1).wants_public("a").with("a", 1);
-    let id = public_id("a").unwrap();
+    let id = public_id("a");
     world.publish();
-    assert_eq!(world.marks["vnp-1"].public_address, Some(announced(public_id("a").unwrap())));
+    assert_eq!(world.marks["vnp-1"].public_address, Some(announced(public_id("a"))));
     world.settle();
     assert_eq!(world.marks["vnp-1"].public_address.as_ref().unwrap().address.as_deref(), Some("20.0.0.1"));
     (world.wishes, world.has) = Default::default();
@@ -270,12 +265,12 @@ fn a_public_address_whose_mark_went_with_its_ip_configuration_is_deleted_once_it
     assert_eq!((world.marks.len(), world.plan().delete.len()), (0, 0));
     // Whoever leads by then: `spec` has it.
     world.restart();
-    assert_eq!(world.recorded, HashSet::from([public_id("a").unwrap()]));
+    assert_eq!(world.recorded, HashSet::from([public_id("a")]));
     (world.wishes, world.has) = Default::default();
     world.in_doubt = true;
     assert!(world.plan().delete.is_empty());
     world.in_doubt = false;
-    assert_eq!(world.plan().delete, [public_id("a").unwrap()]);
+    assert_eq!(world.plan().delete, [public_id("a")]);
     world.settle();
     assert!(world.there.is_empty() && world.recorded.is_empty());
 }
@@ -303,8 +298,8 @@ fn a_pod_that_gets_its_address_back_gets_its_public_address_back() {
     world.restart();
     world.held.push(IpConfiguration { name: "vnp-2".into(), ..entry(1) });
     world.settle();
-    assert_eq!(world.held[0].attached.public_address, public_id("a"));
-    assert_eq!(world.there, HashSet::from([public_id("a").unwrap()]));
+    assert_eq!(world.held[0].attached.public_address, Some(public_id("a")));
+    assert_eq!(world.there, HashSet::from([public_id("a")]));
 }
 
 #[test]
@@ -315,9 +310,9 @@ fn a_public_address_that_was_never_attached_is_recorded_until_it_is_known_to_be_
     world.wipe(1);
     world.publish();
     (world.wishes, world.has) = Default::default();
-    assert_eq!(world.plan().delete, [public_id("a").unwrap()]);
+    assert_eq!(world.plan().delete, [public_id("a")]);
     assert_eq!(world.plan().recorded.len(), 1);
-    world.public.insert(public_id("a").unwrap(), None);
+    world.public.insert(public_id("a"), None);
     assert!(world.plan().recorded.is_empty() && world.plan().delete.is_empty());
 }
 
@@ -344,9 +339,9 @@ fn public_addresses_are_made_beside_each_other_and_attached_in_one_write() {
         other => panic!("{other:?}"),
     };
     assert_eq!(names(&plan), ["c"]);
-    world.make(&public_id("a").unwrap(), None);
+    world.make(&public_id("a"), None);
     assert_eq!(names(&world.plan()), ["c"]);
-    world.make(&public_id("b").unwrap(), None);
+    world.make(&public_id("b"), None);
     assert_eq!(names(&world.plan()), ["a", "b", "c"]);
 }
 
@@ -355,7 +350,7 @@ fn a_new_operator_reads_an_attached_public_address_once() {
     let mut world = world(1).wants_public("a").with("a", 1);
     world.settle();
     world.public.clear();
-    assert_eq!(world.plan().step, Some(Step::LookUp(vec![public_id("a").unwrap()])));
+    assert_eq!(world.plan().step, Some(Step::LookUp(vec![public_id("a")])));
 }
 
 #[test]
