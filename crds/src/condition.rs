@@ -16,6 +16,17 @@ pub enum On {
     Both,
 }
 
+impl On {
+    /// The kinds of objects by name.
+    pub const fn kinds(self) -> &'static [&'static str] {
+        match self {
+            On::NodeIPAllocation => &["NodeIPAllocation"],
+            On::NodeIPPool => &["NodeIPPool"],
+            On::Both => &["NodeIPAllocation", "NodeIPPool"],
+        }
+    }
+}
+
 /// The program that applies conditions of a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {

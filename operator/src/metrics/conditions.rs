@@ -1,14 +1,15 @@
 //! How many objects have which condition, counted at each scrape. Only the names in the tables of types and
-//! reasons become labels, so neither nodes nor a wild writer can make the series many.
+//! reasons become labels, so neither nodes nor a wild writer can make the series many. A type that no object
+//! has yet counts as 0: an alert about it is known to find its series before the day it is to fire.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
-use vnetpool_crds::condition::TYPES;
+use vnetpool_crds::condition::{Polarity, TYPES};
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
@@ -48,7 +49,7 @@ impl Collector for Conditions {
     }
 }
 
-/// How many objects have which condition.
+/// How many objects have which condition; 0, without a reason, where none has one of that type.
 pub fn count<'a>(
     pools: impl Iterator<Item = &'a NodeIPPool>,
     allocations: impl Iterator<Item = &'a NodeIPAllocation>,
@@ -69,6 +70,13 @@ pub fn count<'a>(
         let status = ["True", "False"].into_iter().find(|one| *one == status).unwrap_or("Unknown");
         let reason = Reason::of(reason).map_or(OTHER, Reason::name);
         *counts.entry([kind, row.name, status, reason]).or_default() += count;
+    }
+    let had: BTreeSet<_> = counts.keys().map(|[kind, type_, ..]| (*kind, *type_)).collect();
+    for row in TYPES {
+        let unusual = if row.polarity == Polarity::True { "False" } else { "True" };
+        for kind in row.on.kinds().iter().filter(|kind| !had.contains(&(**kind, row.name))) {
+            counts.insert([kind, row.name, unusual, ""], 0);
+        }
     }
     counts
 }
@@ -106,14 +114,28 @@ mod tests {
             node("d", &[("Ready", "Perhaps", "Whatever2")]),
         ];
         let counts = count(std::iter::empty(), nodes.iter());
-        let said: Vec<_> = counts.into_iter().collect();
+        let had: Vec<_> = counts.into_iter().filter(|(_, count)| *count > 0).collect();
         assert_eq!(
-            said,
+            had,
             [
                 (["NodeIPAllocation", "Full", "False", "NotFull"], 1),
                 (["NodeIPAllocation", "Ready", "False", "SubnetFull"], 2),
                 (["NodeIPAllocation", "Ready", "Unknown", OTHER], 2),
             ]
         );
+    }
+
+    #[test]
+    fn a_type_that_no_object_has_counts_as_zero() {
+        let counts = count(std::iter::empty(), [node("a", &[("Full", "True", "SubnetFull")])].iter());
+        let of = |kind: &str, type_: &str| -> Vec<_> {
+            let found = counts.iter().filter(|([k, t, ..], _)| (*k, *t) == (kind, type_));
+            found.map(|([.., status, reason], count)| (*status, *reason, *count)).collect()
+        };
+        assert_eq!(of(ALLOCATION, "Full"), [("True", "SubnetFull", 1)]);
+        assert_eq!(of(ALLOCATION, "Selected"), [("False", "", 0)]);
+        assert_eq!(of(POOL, "Selected"), [("False", "", 0)]);
+        assert_eq!(of(POOL, "Stalled"), [("True", "", 0)]);
+        assert_eq!(of(ALLOCATION, "Stalled"), []);
     }
 }
