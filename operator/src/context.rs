@@ -46,9 +46,9 @@ pub struct Context {
     pub rollouts: Arc<Mutex<Rollouts>>,
     /// When this process began to lead.
     pub started: Instant,
-    /// No operator has led for long before that. The store may have been set back meanwhile, so no `spec` is
-    /// believed before its NIC was read.
-    pub was_leaderless: bool,
+    /// This process has seen the API server's store go back to an earlier state, or no operator led for so long
+    /// before it that nobody would have seen that. So no `spec` is believed before its NIC was read.
+    pub may_be_set_back: bool,
     pub waits: Waits,
 }
 
@@ -91,7 +91,7 @@ impl Context {
         azure: Arc<Azure>,
         metrics: Arc<Metrics>,
         (cluster, waker): (Cluster, Waker),
-        was_leaderless: bool,
+        may_be_set_back: bool,
         waits: Waits,
     ) -> Context {
         Context {
@@ -103,7 +103,7 @@ impl Context {
             refusals: Known::default(),
             rollouts: Arc::default(),
             started: Instant::now(),
-            was_leaderless,
+            may_be_set_back,
             waits,
             client,
             events,

@@ -35,11 +35,14 @@ pub struct Candidate {
     leases: Api<Lease>,
     name: &'static str,
     identity: String,
+    /// The Lease's newest version that this process has seen.
+    newest: u64,
+    was_set_back: bool,
 }
 
 /// The Lease, held.
-pub struct Leadership {
-    candidate: Candidate,
+pub struct Leadership<'a> {
+    candidate: &'a mut Candidate,
     lease: Lease,
     tenure: Tenure,
     gap: Option<Duration>,
@@ -76,7 +79,16 @@ impl Tenure {
     }
 }
 
-/// Why leading ended.
+/// How one attempt to take the Lease has ended.
+enum Attempt {
+    /// With the time since its last renewal.
+    Won(Lease, Option<Duration>),
+    /// By another replica, or another one was faster.
+    Held,
+    SetBack,
+}
+
+/// Why leading, or standing by, ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Lost {
     #[error("the Lease could not be renewed for {} s: {last}", GIVE_UP.as_secs())]
@@ -92,20 +104,25 @@ pub enum Lost {
 impl Candidate {
     /// `identity` must differ between replicas, and from one start of a replica to the next.
     pub fn new(client: Client, namespace: &str, name: &'static str, identity: String) -> Candidate {
-        Candidate { leases: Api::namespaced(client, namespace), name, identity }
+        let leases = Api::namespaced(client, namespace);
+        Candidate { leases, name, identity, newest: 0, was_set_back: false }
     }
 
     /// Waits until this replica leads. Errors of the API server are logged and retried.
-    pub async fn acquire(self) -> Leadership {
+    ///
+    /// # Errors
+    /// When the store turns out to be set back: whatever this replica has cached is of a state that never was.
+    pub async fn acquire(&mut self) -> Result<Leadership<'_>, Lost> {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
             let asked = Instant::now();
             match timeout(REQUEST, self.attempt(&mut seen)).await {
-                Ok(Ok(Some((lease, gap)))) => {
+                Ok(Ok(Attempt::Won(lease, gap))) => {
                     info!(lease = self.name, identity = self.identity, ?gap, "leading");
-                    return Leadership { candidate: self, lease, tenure: Tenure::new(asked), gap };
+                    return Ok(Leadership { candidate: self, lease, tenure: Tenure::new(asked), gap });
                 }
-                Ok(Ok(None)) => {}
+                Ok(Ok(Attempt::SetBack)) => return Err(Lost::SetBack),
+                Ok(Ok(Attempt::Held)) => {}
                 Ok(Err(error)) => warn!(lease = self.name, %error, "can't ask for the Lease"),
                 Err(_) => warn!(lease = self.name, "can't ask for the Lease: the API server doesn't answer"),
             }
@@ -113,37 +130,60 @@ impl Candidate {
         }
     }
 
-    /// Reads the Lease once, and tries to take it if it is free. Returns it with the time since its last
-    /// renewal.
+    /// Reads the Lease once, and tries to take it if it is free.
     async fn attempt(
-        &self,
+        &mut self,
         seen: &mut Option<(Option<String>, Instant)>,
-    ) -> Result<Option<(Lease, Option<Duration>)>, kube::Error> {
+    ) -> Result<Attempt, kube::Error> {
         let Some(lease) = self.leases.get_opt(self.name).await? else {
             let first = Lease {
                 metadata: ObjectMeta { name: Some(self.name.into()), ..Default::default() },
                 spec: Some(self.claim(0)),
             };
-            return Ok(
-                won(self.leases.create(&PostParams::default(), &first).await)?.map(|lease| (lease, None))
-            );
+            return self.took(self.leases.create(&PostParams::default(), &first).await, None);
         };
+        if self.is_set_back(&lease) {
+            return Ok(Attempt::SetBack);
+        }
         let version = lease.resource_version();
         let unchanged_since = match seen {
             Some((known, since)) if *known == version => *since,
             _ => seen.insert((version, Instant::now())).1,
         };
         let spec = lease.spec.clone().unwrap_or_default();
-        let lasts = Duration::from_secs(spec.lease_duration_seconds.unwrap_or_default().max(0) as u64);
         let is_free = spec.holder_identity.as_deref().unwrap_or_default().is_empty();
-        if !is_free && unchanged_since.elapsed() < lasts {
-            return Ok(None);
+        // The holder goes by this time whatever duration others have written into the Lease.
+        if !is_free && unchanged_since.elapsed() < LEASE {
+            return Ok(Attempt::Held);
         }
         let gap = spec.renew_time.map(|at| Timestamp::now().duration_since(at.0).unsigned_abs());
         let claimed =
             Lease { spec: Some(self.claim(spec.lease_transitions.unwrap_or_default() + 1)), ..lease };
-        let won = won(self.leases.replace(self.name, &PostParams::default(), &claimed).await)?;
-        Ok(won.map(|lease| (lease, gap)))
+        self.took(self.leases.replace(self.name, &PostParams::default(), &claimed).await, gap)
+    }
+
+    /// A conflict means that another client was faster.
+    fn took(
+        &mut self,
+        answer: Result<Lease, kube::Error>,
+        gap: Option<Duration>,
+    ) -> Result<Attempt, kube::Error> {
+        match answer {
+            Ok(lease) if self.is_set_back(&lease) => Ok(Attempt::SetBack),
+            Ok(lease) => Ok(Attempt::Won(lease, gap)),
+            Err(error) if is_status(&error, CONFLICT) => Ok(Attempt::Held),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the store is back at an earlier state than it was when this replica saw it last: versions of an
+    /// object only grow otherwise.
+    fn is_set_back(&mut self, lease: &Lease) -> bool {
+        let found = version(lease);
+        let is_back = found < self.newest;
+        self.newest = found;
+        self.was_set_back |= is_back;
+        is_back
     }
 
     fn claim(&self, transitions: i32) -> LeaseSpec {
@@ -164,20 +204,16 @@ fn version(lease: &Lease) -> u64 {
     lease.resource_version().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
-/// A conflict means that another client was faster.
-fn won(answer: Result<Lease, kube::Error>) -> Result<Option<Lease>, kube::Error> {
-    match answer {
-        Ok(lease) => Ok(Some(lease)),
-        Err(error) if is_status(&error, CONFLICT) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-impl Leadership {
+impl Leadership<'_> {
     /// How long the Lease hadn't been renewed when it was won, by the clocks of both leaders; `None` if there
     /// was none.
     pub fn gap(&self) -> Option<Duration> {
         self.gap
+    }
+
+    /// Whether this process has ever seen the store go back to an earlier state.
+    pub fn was_set_back(&self) -> bool {
+        self.candidate.was_set_back
     }
 
     pub fn tenure(&self) -> Tenure {
@@ -212,32 +248,29 @@ impl Leadership {
 
     /// One request; a second one only after another client's edit of the Lease, to read its holder.
     async fn renew(&mut self) -> Result<Option<Lost>, kube::Error> {
-        let Candidate { leases, name, identity } = &self.candidate;
         let mut next = self.lease.clone();
-        next.spec.get_or_insert_default().renew_time = Some(MicroTime(Timestamp::now()));
-        match leases.replace(name, &PostParams::default(), &next).await {
-            Ok(lease) => {
+        let spec = next.spec.get_or_insert_default();
+        spec.renew_time = Some(MicroTime(Timestamp::now()));
+        spec.lease_duration_seconds = Some(LEASE.as_secs() as i32);
+        let Candidate { leases, name, .. } = &*self.candidate;
+        let found = match leases.replace(name, &PostParams::default(), &next).await {
+            Ok(lease) => Some(lease),
+            Err(error) if is_status(&error, CONFLICT) || is_status(&error, NOT_FOUND) => {
+                leases.get_opt(name).await?
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(lease) = found else { return Ok(Some(Lost::TakenOver { holder: "nobody".into() })) };
+        if self.candidate.is_set_back(&lease) {
+            return Ok(Some(Lost::SetBack));
+        }
+        match lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()) {
+            // Also our own renewal, whose answer was lost, or an edit that left us the holder.
+            Some(holder) if holder == self.candidate.identity => {
                 self.lease = lease;
                 Ok(None)
             }
-            Err(error) if is_status(&error, CONFLICT) || is_status(&error, NOT_FOUND) => {
-                let found = leases.get_opt(name).await?;
-                let holder = found.as_ref().and_then(|lease| lease.spec.as_ref()?.holder_identity.clone());
-                if found.as_ref().is_some_and(|found| version(found) < version(&self.lease)) {
-                    return Ok(Some(Lost::SetBack));
-                }
-                match (found, holder) {
-                    // Our own renewal, whose answer was lost, or an edit that left us the holder.
-                    (Some(lease), Some(holder)) if holder == *identity => {
-                        self.lease = lease;
-                        Ok(None)
-                    }
-                    (_, holder) => {
-                        Ok(Some(Lost::TakenOver { holder: holder.unwrap_or_else(|| "nobody".into()) }))
-                    }
-                }
-            }
-            Err(error) => Err(error),
+            holder => Ok(Some(Lost::TakenOver { holder: holder.unwrap_or_else(|| "nobody".into()) })),
         }
     }
 
@@ -248,7 +281,7 @@ impl Leadership {
         let spec = free.spec.get_or_insert_default();
         spec.holder_identity = Some(String::new());
         spec.lease_duration_seconds = Some(1);
-        let Candidate { leases, name, .. } = &self.candidate;
+        let Candidate { leases, name, .. } = &*self.candidate;
         match timeout(REQUEST, leases.replace(name, &PostParams::default(), &free)).await {
             Ok(Ok(_)) => info!(lease = name, "Lease released"),
             Ok(Err(error)) => warn!(lease = name, %error, "Lease not released"),

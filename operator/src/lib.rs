@@ -15,6 +15,7 @@ mod admin;
 pub mod args;
 pub mod azure;
 mod beside;
+mod caught;
 mod cluster;
 mod context;
 pub mod crds;

@@ -96,10 +96,11 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let mut stop = pin!(stop);
+    let mut candidate = Candidate::new(lease, &config.namespace, LEASE, config.identity.clone());
     loop {
-        match serve(&config, &client, &lease, stop.as_mut()).await {
+        match serve(&config, &client, &mut candidate, stop.as_mut()).await {
             // An outage of the API server is no reason to restart a process.
-            Ok(Some(lost)) => warn!("no longer the leader: {lost}; a standby from now on"),
+            Ok(Some(lost)) => warn!("begins anew as a standby: {lost}"),
             Ok(None) => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -111,7 +112,7 @@ pub async fn run(
 async fn serve(
     config: &Config,
     client: &Client,
-    lease: &Client,
+    candidate: &mut Candidate,
     mut stop: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Option<Lost>, Error> {
     let metrics = Arc::new(Metrics::default());
@@ -127,15 +128,17 @@ async fn serve(
     let ready = follow_readiness(&mut tasks, &health, cluster.clone());
     open(&mut tasks, config, &metrics, ready);
 
-    let candidate = Candidate::new(lease.clone(), &config.namespace, LEASE, config.identity.clone());
     let mut leadership = tokio::select! {
-        leadership = candidate.acquire() => leadership,
+        acquired = candidate.acquire() => match acquired {
+            Ok(leadership) => leadership,
+            Err(lost) => return Ok(Some(lost)),
+        },
         () = wakeups.ignore() => return Err(Error::Ended { task: "watches" }),
         error = ended(&mut tasks) => return Err(error),
         () = &mut stop => return Ok(None),
     };
     metrics.leading(true);
-    let was_leaderless = is_leaderless(leadership.gap());
+    let may_be_set_back = leadership.was_set_back() || is_leaderless(leadership.gap());
     // Only the leader serves the nodes' states, or each would be counted once for every replica.
     metrics::watch(&metrics, &cluster);
     let tenure = leadership.tenure();
@@ -150,7 +153,7 @@ async fn serve(
         azure,
         metrics,
         (cluster, waker),
-        was_leaderless,
+        may_be_set_back,
         config.waits,
     ));
     let beside = ctx.beside.clone();
@@ -227,7 +230,7 @@ fn deliver(
 /// Runs the controllers until `stop`, then until the reconciles under way are done. Gives how the Lease was
 /// lost, if it was meanwhile.
 async fn lead(
-    leadership: &mut Leadership,
+    leadership: &mut Leadership<'_>,
     tasks: &mut JoinSet<Error>,
     (ctx, wakeups): (Arc<Context>, Wakeups),
     stop: Pin<&mut impl Future<Output = ()>>,

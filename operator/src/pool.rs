@@ -35,6 +35,7 @@ use vnetpool_crds::verdict::{Verdict, name_some};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
 
 use crate::azure::ResourceId;
+use crate::caught::or_later;
 use crate::cluster::unreadable;
 use crate::context::{Context, Stop};
 use crate::events;
@@ -87,7 +88,11 @@ pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPPoo
         .await;
 }
 
-async fn reconcile(pool: Arc<NodeIPPool>, controller: Arc<Pools>) -> Result<Action, kube::Error> {
+async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, kube::Error> {
+    or_later(&pool.name_any(), reconcile_one(&pool, &pools)).await
+}
+
+async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, kube::Error> {
     let (ctx, name, now) = (&controller.ctx, pool.name_any(), Instant::now());
     if let Some(rest) = controller.too_soon(&name, now) {
         return Ok(Action::requeue(rest));

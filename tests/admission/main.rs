@@ -56,7 +56,7 @@ fn main() {
         writers::an_agent_writes_no_spec,
         writers::an_agent_with_more_rights_than_it_should_have_still_writes_no_spec,
         writers::only_the_operator_writes_a_spec,
-        writers::an_administrator_may_take_a_finalizer_away,
+        writers::a_record_whose_operator_is_gone_ends_by_the_documented_command,
         writers::the_operator_writes_spec_and_conditions,
         writers::of_a_node_the_operator_changes_its_own_taint_and_nothing_else,
         writers::the_rights_are_the_least_that_do,

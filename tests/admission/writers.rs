@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use vnetpool_crds::names;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User, allocation};
+use vnetpool_tests::snippets;
 use vnetpool_tests::wait::Limit;
 
 pub fn an_agent_writes_the_status_of_its_own_node(plane: &ControlPlane) -> Result<()> {
@@ -119,14 +120,17 @@ pub fn only_the_operator_writes_a_spec(plane: &ControlPlane) -> Result<()> {
     Ok(())
 }
 
-pub fn an_administrator_may_take_a_finalizer_away(plane: &ControlPlane) -> Result<()> {
+pub fn a_record_whose_operator_is_gone_ends_by_the_documented_command(plane: &ControlPlane) -> Result<()> {
     published(plane, "stuck")?;
-    let set = |finalizers: Value| json!({ "metadata": { "finalizers": finalizers } }).to_string();
-    let patch = ["patch", "nodeipallocation", "stuck", "--type=merge", "-p"];
-    plane.kubectl_as(User::Operator, &[&patch[..], &[&set(json!(["vnetpool.io/nic"]))]].concat())?;
+    let held = json!({ "metadata": { "finalizers": [names::FINALIZER] } }).to_string();
+    plane.kubectl_as(User::Operator, &["patch", "nodeipallocation", "stuck", "--type=merge", "-p", &held])?;
     plane.kubectl(&["delete", "nodeipallocation", "stuck", "--wait=false"])?;
-    plane.kubectl(&[&patch[..], &[&set(json!(null))]].concat())?;
-    let left = plane.kubectl(&["get", "nodeipallocation", "stuck", "--ignore-not-found"])?;
+    let is_there = || plane.kubectl(&["get", "nodeipallocation", "stuck", "--ignore-not-found"]);
+    ensure!(!is_there()?.is_empty(), "it went without its operator");
+    for snippet in snippets::of("hanging")? {
+        plane.type_in(&snippet, &[("NODE", "stuck")])?;
+    }
+    let left = is_there()?;
     ensure!(left.is_empty(), "{left}");
     Ok(())
 }

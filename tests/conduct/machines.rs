@@ -36,6 +36,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_machine_whose_node_comes_back_under_another_name_keeps_no_object_under_the_old_one,
     a_transient_404_leaves_the_record_of_a_nics_addresses,
     a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_confirms,
+    a_subscription_that_is_not_found_for_a_while_costs_living_nodes_nothing,
     a_third_wipe_of_a_nic_in_a_day_is_reported_as_a_pattern_with_its_remedy,
     a_node_reports_azures_refusals_of_its_instance_and_is_served_after_them,
     the_next_leader_goes_on_counting_for_how_long_a_resource_group_has_been_gone,
@@ -564,6 +565,54 @@ async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_
     ensure!(held(&stage, &vm.nic_id) == before && !before.is_empty());
     stage.annotate::<NodeIPAllocation>("n1", names::GONE, Some("true")).await?;
     stage.until_gone("n1").await
+}
+
+async fn a_subscription_that_is_not_found_for_a_while_costs_living_nodes_nothing(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let nodes = ["n1", "n2"];
+    let mut nics = vec![];
+    for node in nodes {
+        nics.push(stage.node(node, None).await?.nic_id);
+        stage.bind(node, 2).await?;
+        stage.until_holds(node, 3).await?;
+    }
+    let state = async || -> Result<_> {
+        let mut state = vec![];
+        for (node, nic) in nodes.into_iter().zip(&nics) {
+            let spec = stage.allocation(node).await?.spec.interfaces;
+            state.push((held(&stage, nic), stage.agents.addresses(node), spec));
+        }
+        Ok(state)
+    };
+    let before = state().await?;
+    // The next operator finds it so, beside a node that has booted.
+    stage.kill().await?;
+    let fault = not_found(&stage, "SubscriptionNotFound", None);
+    stage.sim.clear_log();
+    stage.boot("n1", "boot-2").await?;
+    stage.start().await?;
+    for node in nodes {
+        stage.bind(node, 2).await?;
+        stage.until_condition(node, condition::READY, "ScopeMissing").await?;
+    }
+    let nothing_goes = async || {
+        let after = state().await?;
+        for (before, after) in before.iter().zip(&after) {
+            ensure!(before.0 == after.0 && before.2 == after.2, "{before:?} became {after:?}");
+        }
+        // The boot has ended the sandboxes of n1.
+        let (before, after) = (&before[1].1, &after[1].1);
+        ensure!(before.iter().all(|pod| after.iter().any(|one| one == pod)), "{before:?} became {after:?}");
+        stage.nothing_was_written()
+    };
+    throughout("nothing is given up", Duration::from_secs(5), nothing_goes).await?;
+    stage.sim.lift_fault(fault)?;
+    for node in nodes {
+        stage.until_holds(node, 5).await?;
+    }
+    Ok(())
 }
 
 async fn the_next_leader_goes_on_counting_for_how_long_a_resource_group_has_been_gone(

@@ -10,8 +10,7 @@ use futures::StreamExt;
 use futures::future::try_join_all;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
@@ -161,7 +160,12 @@ impl<'a> Stage<'a> {
 
     /// Clears the Lease: the next operator that asks may lead.
     pub async fn unseat(&self) -> Result<()> {
-        self.patch_leases(json!({ "holderIdentity": "" })).await
+        let leases = Api::<Lease>::namespaced(self.client.clone(), NAMESPACE);
+        let patch = Patch::Merge(json!({ "spec": { "holderIdentity": "" } }));
+        for lease in leases.list(&ListParams::default()).await? {
+            leases.patch(&lease.name_any(), &PatchParams::default(), &patch).await?;
+        }
+        Ok(())
     }
 
     /// Why the operator has ended without a signal, if it has.
@@ -174,20 +178,6 @@ impl<'a> Stage<'a> {
         let leases = Api::<Lease>::namespaced(self.client.clone(), NAMESPACE);
         let lease = leases.get("vnetpool-operator").await?.spec.context("an empty Lease")?;
         Ok((lease.holder_identity, lease.lease_transitions))
-    }
-
-    /// The Lease was renewed that long ago, as one from a backup was.
-    pub async fn age_lease(&self, age: Duration) -> Result<()> {
-        self.patch_leases(json!({ "renewTime": MicroTime(Timestamp::now() - age) })).await
-    }
-
-    async fn patch_leases(&self, spec: Value) -> Result<()> {
-        let (api, patch) =
-            (Api::<Lease>::namespaced(self.client.clone(), NAMESPACE), json!({ "spec": spec }));
-        for lease in api.list(&ListParams::default()).await? {
-            api.patch(&lease.name_any(), &PatchParams::default(), &Patch::Merge(&patch)).await?;
-        }
-        Ok(())
     }
 
     /// Makes a pool, or changes one.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The test that runs the blocks of a group.
-pub const GROUPS: [(&str, &str); 8] = [
+pub const GROUPS: [(&str, &str); 9] = [
     ("install", "the_documented_commands_work"),
     ("look", "the_documented_commands_work"),
     ("inspect", "the_documented_commands_that_inspect_work"),
@@ -18,6 +18,7 @@ pub const GROUPS: [(&str, &str); 8] = [
     ("plain-vm", "the_documented_commands_for_a_plain_vm_work"),
     ("plain-vm-end", "the_documented_commands_for_a_plain_vm_work"),
     ("uninstall", "nothing_stays_after_the_uninstall_that_is_documented"),
+    ("hanging", "a_record_whose_operator_is_gone_ends_by_the_documented_command"),
     ("uninstall-node", "nothing_stays_after_the_uninstall_that_is_documented"),
 ];
 /// The languages of fences that are commands.

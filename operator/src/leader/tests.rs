@@ -35,23 +35,31 @@ struct Script {
     asked: Vec<(Method, Instant)>,
 }
 
-#[derive(Clone, Default)]
-struct Server(Arc<Mutex<Script>>);
+#[derive(Clone)]
+struct Server {
+    script: Arc<Mutex<Script>>,
+    client: Client,
+}
 
 impl Server {
     async fn start() -> (Server, Candidate) {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let server = Server::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let client = vnetpool_apiserver::client::client(kube::Config::new(url)).unwrap();
+        let server = Server { script: Arc::default(), client };
         let routes = Router::new().fallback(handle).with_state(server.clone());
         tokio::spawn(async move { axum::serve(listener, routes).await });
-        let client = vnetpool_apiserver::client::client(kube::Config::new(url)).unwrap();
-        (server, Candidate::new(client, "ns", "lease", "us".into()))
+        let candidate = server.candidate("us");
+        (server, candidate)
+    }
+
+    fn candidate(&self, identity: &str) -> Candidate {
+        Candidate::new(self.client.clone(), "ns", "lease", identity.into())
     }
 
     fn script(&self) -> MutexGuard<'_, Script> {
-        self.0.lock().unwrap()
+        self.script.lock().unwrap()
     }
 
     fn next(&self, act: Act) {
@@ -81,11 +89,6 @@ impl Script {
     }
 
     fn answer(&mut self, method: &Method, body: &[u8]) -> Response {
-        let status = |code: StatusCode| {
-            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(), "reason": code.canonical_reason().unwrap_or_default().replace(' ', ""),
-                "message": "m", "metadata": {}});
-            (code, status.to_string()).into_response()
-        };
         let sent: Value = serde_json::from_slice(body).unwrap_or_default();
         let lease = match (method, &self.lease) {
             (&Method::GET, None) | (&Method::PUT, None) => return status(StatusCode::NOT_FOUND),
@@ -102,6 +105,14 @@ impl Script {
     }
 }
 
+/// As the API server words it.
+fn status(code: StatusCode) -> Response {
+    let reason = code.canonical_reason().unwrap_or_default().replace(' ', "");
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code.as_u16(),
+        "reason": reason, "message": "m", "metadata": {}});
+    (code, status.to_string()).into_response()
+}
+
 async fn handle(State(server): State<Server>, method: Method, body: Bytes) -> Response {
     let answer = {
         let mut script = server.script();
@@ -114,7 +125,7 @@ async fn handle(State(server): State<Server>, method: Method, body: Bytes) -> Re
                 None
             }
             Act::Ignore => None,
-            Act::Refuse(code) => Some(code.into_response()),
+            Act::Refuse(code) => Some(status(code)),
             Act::Before(change) => {
                 let mut lease = script.lease.take().unwrap_or_default();
                 change(&mut lease);
@@ -135,15 +146,15 @@ fn held_by(holder: &str) -> impl FnOnce(&mut Value) {
 }
 
 /// Whether it goes on leading for a minute.
-async fn leads_on(leadership: &mut Leadership) {
+async fn leads_on(leadership: &mut Leadership<'_>) {
     let lost = timeout(Duration::from_secs(60), leadership.keep()).await;
     assert!(lost.is_err(), "{lost:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_can_not_renew_stops_before_another_may_start() {
-    let (server, candidate) = Server::start().await;
-    let mut leadership = candidate.acquire().await;
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
     leads_on(&mut leadership).await;
     let renewed = leadership.tenure.renewed();
     server.script().is_silent = true;
@@ -156,8 +167,8 @@ async fn a_leader_that_can_not_renew_stops_before_another_may_start() {
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_that_was_paused_for_longer_than_its_lease_is_not_sure_to_lead() {
-    let (_server, candidate) = Server::start().await;
-    let mut leadership = candidate.acquire().await;
+    let (_server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
     let tenure = leadership.tenure();
     leads_on(&mut leadership).await;
     assert!(tenure.is_sure());
@@ -168,8 +179,8 @@ async fn a_leader_that_was_paused_for_longer_than_its_lease_is_not_sure_to_lead(
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_reports_the_api_servers_last_answer() {
-    let (server, candidate) = Server::start().await;
-    let mut leadership = candidate.acquire().await;
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
     (0..100).for_each(|_| server.next(Act::Refuse(StatusCode::INTERNAL_SERVER_ERROR)));
     let lost = leadership.keep().await;
     assert!(matches!(&lost, Lost::NotRenewed { last } if !last.contains("doesn't answer")), "{lost}");
@@ -177,8 +188,8 @@ async fn a_leader_reports_the_api_servers_last_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn a_leader_whose_lease_was_taken_over_stops_with_its_next_renewal() {
-    let (server, candidate) = Server::start().await;
-    let mut leadership = candidate.acquire().await;
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
     server.write(held_by("another"));
     let begun = Instant::now();
     let lost = leadership.keep().await;
@@ -189,8 +200,8 @@ async fn a_leader_whose_lease_was_taken_over_stops_with_its_next_renewal() {
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_whose_answer_is_lost_is_found_to_be_ours() {
-    let (server, candidate) = Server::start().await;
-    let mut leadership = candidate.acquire().await;
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
     server.next(Act::Lose);
     leads_on(&mut leadership).await;
     assert!(
@@ -202,8 +213,8 @@ async fn a_renewal_whose_answer_is_lost_is_found_to_be_ours() {
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_that_got_lost_itself_is_made_again_in_time() {
-    let (server, candidate) = Server::start().await;
-    let mut leadership = candidate.acquire().await;
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
     server.next(Act::Ignore);
     server.next(Act::Refuse(StatusCode::INTERNAL_SERVER_ERROR));
     leads_on(&mut leadership).await;
@@ -211,8 +222,8 @@ async fn a_renewal_that_got_lost_itself_is_made_again_in_time() {
 
 #[tokio::test(start_paused = true)]
 async fn an_edit_of_the_lease_that_leaves_us_the_holder_costs_nothing() {
-    let (server, candidate) = Server::start().await;
-    let mut leadership = candidate.acquire().await;
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
     server.write(|lease| lease["metadata"]["labels"] = json!({"a": "b"}));
     leads_on(&mut leadership).await;
     assert_eq!(server.script().lease.as_ref().unwrap()["metadata"]["labels"]["a"], "b", "and survives");
@@ -221,8 +232,8 @@ async fn an_edit_of_the_lease_that_leaves_us_the_holder_costs_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_deleted_or_emptied_lease_ends_leading() {
     for empty in [false, true] {
-        let (server, candidate) = Server::start().await;
-        let mut leadership = candidate.acquire().await;
+        let (server, mut candidate) = Server::start().await;
+        let mut leadership = candidate.acquire().await.unwrap();
         match empty {
             true => server.write(|lease| lease["spec"] = json!({})),
             false => server.script().lease = None,
@@ -234,8 +245,8 @@ async fn a_deleted_or_emptied_lease_ends_leading() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_was_set_back_ends_leading_though_the_lease_still_names_us() {
-    let (server, candidate) = Server::start().await;
-    let mut leadership = candidate.acquire().await;
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
     let early = server.script().lease.clone();
     leads_on(&mut leadership).await;
     server.script().lease = early;
@@ -245,7 +256,7 @@ async fn a_store_that_was_set_back_ends_leading_though_the_lease_still_names_us(
 
 #[tokio::test(start_paused = true)]
 async fn a_standby_waits_until_the_lease_has_stood_unchanged_for_as_long_as_it_lasts() {
-    let (server, candidate) = Server::start().await;
+    let (server, mut candidate) = Server::start().await;
     server.write(held_by("another"));
     let begun = Instant::now();
     let acquire = candidate.acquire();
@@ -254,6 +265,7 @@ async fn a_standby_waits_until_the_lease_has_stood_unchanged_for_as_long_as_it_l
         server.write(|lease| lease["spec"]["renewTime"] = json!("2026-01-01T00:00:00.000000Z"));
     };
     let (leadership, ()) = tokio::join!(acquire, renewal);
+    let leadership = leadership.unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(12) + LEASE, "{:?}", begun.elapsed());
     assert!(begun.elapsed() <= Duration::from_secs(12) + LEASE + 2 * RENEW, "{:?}", begun.elapsed());
     assert_eq!(server.holder().as_deref(), Some("us"));
@@ -264,7 +276,7 @@ async fn a_standby_waits_until_the_lease_has_stood_unchanged_for_as_long_as_it_l
 
 #[tokio::test(start_paused = true)]
 async fn of_two_that_grasp_at_a_lease_the_slower_one_waits() {
-    let (server, candidate) = Server::start().await;
+    let (server, mut candidate) = Server::start().await;
     server.write(held_by(""));
     server.next(Act::Answer);
     server.next(Act::Before(|lease| lease["spec"]["holderIdentity"] = json!("faster")));
@@ -275,22 +287,129 @@ async fn of_two_that_grasp_at_a_lease_the_slower_one_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn a_candidate_goes_on_past_errors_and_silence() {
-    let (server, candidate) = Server::start().await;
+    let (server, mut candidate) = Server::start().await;
     server.next(Act::Ignore);
     server.next(Act::Refuse(StatusCode::INTERNAL_SERVER_ERROR));
-    candidate.acquire().await;
+    candidate.acquire().await.unwrap();
     assert!(server.holder().is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_is_released_is_free_at_once() {
-    let (server, candidate) = Server::start().await;
-    let leadership = candidate.acquire().await;
-    let other =
-        Candidate { leases: leadership.candidate.leases.clone(), name: "lease", identity: "next".into() };
-    leadership.release().await;
+    let (server, mut candidate) = Server::start().await;
+    let mut other = server.candidate("next");
+    candidate.acquire().await.unwrap().release().await;
     assert_eq!(server.holder().as_deref(), Some(""));
     let begun = Instant::now();
-    other.acquire().await;
+    other.acquire().await.unwrap();
     assert!(begun.elapsed() < RENEW, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standby_that_sees_the_store_set_back_begins_anew_and_remembers_it() {
+    let (server, mut candidate) = Server::start().await;
+    server.write(held_by("another"));
+    let early = server.script().lease.clone();
+    server.write(|lease| lease["spec"]["renewTime"] = json!("2026-01-01T00:00:00.000000Z"));
+    let back = async {
+        sleep(Duration::from_secs(2)).await;
+        server.script().lease = early;
+    };
+    let (outcome, ()) = tokio::join!(candidate.acquire(), back);
+    assert!(matches!(&outcome, Err(Lost::SetBack)), "{:?}", outcome.err());
+    let leadership = candidate.acquire().await.unwrap();
+    assert!(leadership.was_set_back());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_has_seen_no_store_go_back_knows_of_none() {
+    let (server, mut candidate) = Server::start().await;
+    server.write(held_by(""));
+    let mut leadership = candidate.acquire().await.unwrap();
+    leads_on(&mut leadership).await;
+    assert!(!leadership.was_set_back());
+    server.script().lease = None;
+    leadership.keep().await;
+    assert!(!candidate.acquire().await.unwrap().was_set_back());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edited_duration_lets_nobody_lead_sooner_or_later_than_ours() {
+    for duration in [json!(0), json!(1), json!(86_400), json!(-5), Value::Null] {
+        let (server, mut candidate) = Server::start().await;
+        server.write(|lease| {
+            lease["spec"] = json!({"holderIdentity": "another", "leaseDurationSeconds": duration});
+        });
+        let begun = Instant::now();
+        candidate.acquire().await.unwrap();
+        let waited = begun.elapsed();
+        assert!(waited >= LEASE && waited <= LEASE + 2 * RENEW, "{duration}: {waited:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_puts_an_edited_duration_right() {
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
+    server.write(|lease| lease["spec"]["leaseDurationSeconds"] = json!(86_400));
+    leads_on(&mut leadership).await;
+    assert_eq!(server.script().lease.as_ref().unwrap()["spec"]["leaseDurationSeconds"], LEASE.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_that_find_no_lease_the_slower_one_waits() {
+    let (server, mut candidate) = Server::start().await;
+    server.next(Act::Answer);
+    server.next(Act::Before(|lease| {
+        *lease = json!({"metadata": {"name": "lease"}, "spec": {"holderIdentity": "faster"}});
+    }));
+    let led = timeout(LEASE - Duration::from_secs(1), candidate.acquire()).await;
+    assert!(led.is_err(), "two lead");
+    assert_eq!(server.holder().as_deref(), Some("faster"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standby_whose_lease_is_deleted_makes_it() {
+    let (server, mut candidate) = Server::start().await;
+    server.write(held_by("another"));
+    let deletion = async {
+        sleep(Duration::from_secs(2)).await;
+        server.script().lease = None;
+    };
+    let (leadership, ()) = tokio::join!(candidate.acquire(), deletion);
+    assert_eq!(leadership.unwrap().gap(), None);
+    assert_eq!(server.holder().as_deref(), Some("us"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_goes_between_a_refused_renewal_and_its_read_is_held_by_nobody() {
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
+    server.next(Act::Refuse(StatusCode::CONFLICT));
+    server.next(Act::Refuse(StatusCode::NOT_FOUND));
+    let lost = leadership.keep().await;
+    assert!(matches!(&lost, Lost::TakenOver { holder } if holder == "nobody"), "{lost}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_is_found_to_be_ours_though_the_read_fails_once() {
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
+    server.next(Act::Lose);
+    server.next(Act::Answer);
+    server.next(Act::Refuse(StatusCode::INTERNAL_SERVER_ERROR));
+    leads_on(&mut leadership).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_is_refused_or_gets_no_answer_ends_within_a_request() {
+    for act in [Act::Ignore, Act::Refuse(StatusCode::INTERNAL_SERVER_ERROR)] {
+        let (server, mut candidate) = Server::start().await;
+        let leadership = candidate.acquire().await.unwrap();
+        server.next(act);
+        let begun = Instant::now();
+        leadership.release().await;
+        assert!(begun.elapsed() <= REQUEST + Duration::from_millis(100), "{:?}", begun.elapsed());
+        assert_eq!(server.holder().as_deref(), Some("us"));
+    }
 }

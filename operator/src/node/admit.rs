@@ -16,6 +16,7 @@ use vnetpool_apiserver::jittered;
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationSpec, names};
 
 use crate::api_server::{CONFLICT, is_status};
+use crate::caught::or_later;
 use crate::context::{Context, Stop};
 
 /// After an error of the API server.
@@ -37,6 +38,10 @@ pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<Node>>, s
 }
 
 async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::Error> {
+    or_later(&node.name_any(), admit(&node, &ctx)).await
+}
+
+async fn admit(node: &Node, ctx: &Context) -> Result<Action, kube::Error> {
     let name = node.name_any();
     // An unreadable one is there, too.
     let is_known = ctx.cluster.allocation(&name).is_some() || ctx.cluster.unreadable(&name).is_some();

@@ -17,8 +17,9 @@ use super::error::Error;
 use super::memory::Memories;
 use super::progress::{Next, SOON};
 use super::{reconcile_one, takeup, turns};
+use crate::caught::caught;
 use crate::context::{Context, Stop};
-use crate::deadline::within;
+use crate::deadline::{Overdue, within};
 
 /// The state that all reconciles of nodes share.
 struct Nodes {
@@ -41,7 +42,7 @@ impl Nodes {
 /// Concurrency is unbounded: a reconcile that waits for Azure costs nothing, and Azure's budget sets the
 /// pace.
 pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
-    let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::new(ctx.was_leaderless) });
+    let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::new(ctx.may_be_set_back) });
     let all = nodes.clone();
     Controller::for_stream(futures::stream::pending(), ctx.cluster.allocations())
         .graceful_shutdown_on(stop)
@@ -81,11 +82,20 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     // belong to the writer of the original: the apply leaves them there.
     let is_set_back = || allocation.is_set_back() && memories.may_renew(&name, started);
     let is_of_another_past = allocation.is_copy() || is_set_back();
-    let work = reconcile_one(ctx, allocation, &mut memory, is_of_another_past);
-    let work = Box::pin(work.instrument(info_span!("node", name)));
-    let result =
-        within(ctx.waits.deadline, work).await.unwrap_or(Err(Error::Overdue { limit: ctx.waits.deadline }));
-    if matches!(result, Err(Error::Overdue { .. })) {
+    let work = reconcile_one(ctx, allocation.clone(), &mut memory, is_of_another_past);
+    let work = Box::pin(caught(work.instrument(info_span!("node", name))));
+    let result = match within(ctx.waits.deadline, work).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panicked)) => {
+            // Only the count of failures is whole.
+            let failures = memory.failures;
+            memory = memories.take(&allocation);
+            memory.failures = failures;
+            Err(panicked.into())
+        }
+        Err(Overdue) => Err(Error::Overdue { limit: ctx.waits.deadline }),
+    };
+    if matches!(result, Err(Error::Overdue { .. } | Error::Panicked(_))) {
         // Whatever it had begun, the NIC shows the outcome, at once or when a write comes late.
         memory.nic.must_read = true;
         memory.nic.lost_answer();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::api_server::{CONFLICT, is_status};
 use crate::azure;
+use crate::caught::Panicked;
 use crate::cluster::proof::Unproved;
 
 /// Why a reconcile ended early, by the stage that failed.
@@ -29,6 +30,8 @@ pub enum Error {
     /// It was dropped.
     #[error("dropped after {} s, waits for Azure's limits and operations not counted", limit.as_secs())]
     Overdue { limit: Duration },
+    #[error("{0}")]
+    Panicked(#[from] Panicked),
 }
 
 impl Error {
@@ -44,6 +47,7 @@ impl Error {
             | Error::Pods(Unproved::Asked(_)) => "APIServer",
             Error::Pods(Unproved::Behind) => "Behind",
             Error::Overdue { .. } => "Overdue",
+            Error::Panicked(_) => "Panicked",
         }
     }
 
@@ -64,9 +68,12 @@ impl Error {
             Error::Publish(error) | Error::Report(error) | Error::Delete(error) | Error::Taint(error) => {
                 is_status(error, CONFLICT)
             }
-            Error::Find(_) | Error::Left(_) | Error::Write(_) | Error::Pods(_) | Error::Overdue { .. } => {
-                false
-            }
+            Error::Find(_)
+            | Error::Left(_)
+            | Error::Write(_)
+            | Error::Pods(_)
+            | Error::Overdue { .. }
+            | Error::Panicked(_) => false,
         }
     }
 }

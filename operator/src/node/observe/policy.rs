@@ -295,7 +295,7 @@ impl Change {
             Rest::Lasts(_) => format!(
                 "Until {}, {} from the change on, everything stays as NodeIPPool {last} had it. Then {then}. If it was a slip, \
                  have that pool select the node again; to have it at once: {now}",
-                self.since + grace,
+                self.since.saturating_add(grace).unwrap_or(Timestamp::MAX),
                 minutes(grace),
             ),
             Rest::Over => format!("Now {then}."),

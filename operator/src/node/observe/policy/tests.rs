@@ -217,3 +217,11 @@ fn a_coming_change_of_pool_is_reported_with_its_time_and_both_remedies() {
     let over = verdict(decided(&node, None, None, 1000).change);
     assert!(over.contains("Now free addresses go back") && !over.contains("release=true"), "{over}");
 }
+
+#[test]
+fn a_change_that_is_dated_at_the_end_of_all_time_can_be_named() {
+    let grace = Duration::from_secs(900);
+    let change = Change { cause: Cause::Gone, since: Timestamp::MAX, rest: Rest::Lasts(grace) };
+    let message = change.verdict("n", "p", grace).message;
+    assert!(message.contains("Until 9999-12-30"), "{message}");
+}
