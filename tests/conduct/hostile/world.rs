@@ -227,7 +227,7 @@ impl World {
             Api::<Pod>::namespaced(stage.client.clone(), "default").list(&ListParams::default()).await?;
         let asking = pods.into_iter().map(|pod| {
             let asks = |annotation: &str, value: &str| {
-                pod.annotations().get(annotation).is_some_and(|said| said == value)
+                pod.annotations().get(annotation).is_some_and(|one| one == value)
             };
             Asking {
                 public_address: asks(PUBLIC_ADDRESS, "true"),
