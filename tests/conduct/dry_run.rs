@@ -27,10 +27,10 @@ async fn a_dry_run_reports_its_plan_and_writes_nothing_to_azure(plane: &ControlP
             message.contains(&format!("would reserve {count} addresses on")).then_some(())
         }
     };
-    stage.until("it says what it would do", "n1", would(4)).await?;
+    stage.until("it reports what it would do", "n1", would(4)).await?;
     stage.until_condition("n1", RESERVED, "DryRun").await?;
     stage.bind("n1", 7).await?;
-    stage.until("it says what it would do for the pods", "n1", would(8)).await?;
+    stage.until("it reports what it would do for the pods", "n1", would(8)).await?;
     let seen = stage.allocation("n1").await?;
     ensure!(seen.spec.interfaces.len() == 1 && seen.spec.addresses() == 0, "{:?}", seen.spec);
     let events = stage.until_events("n1", "DryRun", 2).await?;
@@ -60,7 +60,7 @@ async fn a_dry_run_after_the_real_thing_takes_nothing_from_nodes_or_pods(plane: 
     let give_back = |seen: &NodeIPAllocation| {
         find(seen, DRY_RUN)?.message.contains("would have 5 addresses given back").then_some(())
     };
-    stage.until("it says what it would do", "n1", give_back).await?;
+    stage.until("it reports what it would do", "n1", give_back).await?;
     stage.until_condition("n2", READY, "DryRun").await?;
     let seen = stage.allocation("n1").await?;
     ensure!(seen.spec.target == 8, "the agent is asked to give up: {:?}", seen.spec);

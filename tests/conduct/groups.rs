@@ -123,7 +123,7 @@ async fn a_nic_of_the_pods_own_joins_its_pools_groups_with_its_first_write_and_l
     // And none: groups that were there before us stay.
     stage.pool("default", own(&[])).await?;
     until_grouped(&stage, "n1", "n1-second", &["theirs"], &[]).await?;
-    stage.until("nothing is said any more", "n1", |seen| find(seen, GROUPS).is_none().then_some(())).await
+    stage.until("nothing is reported any more", "n1", |seen| find(seen, GROUPS).is_none().then_some(())).await
 }
 
 async fn a_nic_that_the_node_uses_too_joins_only_if_its_pool_allows_it(plane: &ControlPlane) -> Result<()> {

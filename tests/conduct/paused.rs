@@ -54,7 +54,7 @@ async fn until_pool_reports(stage: &Stage<'_>, is_paused: bool) -> Result<()> {
 }
 
 async fn until_unpaused(stage: &Stage<'_>, node: &str) -> Result<()> {
-    stage.until("it says no pause", node, |seen| find(seen, PAUSED).is_none().then_some(())).await
+    stage.until("it reports no pause", node, |seen| find(seen, PAUSED).is_none().then_some(())).await
 }
 
 /// The reason and the status of a condition.
@@ -148,7 +148,7 @@ async fn a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_
         let is_so = is_paused == ("True".into(), "Paused".into()) && ready.reason == "Paused";
         (is_so && ready.message.contains("vnetpool.io/release=true")).then_some(())
     };
-    stage.until("its record says why it stays", "n1", explains).await?;
+    stage.until("its record explains why it stays", "n1", explains).await?;
     throughout("its record and its addresses stay", QUIET, async || {
         stage.allocation("n1").await.context("its record is gone")?;
         ensure!(stage.held("n1").len() == 5, "{:?}", stage.held("n1"));

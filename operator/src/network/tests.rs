@@ -211,7 +211,7 @@ async fn a_network_is_read_within_the_minute_though_its_count_gets_no_answer() {
     let held = |world: &World| world.sim.faults()[0].hits;
     world.until("the count is held", |world| held(world) == 1).await;
     pass(NETWORK_KEPT).await;
-    world.until("both are looked at", |world| world.asked("/one") + world.asked("/two") == 4).await;
+    world.until("both are read", |world| world.asked("/one") + world.asked("/two") == 4).await;
     assert_eq!(held(&world), 1);
 }
 
@@ -226,7 +226,7 @@ async fn a_new_subnet_does_not_delay_the_read_of_its_network() {
     world.until("counted", |world| world.free("one", "b") == Some(Free::Counted(11))).await;
     assert_eq!(world.asked("/one"), 1);
     pass(late).await;
-    world.until("looked at again", |world| world.asked("/one") == 2).await;
+    world.until("read again", |world| world.asked("/one") == 2).await;
 }
 
 #[tokio::test]

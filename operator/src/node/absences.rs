@@ -182,7 +182,7 @@ mod tests {
         let absences = noted(&[nic("A")], start);
         let none = Recorded::default();
         let prove = |error: &Error, after| absences.prove(error, &none, MINUTE, false, start + after);
-        assert!(!Absences::default().prove(&nic("a"), &none, MINUTE, false, start), "the first look");
+        assert!(!Absences::default().prove(&nic("a"), &none, MINUTE, false, start), "the first read");
         assert!(!prove(&nic("a"), MINUTE - Duration::from_secs(1)));
         assert!(prove(&nic("a"), MINUTE));
         assert!(!prove(&nic("b"), MINUTE), "another NIC");

@@ -104,19 +104,19 @@ pub fn word(object: &impl ResourceExt) -> Option<&str> {
     })
 }
 
-/// With these words, and the pool's name, begins what is said of a node that its pool has paused.
+/// With these words, and the pool's name, begins the message about a node that its pool has paused.
 const POOL: &str = "NodeIPPool ";
 
 fn was_paused(allocation: &NodeIPAllocation) -> bool {
     message_of(allocation, Reason::Paused).is_some()
 }
 
-/// The pool by which the node was paused when that was last said.
+/// The pool by which the node was paused when that was last reported.
 fn paused_by(allocation: &NodeIPAllocation) -> Option<&str> {
     message_of(allocation, Reason::PoolPaused)?.strip_prefix(POOL)?.split(' ').next()
 }
 
-/// What the node's object says of a pause for this reason.
+/// The message of the node's object about a pause for this reason.
 fn message_of(allocation: &NodeIPAllocation, reason: Reason) -> Option<&str> {
     let condition = condition::find(allocation.conditions(), PAUSED)?;
     (condition.status == "True" && reason == condition.reason.as_str()).then_some(condition.message.as_str())

@@ -13,8 +13,8 @@ use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_process::lock::lock;
 
-/// How often a condition of an object has turned to a reason, or an Event with it was said: by the object's
-/// kind and name, and the reason.
+/// How often a condition of an object has turned to a reason, or an Event with it was published: by the
+/// object's kind and name, and the reason.
 type Seen = BTreeMap<(String, String, String), usize>;
 
 /// What Events of ours are about.
