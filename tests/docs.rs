@@ -34,10 +34,10 @@ fn every_entry_of_the_evidence_names_tests_that_exist() {
         };
         let entries = entries(&text);
         assert!(entries.len() > 100, "{document} has {} entries", entries.len());
-        for Entry { number, situation, said } in &entries {
-            let unknown = said.iter().find(|(label, _)| !LABELS.contains(&label.as_str()));
+        for Entry { number, situation, points } in &entries {
+            let unknown = points.iter().find(|(label, _)| !LABELS.contains(&label.as_str()));
             assert_eq!(unknown, None, "{document}:{number}");
-            let named: Vec<&str> = said
+            let named: Vec<&str> = points
                 .iter()
                 .flat_map(|(label, text)| match label.as_str() {
                     "Tests" => backticked(text).into_iter().filter(|name| !name.contains(' ')).collect(),
@@ -74,8 +74,8 @@ fn an_entry_without_an_existing_test_is_found() {
     let entries = entries(text);
     let situations: Vec<_> = entries.iter().map(|one| (one.number, one.situation.as_str())).collect();
     assert_eq!(situations, [(1, "a goes on."), (6, "b")]);
-    assert_eq!(entries[0].said[0], ("Seen".to_owned(), "nothing at all.".to_owned()));
-    let named: Vec<_> = entries.iter().flat_map(|one| backticked(&one.said.last().unwrap().1)).collect();
+    assert_eq!(entries[0].points[0], ("Seen".to_owned(), "nothing at all.".to_owned()));
+    let named: Vec<_> = entries.iter().flat_map(|one| backticked(&one.points.last().unwrap().1)).collect();
     assert_eq!(named, ["every_entry_of_the_evidence_names_tests_that_exist", "no_such"]);
     let tests = Tests::of_the_project();
     assert!(tests.has(named[0]) && !tests.has(named[1]));
@@ -125,8 +125,8 @@ fn every_place_in_the_code_that_the_evidence_names_is_there() {
     let (mut found, mut missing) = (0, vec![]);
     for document in EVIDENCE {
         let text = std::fs::read_to_string(root().join(document)).unwrap();
-        for Entry { number, said, .. } in entries(&text) {
-            let switches = said.iter().filter(|(label, _)| label == "Switch");
+        for Entry { number, points, .. } in entries(&text) {
+            let switches = points.iter().filter(|(label, _)| label == "Switch");
             for place in switches.flat_map(|(_, text)| places(text)) {
                 if !has(&place) {
                     missing.push(format!("{document}:{number}: there is no {place:?}"));
@@ -330,7 +330,7 @@ struct Entry {
     number: usize,
     situation: String,
     /// Label and text, in order.
-    said: Vec<(String, String)>,
+    points: Vec<(String, String)>,
 }
 
 /// The entries of a list: `- situation`, below it `  - Label: text`, and either going on in further lines.
@@ -339,22 +339,22 @@ fn entries(text: &str) -> Vec<Entry> {
     let mut is_open = false;
     for (index, line) in text.lines().enumerate() {
         if let Some(situation) = line.strip_prefix("- ") {
-            entries.push(Entry { number: index + 1, situation: situation.to_owned(), said: vec![] });
+            entries.push(Entry { number: index + 1, situation: situation.to_owned(), points: vec![] });
             is_open = true;
         } else if let Some((label, text)) = line.strip_prefix("  - ").and_then(|rest| rest.split_once(':')) {
             if let Some(entry) = entries.last_mut().filter(|_| is_open) {
-                entry.said.push((label.to_owned(), text.trim().to_owned()));
+                entry.points.push((label.to_owned(), text.trim().to_owned()));
             }
         } else if let Some(more) = line.strip_prefix("  ").filter(|_| is_open) {
             let Some(entry) = entries.last_mut() else { continue };
-            let open = entry.said.last_mut().map_or(&mut entry.situation, |(_, text)| text);
+            let open = entry.points.last_mut().map_or(&mut entry.situation, |(_, text)| text);
             *open = format!("{open} {}", more.trim()).trim().to_owned();
         } else {
             is_open = false;
         }
     }
     // A list of the text around has no points below its own.
-    entries.retain(|entry| !entry.said.is_empty());
+    entries.retain(|entry| !entry.points.is_empty());
     entries
 }
 

@@ -212,9 +212,11 @@ pub fn is_true(conditions: &[Condition], type_: Type) -> bool {
 
 /// Whether two lists are the same except for transition times and order: if so, there is nothing to write.
 pub fn same(a: &[Condition], b: &[Condition]) -> bool {
-    let says = |c: &Condition| (c.status.clone(), c.reason.clone(), c.message.clone(), c.observed_generation);
+    let content =
+        |c: &Condition| (c.status.clone(), c.reason.clone(), c.message.clone(), c.observed_generation);
     a.len() == b.len()
-        && a.iter().all(|one| b.iter().any(|other| one.type_ == other.type_ && says(one) == says(other)))
+        && a.iter()
+            .all(|one| b.iter().any(|other| one.type_ == other.type_ && content(one) == content(other)))
 }
 
 #[cfg(test)]

@@ -91,13 +91,13 @@ mod tests {
 
     #[test]
     fn a_message_too_long_for_the_api_server_is_cut_with_a_note() {
-        let told = |message: String| {
+        let written = |message: String| {
             Verdict::yes(Reason::Ready, message).condition(READY, None, Timestamp::UNIX_EPOCH).message
         };
         let most = "ü".repeat(LONGEST_MESSAGE / 2);
-        assert_eq!(told(most.clone()), most);
+        assert_eq!(written(most.clone()), most);
         for more in ["ü", "x", "x".repeat(LONGEST_MESSAGE).as_str()] {
-            let cut = told(format!("{most}{more}"));
+            let cut = written(format!("{most}{more}"));
             assert!((LONGEST_MESSAGE - 3..=LONGEST_MESSAGE).contains(&cut.len()), "{}", cut.len());
             assert!(
                 cut.starts_with("üü")

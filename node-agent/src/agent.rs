@@ -36,7 +36,7 @@ use crate::{
     beat::Beat,
     config::Config,
     firewall,
-    imds::listing::Told,
+    imds::listing::Comparison,
     metrics::Metrics,
     report::{Report, publish::Publisher},
     source::Source,
@@ -105,7 +105,7 @@ pub struct Agent {
     inspection_retry: Duration,
     uplinks: watch::Sender<Uplinks>,
     /// What the metadata service reports of the NIC.
-    listed: watch::Sender<Told>,
+    listed: watch::Sender<Comparison>,
     /// Why changes of the ledger go unseen until the next check.
     unwatched: watch::Sender<Option<String>>,
     gate: Arc<Mutex<()>>,
@@ -379,15 +379,15 @@ impl Agent {
         let is_held = |name: &&String| {
             object.is_some_and(|object| object.spec.ip_configurations().any(|one| one.name == **name))
         };
-        let told = self.listed.borrow().clone();
-        let unlisted = told.unlisted.iter().filter(is_held).cloned().collect();
+        let comparison = self.listed.borrow().clone();
+        let unlisted = comparison.unlisted.iter().filter(is_held).cloned().collect();
         let conditions = conditions.collect();
         let spec = object.map(|object| &object.spec);
         self.reports.send_replace(Some(Report {
             warm: spec.map_or(0, |spec| spec.warm),
             names_holders: spec.is_some_and(|spec| spec.report_holders),
             unlisted,
-            metadata_silent: told.is_silent,
+            metadata_silent: comparison.is_silent,
             conditions,
             generation: supplied,
             at,

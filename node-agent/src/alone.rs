@@ -29,7 +29,7 @@ pub fn again(test: &str, namespaces: &[&str], before: &str) -> Command {
 }
 
 /// Runs the test once more. Its output is shown if it fails, and what it measures in any case.
-pub fn passes(mut again: Command) {
+pub fn run(mut again: Command) {
     let ended = again.output().unwrap();
     let output = [&ended.stdout, &ended.stderr].map(|output| String::from_utf8_lossy(output));
     assert!(ended.status.success() && output[0].contains("1 passed"), "{}\n{}", output[0], output[1]);

@@ -280,9 +280,9 @@ mod tests {
         install(dir.path(), Chained::Bandwidth, r#"["1.0.0","1.1.0"]"#);
         let chain = Finder::default().find(&BOTH, &Further::default(), vec![], dir.path()).await;
         assert_eq!(chain.found, [Chained::Bandwidth]);
-        let told = Missing(&chain.missing, dir.path()).to_string();
-        assert!(told.contains("portmap not found in") && told.contains("hostPorts"), "{told}");
-        assert!(!told.contains("bandwidth"), "{told}");
+        let message = Missing(&chain.missing, dir.path()).to_string();
+        assert!(message.contains("portmap not found in") && message.contains("hostPorts"), "{message}");
+        assert!(!message.contains("bandwidth"), "{message}");
     }
 
     #[tokio::test]

@@ -63,9 +63,9 @@ fn vacant(store: &Store) -> anyhow::Result<Quiet> {
 }
 
 fn unknown(error: Error) -> anyhow::Error {
-    let told = "can't tell whether pods of this node still have an address of Vnetpool (if it lasts, drain the \
-                node and remove the file)";
-    anyhow::Error::new(error).context(told)
+    let message = "can't tell whether pods of this node still have an address of Vnetpool (if it lasts, \
+                   drain the node and remove the file)";
+    anyhow::Error::new(error).context(message)
 }
 
 /// Cleans the node as soon as no pod has an address any more, and keeps it so. Probes see whether it is

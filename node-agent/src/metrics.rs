@@ -343,12 +343,12 @@ mod tests {
         metrics.ages.heard(Watch::Object, ago(50));
         metrics.heard(Watch::Ledger);
         let text = metrics.text().unwrap();
-        let told = |series: &str| -> f64 {
+        let value = |series: &str| -> f64 {
             let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
             line.unwrap_or_else(|| panic!("{series} is not in\n{text}")).parse().unwrap()
         };
-        let silence = |kind| told(&format!(r#"vnetpool_agent_watch_silence_seconds{{kind="{kind}"}}"#));
-        assert!((7.0..40.0).contains(&told("vnetpool_agent_last_reconcile_age_seconds")), "{text}");
+        let silence = |kind| value(&format!(r#"vnetpool_agent_watch_silence_seconds{{kind="{kind}"}}"#));
+        assert!((7.0..40.0).contains(&value("vnetpool_agent_last_reconcile_age_seconds")), "{text}");
         assert!((50.0..90.0).contains(&silence("NodeIPAllocation")), "{text}");
         assert!((0.0..30.0).contains(&silence("ledger")), "{text}");
         metrics.reconcile_ended();

@@ -238,8 +238,8 @@ mod tests {
             ledger.assign(&Claim::wired(&sandbox(id), &pod(id), ""), 5_000);
         }
         ledger.free(&sandbox("a"), 6_000);
-        let told = report(ledger, 7_000);
-        let status = compose(&told, None);
+        let reported = report(ledger, 7_000);
+        let status = compose(&reported, None);
         assert_eq!(
             (status.held, status.assigned, status.cooling, status.free, status.waiting, status.pods),
             (3, 1, 1, 1, 0, 1)
@@ -249,7 +249,7 @@ mod tests {
             [&status.lost, &status.confirmed, &status.leases, &status.holders].map(Vec::len)
         };
         assert_eq!(lists(&status), [0; 4]);
-        let status = compose(&Report { names_holders: true, ..told }, None);
+        let status = compose(&Report { names_holders: true, ..reported }, None);
         assert_eq!(lists(&status), [0, 0, 0, 1]);
         let Holder { address, pod, pod_uid, sandbox, netns } = &status.holders[0];
         assert_eq!(
@@ -356,8 +356,8 @@ mod tests {
         ledger.relinquish(1, 0);
         let given_up: Vec<String> = ledger.relinquished().map(str::to_owned).collect();
         let both = ["vnp-9", "vnp-10"].map(str::to_owned);
-        let told = Report { unlisted: both.clone().into(), ..report(ledger, 0) };
-        let status = compose(&told, None);
+        let reported = Report { unlisted: both.clone().into(), ..report(ledger, 0) };
+        let status = compose(&reported, None);
         let rest: Vec<String> = both.into_iter().filter(|name| !given_up.contains(name)).collect();
         assert_eq!(status.unlisted, rest);
         assert!(!is_published(&status, Some(&NodeIPAllocationStatus { unlisted: vec![], ..status.clone() })));

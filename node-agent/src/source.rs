@@ -17,7 +17,7 @@ use crate::{
     beat::Beat,
     imds::{
         self, Settings, client,
-        listing::{self, Told},
+        listing::{self, Comparison},
     },
     metrics::{Metrics, Watch},
     report::{
@@ -134,17 +134,17 @@ impl Source {
         }
     }
 
-    /// Keeps in `told` the reservations that may have left the node's NIC, as far as the node itself can
-    /// know. On a VM of no cluster the metadata service is the authority, and there is nothing to compare it
-    /// with.
+    /// Keeps in `comparison` the reservations that may have left the node's NIC, as far as the node itself
+    /// can know. On a VM of no cluster the metadata service is the authority, and there is nothing to compare
+    /// it with.
     pub async fn compare(
         &self,
         objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
-        told: watch::Sender<Told>,
+        comparison: watch::Sender<Comparison>,
         beat: Beat,
     ) -> anyhow::Result<()> {
         match self {
-            Source::Cluster { .. } => listing::watch(objects, told, beat).await,
+            Source::Cluster { .. } => listing::watch(objects, comparison, beat).await,
             Source::Metadata { .. } => std::future::pending().await,
         }
     }

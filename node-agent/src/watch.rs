@@ -135,8 +135,8 @@ pub async fn ledger(
             inotify.watches().add(&dir, mask)?;
             inotify.into_event_stream([0; 4096])
         });
-        let told = watched.as_ref().err().map(|error| format!("can't watch {}: {error}", dir.display()));
-        unwatched.send_if_modified(|before| std::mem::replace(before, told.clone()) != told);
+        let problem = watched.as_ref().err().map(|error| format!("can't watch {}: {error}", dir.display()));
+        unwatched.send_if_modified(|before| std::mem::replace(before, problem.clone()) != problem);
         // For events before the watch was there.
         changed.notify_one();
         let Ok(mut events) = watched else {
@@ -319,21 +319,21 @@ mod tests {
             let before = "echo 0 > /proc/sys/user/max_inotify_instances";
             let mut again = alone::again(&this_test!(), &[], before);
             again.env(WITHOUT, "1");
-            return alone::passes(again);
+            return alone::run(again);
         }
         let (dir, changed, unwatched) =
             (tempfile::tempdir().unwrap(), Arc::new(Notify::new()), watch::Sender::new(None));
-        let mut told = unwatched.subscribe();
+        let mut problems = unwatched.subscribe();
         let watching = tokio::spawn(ledger(dir.path().to_owned(), changed.clone(), unwatched, metrics()));
         let begun = Instant::now();
         for _ in 0..3 {
             changed.notified().await;
         }
         assert_eq!(begun.elapsed(), 2 * BLIND);
-        let why = told.borrow_and_update().clone().unwrap();
+        let why = problems.borrow_and_update().clone().unwrap();
         assert!(why.contains("can't watch") && why.contains("Too many open files"), "{why}");
         assert!(!watching.is_finished());
-        assert!(!told.has_changed().unwrap(), "told once");
+        assert!(!problems.has_changed().unwrap(), "reported once");
     }
 
     #[test]

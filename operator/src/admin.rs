@@ -65,9 +65,9 @@ mod tests {
         assert!(timeout(Duration::from_secs(1), work).await.is_err());
         assert_eq!(asked(&probes, "/healthz").await, (StatusCode::OK, "ok".to_owned()));
         advance(Duration::from_secs(300)).await;
-        let (status, told) = asked(&probes, "/healthz").await;
+        let (status, body) = asked(&probes, "/healthz").await;
         assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
-        assert!(told.contains("the watch of Nodes"), "{told}");
+        assert!(body.contains("the watch of Nodes"), "{body}");
     }
 
     #[tokio::test]

@@ -213,8 +213,8 @@ mod tests {
             |network: &str, compute: &str| ApiVersions { network: network.into(), compute: compute.into() };
         assert_eq!(versions(&[]), usual("2025-05-01", "2025-04-01"));
         assert_eq!(versions(&["--cloud", "AzureChinaCloud"]), usual("2024-03-01", "2024-07-01"));
-        let told = versions(&["--cloud", "AzureChinaCloud", "--network-api-version", "2024-05-01"]);
-        assert_eq!(told, usual("2024-05-01", "2024-07-01"));
+        let chosen = versions(&["--cloud", "AzureChinaCloud", "--network-api-version", "2024-05-01"]);
+        assert_eq!(chosen, usual("2024-05-01", "2024-07-01"));
     }
 
     #[test]

@@ -15,11 +15,11 @@ use tracing::warn;
 use vnetpool_crds::reason::{Loudness, Reason};
 use vnetpool_crds::refusal::{self, Refusal, Service};
 
-use digest::{Digest, Said, node_of};
+use digest::{Digest, Reported, node_of};
 
 /// Publishes Events about objects. No task waits for it: a pod may be waiting for the next step.
 pub struct Events {
-    queue: UnboundedSender<Said>,
+    queue: UnboundedSender<Reported>,
 }
 
 impl Events {
@@ -37,12 +37,12 @@ impl Events {
         let reporter =
             Reporter { controller: vnetpool_crds::names::OPERATOR.into(), instance: Some(instance.into()) };
         let recorder = Recorder::new(client, reporter);
-        let (queue, mut said) = mpsc::unbounded_channel::<Said>();
+        let (queue, mut reported) = mpsc::unbounded_channel::<Reported>();
         let deliver = async move {
             let (mut digest, mut news) = (Digest::default(), vec![]);
             loop {
                 tokio::select! {
-                    count = said.recv_many(&mut news, usize::MAX) => if count == 0 { break },
+                    count = reported.recv_many(&mut news, usize::MAX) => if count == 0 { break },
                     () = until(digest.due()) => {
                         publish(&recorder, digest.ended(Instant::now())).await;
                         continue;
@@ -75,8 +75,8 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-async fn publish(recorder: &Recorder, said: impl IntoIterator<Item = Said>) {
-    for (about, event) in said {
+async fn publish(recorder: &Recorder, events: impl IntoIterator<Item = Reported>) {
+    for (about, event) in events {
         for object in about {
             if let Err(error) = recorder.publish(&event, &object).await {
                 warn!(object = object.name, reason = event.reason, %error, "Event not published");
@@ -127,10 +127,11 @@ pub fn mended(table: &str) -> Event {
 /// A NIC has joined and left application security groups, as its pool asks for.
 pub fn regrouped(join: &[ResourceId], leave: &[ResourceId], nic: &str) -> Event {
     let names = |groups: &[ResourceId]| groups.iter().map(ResourceId::name).collect::<Vec<_>>().join(", ");
-    let said = [("joined", join), ("left", leave)];
-    let said = said.iter().filter(|(_, groups)| !groups.is_empty());
-    let said: Vec<String> = said.map(|(does, groups)| format!("has {does} {}", names(groups))).collect();
-    let note = format!("{nic} {}: application security groups of its pool's", said.join(" and "));
+    let changes = [("joined", join), ("left", leave)];
+    let changes = changes.iter().filter(|(_, groups)| !groups.is_empty());
+    let changes: Vec<String> =
+        changes.map(|(does, groups)| format!("has {does} {}", names(groups))).collect();
+    let note = format!("{nic} {}: application security groups of its pool's", changes.join(" and "));
     event(Reason::SecurityGroupsChanged, "Join", note)
 }
 

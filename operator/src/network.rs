@@ -31,7 +31,7 @@ pub struct Networks {
 struct Known {
     network: Arc<Network>,
     /// When the virtual network was last read.
-    looked: Instant,
+    read_at: Instant,
     free: Free,
 }
 
@@ -43,9 +43,9 @@ pub enum Hint<T> {
     #[default]
     Pending,
     /// As of a minute ago at most, if Azure answers.
-    Told(T),
+    Counted(T),
     /// Azure has no figure for it.
-    Untold,
+    Uncounted,
     /// It couldn't be read.
     Unreadable { reason: Reason, message: String },
 }
@@ -98,7 +98,7 @@ impl Networks {
 
     /// How full a virtual network is, subnet by subnet.
     pub fn usages(&self, vnet: &ResourceId) -> Hint<Arc<Usages>> {
-        lock(&self.counts).get(vnet).map(|(_, told)| told.clone()).unwrap_or_default()
+        lock(&self.counts).get(vnet).map(|(_, usages)| usages.clone()).unwrap_or_default()
     }
 
     /// Reads each network again when the known state of it is [`NETWORK_KEPT`] old, and how full it is. Runs
@@ -115,7 +115,7 @@ impl Networks {
 
     async fn follow(&self, in_use: impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         loop {
-            let wait = until_due(self.lock().values().map(|known| known.looked));
+            let wait = until_due(self.lock().values().map(|known| known.read_at));
             sleep(wait).await;
             let in_use = in_use();
             self.lock().retain(|subnet, _| in_use.contains(subnet));
@@ -128,11 +128,11 @@ impl Networks {
     fn due(&self) -> Vec<Vec<ResourceId>> {
         let mut due = HashMap::<_, (_, Vec<_>)>::new();
         for (subnet, known) in self.lock().iter() {
-            let (looked, subnets) = due.entry(known.network.id.clone()).or_insert((known.looked, vec![]));
-            *looked = known.looked.min(*looked);
+            let (read_at, subnets) = due.entry(known.network.id.clone()).or_insert((known.read_at, vec![]));
+            *read_at = known.read_at.min(*read_at);
             subnets.push(subnet.clone());
         }
-        due.retain(|_, (looked, _)| looked.elapsed() >= NETWORK_KEPT);
+        due.retain(|_, (read_at, _)| read_at.elapsed() >= NETWORK_KEPT);
         due.into_values().map(|(_, subnets)| subnets).collect()
     }
 
@@ -150,7 +150,7 @@ impl Networks {
                     // What was read before stays good: a range is rarely taken from a network.
                     warn!(%subnet, reason = %error.reason(), %error, "virtual network not read");
                     if let Some(known) = self.lock().get_mut(&subnet) {
-                        known.looked = Instant::now();
+                        known.read_at = Instant::now();
                     }
                 }
             }
@@ -179,12 +179,12 @@ impl Networks {
         for vnet in vnets {
             let last = lock(&self.counts).get(&vnet).map(|(last, _)| *last);
             if last.is_none_or(|last| last.elapsed() >= NETWORK_KEPT) {
-                let told = match self.azure.usages(&vnet, Priority::GiveBack).await {
-                    Ok(usages) => Hint::Told(Arc::new(usages)),
+                let usages = match self.azure.usages(&vnet, Priority::GiveBack).await {
+                    Ok(usages) => Hint::Counted(Arc::new(usages)),
                     Err(error) => Hint::Unreadable { reason: error.reason(), message: error.to_string() },
                 };
-                let before = lock(&self.counts).insert(vnet.clone(), (Instant::now(), told.clone()));
-                if before.is_none_or(|(_, before)| before != told) {
+                let before = lock(&self.counts).insert(vnet.clone(), (Instant::now(), usages.clone()));
+                if before.is_none_or(|(_, before)| before != usages) {
                     news.insert(vnet);
                 }
             }
@@ -197,11 +197,11 @@ impl Networks {
             let Ok(vnet) = azure::vnet_of(&subnet) else { continue };
             let free = match self.usages(&vnet) {
                 Hint::Pending => continue,
-                Hint::Told(usages) => match usages.get(&subnet.name().to_ascii_lowercase()) {
-                    Some(usage) => Free::Told(usage.free()),
-                    None => Free::Untold,
+                Hint::Counted(usages) => match usages.get(&subnet.name().to_ascii_lowercase()) {
+                    Some(usage) => Free::Counted(usage.free()),
+                    None => Free::Uncounted,
                 },
-                Hint::Untold => Free::Untold,
+                Hint::Uncounted => Free::Uncounted,
                 Hint::Unreadable { reason, message } => Free::Unreadable { reason, message },
             };
             if self.note(&subnet, &free) {
@@ -240,7 +240,7 @@ impl Networks {
         let before = all.remove(subnet);
         let is_news = before.as_ref().is_none_or(|known| known.network != network);
         let free = before.map(|known| known.free).unwrap_or_default();
-        all.insert(subnet.clone(), Known { network, looked: Instant::now(), free });
+        all.insert(subnet.clone(), Known { network, read_at: Instant::now(), free });
         is_news
     }
 

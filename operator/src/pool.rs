@@ -58,7 +58,7 @@ const NAMED: usize = 5;
 struct Pools {
     ctx: Arc<Context>,
     /// When each pool was last reconciled.
-    looked: Mutex<HashMap<String, Instant>>,
+    reconciled: Mutex<HashMap<String, Instant>>,
     /// What was last written to the status of a pool, by its name.
     written: Mutex<HashMap<String, Written>>,
 }
@@ -72,7 +72,7 @@ struct Written {
 
 /// Runs until `stop`.
 pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPPool>>, stop: Stop) {
-    let pools = Pools { ctx: ctx.clone(), looked: Mutex::default(), written: Mutex::default() };
+    let pools = Pools { ctx: ctx.clone(), reconciled: Mutex::default(), written: Mutex::default() };
     Controller::for_stream(futures::stream::pending(), ctx.cluster.pools())
         .graceful_shutdown_on(stop)
         .reconcile_on(calls)
@@ -112,8 +112,8 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
     let blocks = Blocks::of(ctx.cluster.allocations().state().iter().map(Arc::as_ref));
     let known = |id: &str| known(&ctx.networks, &blocks, &id.parse().ok()?);
     forecast::report(&pool, &mut next, known, Timestamp::now());
-    let told = |vnet: &ResourceId| ctx.networks.usages(vnet);
-    forecast::report_networks(&pool, &mut next, told, &blocks, Timestamp::now());
+    let usages = |vnet: &ResourceId| ctx.networks.usages(vnet);
+    forecast::report_networks(&pool, &mut next, usages, &blocks, Timestamp::now());
     let nodes = ctx.cluster.nodes().state_filter(|node| ctx.cluster.leaves_alone(node));
     let architectures = ctx.cluster.architectures();
     left_alone::report(&pool, &mut next, nodes.iter().map(Arc::as_ref), architectures, Timestamp::now());
@@ -135,22 +135,22 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
     result?;
     // The watch may not have shown yet what was written last, and each turn is published once.
     let written = controller.wrote(&pool, &next, now);
-    let told = written.map_or(before.conditions, |written| written.conditions);
-    if let Some(invalid) = turned_false(VALID, &told, &next.conditions) {
+    let reported = written.map_or(before.conditions, |written| written.conditions);
+    if let Some(invalid) = turned_false(VALID, &reported, &next.conditions) {
         let event = events::turned(invalid, "Validate");
         ctx.events.report(&[pool.object_ref(&())], event);
     }
-    if let Some(leave) = turned_false(SELECTED, &told, &next.conditions) {
+    if let Some(leave) = turned_false(SELECTED, &reported, &next.conditions) {
         ctx.events.report(&[pool.object_ref(&())], events::turned(leave, "Select"));
     }
-    if let Some(stopped) = rolling::turned_stopped(&told, &next.conditions) {
+    if let Some(stopped) = rolling::turned_stopped(&reported, &next.conditions) {
         let event = events::stuck(Reason::RolloutStopped, "RollOut", &stopped.message);
         ctx.events.report(&[pool.object_ref(&())], event);
     }
     for (type_, reason) in
         [(SUBNET_EXHAUSTING, Reason::SubnetExhausting), (NETWORK_EXHAUSTING, Reason::NetworkExhausting)]
     {
-        if let Some(short) = turned_true(type_, &told, &next.conditions) {
+        if let Some(short) = turned_true(type_, &reported, &next.conditions) {
             let event = events::stuck(reason, "Forecast", &short.message);
             ctx.events.report(&[pool.object_ref(&())], event);
         }
@@ -161,11 +161,12 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
 impl Pools {
     /// How much longer to wait; none starts the wait anew.
     fn too_soon(&self, pool: &str, now: Instant) -> Option<Duration> {
-        let mut looked = lock(&self.looked);
-        let rest =
-            looked.get(pool).map_or(Duration::ZERO, |last| PACE.saturating_sub(now.duration_since(*last)));
+        let mut reconciled = lock(&self.reconciled);
+        let rest = reconciled
+            .get(pool)
+            .map_or(Duration::ZERO, |last| PACE.saturating_sub(now.duration_since(*last)));
         if rest.is_zero() {
-            looked.insert(pool.to_owned(), now);
+            reconciled.insert(pool.to_owned(), now);
         }
         (!rest.is_zero()).then_some(rest)
     }
@@ -201,11 +202,11 @@ async fn apply(ctx: &Context, name: &str, status: &NodeIPPoolStatus) -> Result<(
 /// What is known of a subnet. What lies in blocks isn't free, however Azure counts these.
 fn known(networks: &Networks, blocks: &Blocks, id: &ResourceId) -> Option<Subnet> {
     let subnet = networks.subnet(id)?;
-    let (Hint::Told(free), Hint::Told(usages)) = (&subnet.free, networks.usages(&id.parent()?)) else {
+    let (Hint::Counted(free), Hint::Counted(usages)) = (&subnet.free, networks.usages(&id.parent()?)) else {
         return Some(subnet);
     };
     let hidden = blocks.hidden(id, blocks.reading(&id.parent()?, &usages));
-    Some(Subnet { free: Hint::Told(free.saturating_sub(hidden)), ..subnet })
+    Some(Subnet { free: Hint::Counted(free.saturating_sub(hidden)), ..subnet })
 }
 
 /// The status of a pool that serves these nodes, and whose pod CIDR has this `conflict`. Pure.
@@ -230,14 +231,14 @@ pub(crate) fn roll_up<'a>(
         (false, Some(message)) => (Verdict::no(Reason::Paused, message), None),
         (false, None) => (Verdict::yes(Reason::Ready, "the pool can serve nodes"), None),
     };
-    let said = [
+    let verdicts = [
         (VALID, Some(valid)),
         (READY, Some(ready)),
         (STALLED, stalled),
         (PAUSED, paused.map(|message| Verdict::yes(Reason::Paused, message))),
         (NODES_READY, Some(nodes_ready(pool, next.nodes, short))),
     ];
-    for (type_, verdict) in said {
+    for (type_, verdict) in verdicts {
         match verdict {
             Some(verdict) => {
                 let condition = verdict.condition(type_, pool.metadata.generation, now);
@@ -447,8 +448,8 @@ mod tests {
         nodes[0] = node("n0", "s", 8, "Ready");
         let ready = rolled(&pool(json!({})), &nodes);
         assert!(!only_sums_differ(&before, &ready));
-        let said = |status: &NodeIPPoolStatus| condition::find(&status.conditions, NODES_READY).cloned();
-        assert_eq!(said(&before), said(&ready), "which is no other message");
+        let condition = |status: &NodeIPPoolStatus| condition::find(&status.conditions, NODES_READY).cloned();
+        assert_eq!(condition(&before), condition(&ready), "which is no other message");
     }
 
     #[test]
@@ -494,7 +495,7 @@ mod tests {
     #[tokio::test]
     async fn of_the_pools_that_had_a_name_the_last_ones_status_is_kept() {
         let ctx = Arc::new(Context::sample());
-        let pools = Pools { ctx, looked: Mutex::default(), written: Mutex::default() };
+        let pools = Pools { ctx, reconciled: Mutex::default(), written: Mutex::default() };
         let (mut pool, status, now) = (pool(json!({})), NodeIPPoolStatus::default(), Instant::now());
         for uid in ["a", "b", "c"] {
             pool.metadata.uid = Some(uid.into());
@@ -517,10 +518,10 @@ mod tests {
         assert!(status.conditions.is_empty());
         let many: Vec<_> = (0..8).map(|n| unreadable(&format!("n{n}"))).collect();
         report_unreadable(&pool, &mut status, &many, now);
-        let said = condition::find(&status.conditions, OBJECTS_READABLE).unwrap().clone();
-        assert_eq!(said.status, "False");
+        let condition = condition::find(&status.conditions, OBJECTS_READABLE).unwrap().clone();
+        assert_eq!(condition.status, "False");
         for part in ["NodeIPAllocation n0", "spec.nodeUID", "NodeIPAllocation n5, 2 more", "kubectl edit"] {
-            assert!(said.message.contains(part), "{}", said.message);
+            assert!(condition.message.contains(part), "{}", condition.message);
         }
         report_unreadable(&pool, &mut status, &[], now);
         assert!(condition::is_true(&status.conditions, OBJECTS_READABLE));

@@ -154,9 +154,9 @@ mod tests {
             let now = start + Duration::from_secs(second);
             scarcity.take_in(&[account("s", true, used)], LASTS, now)
         };
-        let told = [(0, 1.0), (59, 1.0), (60, 0.2), (61, 1.0), (120, 1.0), (121, 1.0), (200, 1.0)];
+        let samples = [(0, 1.0), (59, 1.0), (60, 0.2), (61, 1.0), (120, 1.0), (121, 1.0), (200, 1.0)];
         assert_eq!(
-            told.map(|(second, used)| at(second, used)),
+            samples.map(|(second, used)| at(second, used)),
             [false, false, false, false, false, true, false]
         );
     }

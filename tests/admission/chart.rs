@@ -132,10 +132,11 @@ pub fn every_pod_runs_only_on_the_architectures_of_the_images() -> Result<()> {
             let has = |one: &Value| one["matchExpressions"].as_array().is_some_and(|all| all.contains(&term));
             ensure!(terms.as_array().is_some_and(|all| all.len() == 1 && all.iter().all(has)), "{affinity}");
         }
-        let told =
+        let architectures =
             environment(&objects, "operator/deployment.yaml")?.remove("VNETPOOL_ARCHITECTURES").flatten();
-        let told: Option<Vec<Value>> = told.map(|all| all.split(',').map(Value::from).collect());
-        ensure!(told.as_ref() == names.as_array(), "{told:?}");
+        let architectures: Option<Vec<Value>> =
+            architectures.map(|all| all.split(',').map(Value::from).collect());
+        ensure!(architectures.as_ref() == names.as_array(), "{architectures:?}");
     }
     Ok(())
 }

@@ -16,8 +16,8 @@ pub fn every_alert_fires_when_it_should_and_only_then() -> Result<()> {
     for (what, file) in [("check", ALERTS), ("test", "tests/monitoring/alerts.yaml")] {
         let ran = Command::new("promtool").args([what, "rules", &path(file)]).output();
         let ran = ran.context("no promtool: `make cluster-build` installs it")?;
-        let said = [ran.stdout, ran.stderr].concat();
-        ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&said));
+        let printed = [ran.stdout, ran.stderr].concat();
+        ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&printed));
     }
     Ok(())
 }

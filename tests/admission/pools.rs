@@ -9,11 +9,11 @@ use vnetpool_tests::control_plane::{ControlPlane, User, path};
 pub struct Case {
     pub what: &'static str,
     spec: &'static str,
-    says: &'static str,
+    answer: &'static str,
 }
 
-const fn case(what: &'static str, spec: &'static str, says: &'static str) -> Case {
-    Case { what, spec, says }
+const fn case(what: &'static str, spec: &'static str, answer: &'static str) -> Case {
+    Case { what, spec, answer }
 }
 
 pub const REFUSED: &[Case] = &[
@@ -227,7 +227,7 @@ pub const ACCEPTED: &[Case] = &[
 
 pub fn refused(plane: &ControlPlane, case: &Case) -> Result<()> {
     let message = plane.refusal(User::Administrator, &["apply", "-f", "-"], &pool("refused", case.spec)?)?;
-    ensure!(message.contains(case.says), "{message}");
+    ensure!(message.contains(case.answer), "{message}");
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vnetpool_tests::control_plane::{ControlPlane, User, allocation};
 
 pub fn explain_shows_the_meaning_of_each_field(plane: &ControlPlane) -> Result<()> {
-    for (field, says) in [
+    for (field, meaning) in [
         ("nodeippool", "Policy for the Azure virtual network addresses"),
         ("nodeippool.spec.sizing", "How many addresses"),
         ("nodeippool.spec.sizing.warm", "kept free beyond the demand"),
@@ -24,7 +24,7 @@ pub fn explain_shows_the_meaning_of_each_field(plane: &ControlPlane) -> Result<(
     ] {
         let text = plane.kubectl(&["explain", field])?;
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        ensure!(text.contains(says), "{field}: {text}");
+        ensure!(text.contains(meaning), "{field}: {text}");
     }
     Ok(())
 }

@@ -27,8 +27,8 @@ pub fn an_agent_does_not_write_the_status_of_another_node(plane: &ControlPlane) 
         "victim",
         json!({ "relinquished": ["vnp-0123456789abcdef"] }),
     )?;
-    let says = "the agent of node attacker may not write the NodeIPAllocation of node victim";
-    ensure!(message.contains(says), "{message}");
+    let objection = "the agent of node attacker may not write the NodeIPAllocation of node victim";
+    ensure!(message.contains(objection), "{message}");
     Ok(())
 }
 
@@ -56,14 +56,14 @@ pub fn an_agent_does_not_touch_the_operators_conditions(plane: &ControlPlane) ->
 pub fn an_agent_can_not_report_contradictory_or_invalid_values(plane: &ControlPlane) -> Result<()> {
     published(plane, "values")?;
     let holder = |address: &str| json!([{ "address": address, "podUID": "u", "sandbox": "s/eth0" }]);
-    for (status, says) in [
+    for (status, objection) in [
         (json!({ "held": 2, "free": 1 }), "held is assigned, cooling and free together"),
         (json!({ "assigned": 60_000 }), "held is assigned, cooling and free together"),
         (json!({ "lost": holder("10.240.0.300") }), "is no IPv4 address"),
         (json!({ "confirmed": holder("fd00::1") }), "is no IPv4 address"),
     ] {
         let message = refused(plane, User::Agent("values"), "values", status.clone())?;
-        ensure!(message.contains(says), "{status}: {message}");
+        ensure!(message.contains(objection), "{status}: {message}");
     }
     let status = json!({ "held": 3, "assigned": 1, "cooling": 1, "free": 1, "lost": holder("10.240.0.9") });
     patch_status(plane, User::Agent("values"), "nodeipallocation", "values", status)
@@ -110,13 +110,13 @@ pub fn an_agent_with_more_rights_than_it_should_have_still_writes_no_spec(
 
 pub fn only_the_operator_writes_a_spec(plane: &ControlPlane) -> Result<()> {
     published(plane, "mirror")?;
-    let says = "only Vnetpool's operator writes it; change the NodeIPPool";
+    let objection = "only Vnetpool's operator writes it; change the NodeIPPool";
     let patch = ["patch", "nodeipallocation", "mirror", "--type=merge", "-p", r#"{"spec":{"target":200}}"#];
     let message = plane.refusal(User::Administrator, &patch, "")?;
-    ensure!(message.contains(says), "{message}");
+    ensure!(message.contains(objection), "{message}");
     let message =
         plane.refusal(User::Administrator, &["create", "-f", "-"], &allocation("invented", "uid"))?;
-    ensure!(message.contains(says), "{message}");
+    ensure!(message.contains(objection), "{message}");
     Ok(())
 }
 

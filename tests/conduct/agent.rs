@@ -110,7 +110,7 @@ impl Agents {
 
     /// The reservations that it has missed so far.
     pub fn unlisted(&self, node: &str) -> BTreeSet<String> {
-        self.lock().get(node).map(|agent| agent.listing.told().unlisted).unwrap_or_default()
+        self.lock().get(node).map(|agent| agent.listing.comparison().unlisted).unwrap_or_default()
     }
 
     /// From now on reports wait as those of real agents do.
@@ -268,7 +268,7 @@ impl Agent {
         ledger.relinquish(object.spec.target, self.now);
         let is_backed = ledger.counts(self.now).vanished == 0;
         let reason = if is_backed { Reason::Backed } else { Reason::AddressVanished };
-        let told = self.listing.told();
+        let comparison = self.listing.comparison();
         let at = Timestamp::UNIX_EPOCH;
         let backed =
             Verdict::new(Some(is_backed), reason, "").condition(condition::ASSIGNMENTS_BACKED, None, at);
@@ -279,8 +279,8 @@ impl Agent {
             generation: object.metadata.generation,
             warm: object.spec.warm,
             names_holders: object.spec.report_holders,
-            unlisted: told.unlisted,
-            metadata_silent: told.is_silent,
+            unlisted: comparison.unlisted,
+            metadata_silent: comparison.is_silent,
             conditions: vec![backed],
         };
         Some(compose(&report, None))

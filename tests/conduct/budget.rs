@@ -139,13 +139,13 @@ async fn an_outage_and_a_restart_of_many_nodes_stay_within_the_budget(plane: &Co
     stage.kill().await?;
     stage.sim.clear_log();
     stage.start_with(|config| config.azure.budget_percent = SHARE).await?;
-    let looked = |metrics: &Metrics| {
+    let reconciled = |metrics: &Metrics| {
         metrics.sum("vnetpool_operator_reconciles_total", &[r#"controller="node""#, r#"outcome="ok""#])
             >= NODES as f64
     };
-    Metrics::until(&stage, "every node was looked at", looked).await?;
+    Metrics::until(&stage, "every node was reconciled", reconciled).await?;
     let usages = |_: &Metrics| stage.asked().len() >= 2;
-    Metrics::until(&stage, "the network was looked at", usages).await?;
+    Metrics::until(&stage, "the network was read", usages).await?;
     let asked: Vec<String> = stage.asked().into_iter().map(|one| one.path).collect();
     ensure!(asked.len() == 2 && asked[1].ends_with("/virtualNetworks/vnet/usages"), "{asked:?}");
     ensure!(asked[0].ends_with("/virtualNetworks/vnet"), "{asked:?}");

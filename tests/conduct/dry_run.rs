@@ -23,19 +23,19 @@ async fn a_dry_run_reports_its_plan_and_writes_nothing_to_azure(plane: &ControlP
     stage.node("n1", None).await?;
     let would = |count: usize| {
         move |seen: &NodeIPAllocation| {
-            let said = find(seen, DRY_RUN)?.message;
-            said.contains(&format!("would reserve {count} addresses on")).then_some(())
+            let message = find(seen, DRY_RUN)?.message;
+            message.contains(&format!("would reserve {count} addresses on")).then_some(())
         }
     };
-    stage.until("it says what it would do", "n1", would(4)).await?;
+    stage.until("it reports what it would do", "n1", would(4)).await?;
     stage.until_condition("n1", RESERVED, "DryRun").await?;
     stage.bind("n1", 7).await?;
-    stage.until("it says what it would do for the pods", "n1", would(8)).await?;
+    stage.until("it reports what it would do for the pods", "n1", would(8)).await?;
     let seen = stage.allocation("n1").await?;
     ensure!(seen.spec.interfaces.len() == 1 && seen.spec.addresses() == 0, "{:?}", seen.spec);
-    let told = stage.until_events("n1", "DryRun", 2).await?;
-    let kinds: Vec<_> = told.iter().map(|(kind, _)| kind.as_str()).collect();
-    ensure!(kinds == ["Node", "NodeIPAllocation"], "{told:?}");
+    let events = stage.until_events("n1", "DryRun", 2).await?;
+    let kinds: Vec<_> = events.iter().map(|(kind, _)| kind.as_str()).collect();
+    ensure!(kinds == ["Node", "NodeIPAllocation"], "{events:?}");
     stage.nothing_was_written()
 }
 
@@ -60,7 +60,7 @@ async fn a_dry_run_after_the_real_thing_takes_nothing_from_nodes_or_pods(plane: 
     let give_back = |seen: &NodeIPAllocation| {
         find(seen, DRY_RUN)?.message.contains("would have 5 addresses given back").then_some(())
     };
-    stage.until("it says what it would do", "n1", give_back).await?;
+    stage.until("it reports what it would do", "n1", give_back).await?;
     stage.until_condition("n2", READY, "DryRun").await?;
     let seen = stage.allocation("n1").await?;
     ensure!(seen.spec.target == 8, "the agent is asked to give up: {:?}", seen.spec);

@@ -60,9 +60,9 @@ async fn a_pool_that_is_deleted_and_made_again_takes_nothing_though_the_operator
 ) -> Result<()> {
     let (stage, _) = stage(plane, HOUR).await?;
     stage.delete_pool("default").await?;
-    let says = stage.until_condition("n1", SELECTED, "NoPool").await?;
+    let condition = stage.until_condition("n1", SELECTED, "NoPool").await?;
     for part in ["NodeIPPool default is gone", "60 minutes", "vnetpool.io/release=true"] {
-        ensure!(says.message.contains(part), "{part} isn't in {}", says.message);
+        ensure!(condition.message.contains(part), "{part} isn't in {}", condition.message);
     }
     stage.until_reported("n1", "NoPool", &["Node", "NodeIPAllocation"]).await?;
     stage.kill().await?;
@@ -71,7 +71,7 @@ async fn a_pool_that_is_deleted_and_made_again_takes_nothing_though_the_operator
     stage.bind("n1", 2).await?;
     stage.until_holds("n1", 4).await?;
     let again = stage.until_condition("n1", SELECTED, "NoPool").await?;
-    ensure!(again.last_transition_time == says.last_transition_time, "the clock began anew: {again:?}");
+    ensure!(again.last_transition_time == condition.last_transition_time, "the clock began anew: {again:?}");
     has_all(&stage).await?;
     let writes = stage.writes("n1").len();
     stage.pool("default", policy()).await?;
@@ -108,13 +108,13 @@ async fn a_weight_that_moves_a_node_takes_nothing_before_the_grace_is_over(
     let blocks =
         json!({ "weight": 1, "mode": "Prefix", "sizing": { "minimum": 0, "warm": 0, "releaseAfter": "0s" } });
     stage.pool("blocks", blocks).await?;
-    let says = stage.until_condition("n1", SELECTED, "OtherPool").await?;
-    ensure!(says.message.contains("NodeIPPool blocks selects node n1 now"), "{}", says.message);
+    let condition = stage.until_condition("n1", SELECTED, "OtherPool").await?;
+    ensure!(condition.message.contains("NodeIPPool blocks selects node n1 now"), "{}", condition.message);
     stage.nothing_was_written()?;
     ensure!(stage.allocation("n1").await?.spec.pool == "default");
     let names_it = |pool: &NodeIPPool| {
-        let said = condition::find(&pool.status.as_ref()?.conditions, SELECTED)?;
-        (said.status == "False" && said.message.contains(": n1.")).then_some(())
+        let condition = condition::find(&pool.status.as_ref()?.conditions, SELECTED)?;
+        (condition.status == "False" && condition.message.contains(": n1.")).then_some(())
     };
     stage.until_pool("the pool names the node that leaves it", "default", names_it).await?;
     let over = |seen: &NodeIPAllocation| (seen.spec.pool == "blocks").then_some(());
@@ -130,8 +130,8 @@ async fn an_edit_that_withdraws_an_offer_takes_nothing_from_a_pod_that_has_it(
     stage
         .pool("default", json!({ "sizing": { "minimum": 2, "warm": 1, "batch": 1 }, "cooldown": "0s" }))
         .await?;
-    let says = stage.until_condition("n1", ATTACHED, "Unavailable").await?;
-    ensure!(says.message.contains("Until it ends it keeps what it has."), "{}", says.message);
+    let condition = stage.until_condition("n1", ATTACHED, "Unavailable").await?;
+    ensure!(condition.message.contains("Until it ends it keeps what it has."), "{}", condition.message);
     stage.nothing_was_written()?;
     has_all(&stage).await?;
     stage.remove("n1", &pod).await?;

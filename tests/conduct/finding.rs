@@ -113,18 +113,18 @@ async fn another_reconcile_of_unchanged_nodes_asks_azure_nothing(plane: &Control
     })
     .await?;
     stage.sim.clear_log();
-    let passes = |metrics: &Metrics| {
+    let reconciles = |metrics: &Metrics| {
         metrics.sum("vnetpool_operator_reconciles_total", &[r#"controller="node""#, r#"outcome="ok""#])
     };
     for round in 0..3 {
-        let before = passes(&Metrics::scrape(&stage).await?);
+        let before = reconciles(&Metrics::scrape(&stage).await?);
         for node in nodes {
             let label = Patch::Merge(json!({ "metadata": { "labels": { "round": round.to_string() } } }));
             let api = Api::<Node>::all(stage.client.clone());
             api.patch(node, &PatchParams::default(), &label).await.context("no label")?;
         }
-        let enough = |metrics: &Metrics| passes(metrics) >= before + nodes.len() as f64;
-        Metrics::until(&stage, "each node was looked at", enough).await?;
+        let enough = |metrics: &Metrics| reconciles(metrics) >= before + nodes.len() as f64;
+        Metrics::until(&stage, "each node was reconciled", enough).await?;
     }
     ensure!(stage.asked().is_empty(), "{:?}", stage.asked());
     Ok(())

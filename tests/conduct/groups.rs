@@ -123,7 +123,7 @@ async fn a_nic_of_the_pods_own_joins_its_pools_groups_with_its_first_write_and_l
     // And none: groups that were there before us stay.
     stage.pool("default", own(&[])).await?;
     until_grouped(&stage, "n1", "n1-second", &["theirs"], &[]).await?;
-    stage.until("nothing is said any more", "n1", |seen| find(seen, GROUPS).is_none().then_some(())).await
+    stage.until("nothing is reported any more", "n1", |seen| find(seen, GROUPS).is_none().then_some(())).await
 }
 
 async fn a_nic_that_the_node_uses_too_joins_only_if_its_pool_allows_it(plane: &ControlPlane) -> Result<()> {
@@ -133,9 +133,9 @@ async fn a_nic_that_the_node_uses_too_joins_only_if_its_pool_allows_it(plane: &C
     stage.start().await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 2).await?;
-    let says = stage.until_condition("n1", GROUPS, "SharedNIC").await?;
+    let condition = stage.until_condition("n1", GROUPS, "SharedNIC").await?;
     for part in ["n1-nic", "NodeIPPool default", "onSharedNIC", "second NIC", "subnetID"] {
-        ensure!(says.message.contains(part), "{part:?} isn't in {:?}", says.message);
+        ensure!(condition.message.contains(part), "{part:?} isn't in {:?}", condition.message);
     }
     stage.until_condition("n1", READY, "Ready").await?;
     until_grouped(&stage, "n1", "n1-nic", &[], &[]).await?;
@@ -146,10 +146,10 @@ async fn a_nic_that_the_node_uses_too_joins_only_if_its_pool_allows_it(plane: &C
     stage.until_condition("n1", GROUPS, "SharedNIC").await?;
     until_grouped(&stage, "n1", "n1-nic", &[], &[]).await?;
     // Once for each time, about the node and about its object.
-    eventually("the shared NIC is told of", Duration::from_secs(10), || async {
-        let said = stage.events("n1", "SharedNIC").await?;
-        let times: i32 = said.iter().map(|(_, times)| times).sum();
-        ensure!(times == 4, "{said:?}");
+    eventually("the shared NIC is reported", Duration::from_secs(10), || async {
+        let events = stage.events("n1", "SharedNIC").await?;
+        let times: i32 = events.iter().map(|(_, times)| times).sum();
+        ensure!(times == 4, "{events:?}");
         Ok(Some(()))
     })
     .await
@@ -198,13 +198,13 @@ async fn a_node_that_goes_over_to_another_nic_takes_its_groups_along(plane: &Con
 /// Waits until there is an Event with this reason about the node and one about its object, and sees that
 /// there is no more.
 async fn reported_once(stage: &Stage<'_>, reason: &str) -> Result<()> {
-    let mut said = eventually(&format!("both Events {reason}"), Duration::from_secs(10), || async {
-        let said = stage.events("n1", reason).await?;
-        Ok((said.len() >= 2).then_some(said))
+    let mut events = eventually(&format!("both Events {reason}"), Duration::from_secs(10), || async {
+        let events = stage.events("n1", reason).await?;
+        Ok((events.len() >= 2).then_some(events))
     })
     .await?;
-    said.sort();
-    ensure!(said == [("Node".to_owned(), 1), ("NodeIPAllocation".to_owned(), 1)], "{said:?}");
+    events.sort();
+    ensure!(events == [("Node".to_owned(), 1), ("NodeIPAllocation".to_owned(), 1)], "{events:?}");
     Ok(())
 }
 
@@ -215,9 +215,9 @@ async fn groups_that_azure_refuses_are_reported_once_and_keep_no_address_from_po
     stage.pool("default", pool(&["web"], true)).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
-    let says = stage.until_condition("n1", GROUPS, "NotAttachable").await?;
+    let condition = stage.until_condition("n1", GROUPS, "NotAttachable").await?;
     for part in [id("web").as_str(), "applicationSecurityGroups, or make it in Azure"] {
-        ensure!(says.message.contains(part), "{part:?} isn't in {:?}", says.message);
+        ensure!(condition.message.contains(part), "{part:?} isn't in {:?}", condition.message);
     }
     stage.until_holds("n1", 2).await?;
     stage.bind("n1", 4).await?;
@@ -238,8 +238,8 @@ async fn groups_that_azure_refuses_are_reported_once_and_keep_no_address_from_po
     member[0]["properties"]["applicationSecurityGroups"] = json!([{ "id": id("far") }]);
     stage.sim.patch_nic("far-nic", &json!({ "properties": { "ipConfigurations": member } })).await?;
     stage.pool("default", pool(&["far"], true)).await?;
-    let says = stage.until_condition("n1", GROUPS, "AzureRefused").await?;
-    ensure!(says.message.contains("must be in the same virtual network"), "{}", says.message);
+    let condition = stage.until_condition("n1", GROUPS, "AzureRefused").await?;
+    ensure!(condition.message.contains("must be in the same virtual network"), "{}", condition.message);
     until_grouped(&stage, "n1", "n1-nic", &[], &["far"]).await?;
     stage.pool("default", pool(&["web"], true)).await?;
     until_grouped(&stage, "n1", "n1-nic", &["web"], &["web"]).await
@@ -259,8 +259,12 @@ async fn without_the_right_to_join_groups_the_action_is_named_and_pods_get_addre
     stage.pool("default", pool(&["web"], true)).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
-    let says = stage.until_condition("n1", GROUPS, "PermissionDenied").await?;
-    ensure!(says.message.contains(join) && says.message.contains(&id("web")), "{}", says.message);
+    let condition = stage.until_condition("n1", GROUPS, "PermissionDenied").await?;
+    ensure!(
+        condition.message.contains(join) && condition.message.contains(&id("web")),
+        "{}",
+        condition.message
+    );
     stage.until_holds("n1", 2).await?;
     stage.until_condition("n1", RESERVED, "Reserved").await?;
     reported_once(&stage, "PermissionDenied").await?;
@@ -375,8 +379,12 @@ async fn a_dry_run_joins_no_groups_and_names_those_it_would(plane: &ControlPlane
     stage.sim.clear_log();
     stage.start_with(|config| config.azure.dry_run = true).await?;
     stage.node("n1", None).await?;
-    let says = stage.until_condition("n1", DRY_RUN, "WouldWrite").await?;
-    ensure!(says.message.contains("put it into the application security groups web"), "{}", says.message);
+    let condition = stage.until_condition("n1", DRY_RUN, "WouldWrite").await?;
+    ensure!(
+        condition.message.contains("put it into the application security groups web"),
+        "{}",
+        condition.message
+    );
     stage.until_condition("n1", GROUPS, "DryRun").await?;
     until_grouped(&stage, "n1", "n1-nic", &[], &[]).await?;
     ensure!(stage.asked().iter().all(|one| one.method == "GET"), "{:?}", stage.asked());

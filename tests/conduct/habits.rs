@@ -275,8 +275,8 @@ async fn a_public_address_that_is_refused_for_its_zone_keeps_nothing_from_its_no
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
     let pod = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
-    let says = stage.until_condition("n1", ATTACHED, "AzureRefused").await?;
-    ensure!(says.message.contains("availability zone"), "{}", says.message);
+    let condition = stage.until_condition("n1", ATTACHED, "AzureRefused").await?;
+    ensure!(condition.message.contains("availability zone"), "{}", condition.message);
     let named = |seen: &NodeIPAllocation| kept(seen)?.public_address;
     let public = stage.until("spec names it", "n1", named).await?;
     ensure!(stage.exists(&public.id).await?, "{public:?} isn't there");

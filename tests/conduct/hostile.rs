@@ -101,7 +101,7 @@ pub async fn survive(plane: &ControlPlane, seed: u64, scene: Scene) -> Result<()
     let leaders = 1 + usize::try_from(transitions.unwrap_or_default())?;
     // The watch here shows it a moment later.
     eventually("each Event was said for a turn", MOMENT, || async {
-        turns.audit(&stage, leaders, scene.is_talked_about()).await?;
+        turns.audit(&stage, leaders, scene.kinds_with_events()).await?;
         Ok(Some(()))
     })
     .await

@@ -40,11 +40,11 @@ async fn a_refused_sign_in_is_reported_and_all_nodes_recover_when_it_works_again
         stage.node(node, None).await?;
     }
     for node in nodes {
-        let says = stage.until_condition(node, INTERFACE_FOUND, "CredentialRefused").await?;
+        let condition = stage.until_condition(node, INTERFACE_FOUND, "CredentialRefused").await?;
         ensure!(
-            says.message.contains("can't sign in") && says.message.contains("AZURE_CLIENT_ID"),
+            condition.message.contains("can't sign in") && condition.message.contains("AZURE_CLIENT_ID"),
             "{}",
-            says.message
+            condition.message
         );
     }
     ensure!(stage.asked().is_empty(), "ARM was asked without a token");
@@ -93,8 +93,12 @@ async fn a_locked_node_resource_group_is_reported_and_nodes_keep_their_addresses
         stage.sim.control(access);
         let spec = json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1 } });
         stage.pool("default", spec).await?;
-        let says = stage.until_condition("n1", RESERVED, reason).await?;
-        ensure!(says.message.contains(remedy) && says.message.contains(&group), "{}", says.message);
+        let condition = stage.until_condition("n1", RESERVED, reason).await?;
+        ensure!(
+            condition.message.contains(remedy) && condition.message.contains(&group),
+            "{}",
+            condition.message
+        );
         ensure!(stage.held("n1").len() == 6, "{:?}", stage.held("n1"));
     }
     // It is read again, more and more rarely; an edit of the pool means that something has changed.

@@ -60,17 +60,17 @@ async fn is_left_alone(stage: &Stage<'_>, name: &str, node: &Value, reason: &'st
     // One that comes after it is served, so the operator has seen both.
     stage.node("lin", None).await?;
     stage.until_holds("lin", 4).await?;
-    let says = async |reason: &str| {
-        let says = |pool: &NodeIPPool| {
-            let said = condition::find(&pool.status.as_ref()?.conditions, NODES_SUPPORTED)?;
-            (said.reason == reason).then(|| said.clone())
+    let until_reported = async |reason: &str| {
+        let with_reason = |pool: &NodeIPPool| {
+            let condition = condition::find(&pool.status.as_ref()?.conditions, NODES_SUPPORTED)?;
+            (condition.reason == reason).then(|| condition.clone())
         };
-        stage.until_pool(reason, "default", says).await
+        stage.until_pool(reason, "default", with_reason).await
     };
-    let said = says(reason).await?;
-    ensure!(said.status == "False" && said.message.contains("alone"), "{}", said.message);
-    ensure!(said.message.contains(&format!(": {name}.")), "{}", said.message);
+    let condition = until_reported(reason).await?;
+    ensure!(condition.status == "False" && condition.message.contains("alone"), "{}", condition.message);
+    ensure!(condition.message.contains(&format!(": {name}.")), "{}", condition.message);
     ensure!(stage.allocation(name).await.is_err(), "{name} has a NodeIPAllocation");
     nodes.delete(name, &Default::default()).await?;
-    says("Supported").await.map(drop)
+    until_reported("Supported").await.map(drop)
 }

@@ -110,16 +110,18 @@ async fn an_azure_that_is_not_there_yet_is_waited_for(plane: &ControlPlane) -> R
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
     stage.start().await?;
     stage.join("n1", &vm.provider_id).await?;
-    let has_no_name = |says: &Condition| says.message.contains("dns error");
-    let says = stage.until_condition("n1", READY, "AzureUnavailable").await?;
-    ensure!(has_no_name(&says), "{}", says.message);
+    let has_no_name = |condition: &Condition| condition.message.contains("dns error");
+    let condition = stage.until_condition("n1", READY, "AzureUnavailable").await?;
+    ensure!(has_no_name(&condition), "{}", condition.message);
     let answer = reqwest::get(format!("http://{}/healthz", stage.admin)).await?;
     ensure!(answer.status().is_success(), "an outage of Azure restarts it: {}", answer.text().await?);
     stage.stop().await?;
     stage.azure_at(&format!("http://{address}"));
     stage.start().await?;
     let is_named = |seen: &NodeIPAllocation| {
-        find(seen, READY).filter(|says| says.reason == "AzureUnavailable" && !has_no_name(says)).map(drop)
+        find(seen, READY)
+            .filter(|condition| condition.reason == "AzureUnavailable" && !has_no_name(condition))
+            .map(drop)
     };
     stage.until("nobody listens there", "n1", is_named).await?;
     stage.sim = Sim::listen(quick(), address).await?;

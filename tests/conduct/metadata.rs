@@ -25,7 +25,7 @@ async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
     let reported = |seen: &_| find(seen, condition::WRITING).filter(|one| one.status == "False");
     stage.until("the operator has reported", "n1", reported).await?;
     let refusal = |service, pod: &str| Refusal { service, pod: pod.to_owned() };
-    let says = async |refusals: &[Refusal]| -> Result<()> {
+    let report = async |refusals: &[Refusal]| -> Result<()> {
         let message = refusal::message(&refusals.iter().cloned().collect(), "default");
         let at = Timestamp::UNIX_EPOCH;
         let condition = Verdict::yes(Reason::PodsAsk, message).condition(METADATA_REFUSED, None, at);
@@ -36,15 +36,15 @@ async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
         Ok(())
     };
     let a = refusal(Service::Metadata, "default/a");
-    says(std::slice::from_ref(&a)).await?;
+    report(std::slice::from_ref(&a)).await?;
     stage.until_reported("n1", "PodsAsk", &["Node", "NodeIPAllocation"]).await?;
     // About the node and its object again.
     let b = refusal(Service::Metadata, "default/b");
-    says(&[a.clone(), b.clone()]).await?;
+    report(&[a.clone(), b.clone()]).await?;
     stage.until_events("n1", "PodsAsk", 4).await?;
     // And once more of the other service, though the pod is the same.
-    says(&[a, b, refusal(Service::WireServer, "default/a")]).await?;
-    let said = stage.until_events("n1", "PodsAsk", 6).await?;
-    anyhow::ensure!(said.len() == 6 && said.iter().all(|(_, times)| *times == 1), "{said:?}");
+    report(&[a, b, refusal(Service::WireServer, "default/a")]).await?;
+    let events = stage.until_events("n1", "PodsAsk", 6).await?;
+    anyhow::ensure!(events.len() == 6 && events.iter().all(|(_, times)| *times == 1), "{events:?}");
     Ok(())
 }

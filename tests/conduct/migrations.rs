@@ -79,11 +79,11 @@ async fn ip_configurations_of_another_plugin_stay_and_count_against_the_nics_roo
     stage.bind("n1", 8).await?;
     // 256 take 251 of theirs and the primary, and five of ours.
     stage.until_holds("n1", 5).await?;
-    let says = stage.until_condition("n1", READY, "MaximumReached").await?;
+    let condition = stage.until_condition("n1", READY, "MaximumReached").await?;
     ensure!(
-        says.message.contains("256 ipConfigurations") && says.message.contains("others use 251"),
+        condition.message.contains("256 ipConfigurations") && condition.message.contains("others use 251"),
         "{}",
-        says.message
+        condition.message
     );
     ensure!(theirs(&stage, "n1") == before);
     ensure!(find(&stage.allocation("n1").await?, ADOPTED).is_none());
@@ -105,15 +105,15 @@ async fn ip_configurations_of_another_plugin_are_adopted_once_allowed_and_unused
     stage.start().await?;
     stage.bind("n1", 3).await?;
     pods.create(&PostParams::default(), &serde_json::from_value(stranger)?).await?;
-    let says = stage.until("the stranger is noticed", "n1", |seen| {
+    let condition = stage.until("the stranger is noticed", "n1", |seen| {
         find(seen, ADOPTED)
             .filter(|one| one.reason == "PodsOfOthers" && one.message.contains("; 1 have none"))
     });
-    let says = says.await?;
+    let condition = condition.await?;
     ensure!(
-        says.message.contains("30 ipConfigurations") && says.message.contains("Restart"),
+        condition.message.contains("30 ipConfigurations") && condition.message.contains("Restart"),
         "{}",
-        says.message
+        condition.message
     );
     ensure!(theirs(&stage, "n1").len() == 31, "{:?}", theirs(&stage, "n1"));
 

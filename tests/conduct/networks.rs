@@ -62,8 +62,8 @@ async fn nodes_in_the_network_of_the_template_get_addresses_of_it(plane: &Contro
     }
     // A machine in the other subnet is no node of this pool.
     let vm = stage.node("stray", Some("other-machines")).await?;
-    let says = stage.until_condition("stray", condition::INTERFACE_FOUND, "SubnetMismatch").await?;
-    ensure!(says.message.contains("other-machines"), "{}: {}", vm.nic_id, says.message);
+    let condition = stage.until_condition("stray", condition::INTERFACE_FOUND, "SubnetMismatch").await?;
+    ensure!(condition.message.contains("other-machines"), "{}: {}", vm.nic_id, condition.message);
     Ok(())
 }
 
@@ -101,19 +101,19 @@ async fn a_peered_network_sees_pods_under_their_own_addresses_while_its_peering_
     let excluded = |seen: &NodeIPAllocation| seen.spec.snat_exclusions.iter().any(|range| range == RANGE);
     ensure!(!excluded(&stage.allocation("n1").await?), "a peering that is only initiated has no routes");
     // The read of an operator that starts, so that the test needn't wait for the next minute's.
-    let looks = async |is_excluded: bool, what: &str| {
+    let until_read = async |is_excluded: bool, what: &str| {
         stage.kill().await?;
         stage.start().await?;
         stage.until(what, "n1", |seen| (excluded(seen) == is_excluded).then_some(())).await
     };
     let back = peer(&stage, "other", "vnet", true).await?;
-    looks(true, "the peering is whole").await?;
+    until_read(true, "the peering is whole").await?;
     peer(&stage, "vnet", "other", false).await?;
-    looks(false, "it is closed").await?;
+    until_read(false, "it is closed").await?;
     peer(&stage, "vnet", "other", true).await?;
-    looks(true, "it is open again").await?;
+    until_read(true, "it is open again").await?;
     stage.delete(&back).await?;
-    looks(false, "the other side has gone").await
+    until_read(false, "the other side has gone").await
 }
 
 async fn a_range_that_a_peer_has_got_counts_once_the_peering_is_synchronised(

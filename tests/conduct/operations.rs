@@ -71,10 +71,12 @@ async fn forbidden_polls_are_reported_in_a_condition_and_the_nic_is_read_instead
     stage.start().await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
-    let says = stage.until_condition("n1", OPERATIONS_TRACKED, "PermissionDenied").await?;
+    let condition = stage.until_condition("n1", OPERATIONS_TRACKED, "PermissionDenied").await?;
     ensure!(
-        says.status == "False" && says.message.contains(action) && says.message.contains("Grant"),
-        "{says:?}"
+        condition.status == "False"
+            && condition.message.contains(action)
+            && condition.message.contains("Grant"),
+        "{condition:?}"
     );
     // Nothing else suffers.
     stage.until_condition("n1", READY, "Ready").await?;

@@ -31,7 +31,7 @@ async fn a_sandbox_that_outlives_its_pod_is_reported_and_keeps_its_address(
     // The next report is of well after the pod's end: the agent is asked for names, and the grace time is a
     // minute.
     let cooldown = AtomicU32::new(30);
-    let said = eventually("the sandbox is told", Duration::from_secs(120), || async {
+    let condition = eventually("the sandbox is reported", Duration::from_secs(120), || async {
         let seen = stage.allocation("n1").await?;
         let counted_at = seen.status.as_ref().and_then(|status| status.counted_at.clone());
         let is_old = counted_at.is_some_and(|at| at.0 + Duration::from_secs(2) < Timestamp::now());
@@ -43,11 +43,14 @@ async fn a_sandbox_that_outlives_its_pod_is_reported_and_keeps_its_address(
         Ok(find(&seen, SANDBOXES_ENDED))
     })
     .await?;
-    ensure!((said.status.as_str(), said.reason.as_str()) == ("False", "SandboxLeft"), "{said:?}");
+    ensure!(
+        (condition.status.as_str(), condition.reason.as_str()) == ("False", "SandboxLeft"),
+        "{condition:?}"
+    );
     for part in ["node n1", &address, &format!("default/{stuck}"), &uid, "crictl stopp"] {
-        ensure!(said.message.contains(part), "{part} isn't in {}", said.message);
+        ensure!(condition.message.contains(part), "{part} isn't in {}", condition.message);
     }
-    ensure!(!said.message.contains(&alive), "{}", said.message);
+    ensure!(!condition.message.contains(&alive), "{}", condition.message);
     stage.until_reported("n1", "SandboxLeft", &["Node", "NodeIPAllocation"]).await?;
     let seen = stage.allocation("n1").await?;
     ensure!(has().as_ref() == Some(&address), "its address was taken back");
@@ -56,8 +59,8 @@ async fn a_sandbox_that_outlives_its_pod_is_reported_and_keeps_its_address(
     ensure!(seen.spec.ip_configurations().any(|one| one.address == cidr), "{cidr} left spec");
 
     stage.tidy("n1").await?;
-    let said = stage.until_condition("n1", SANDBOXES_ENDED, "Ended").await?;
-    ensure!(said.status == "True", "{said:?}");
+    let condition = stage.until_condition("n1", SANDBOXES_ENDED, "Ended").await?;
+    ensure!(condition.status == "True", "{condition:?}");
     let named_no_more = |seen: &NodeIPAllocation| {
         (!seen.spec.report_holders && seen.status.as_ref()?.holders.is_empty()).then_some(())
     };

@@ -43,22 +43,22 @@ async fn pause_node(stage: &Stage<'_>, node: &str, word: Option<&str>) -> Result
 
 /// Waits until the pool reports that it is paused, or doesn't report it any more.
 async fn until_pool_reports(stage: &Stage<'_>, is_paused: bool) -> Result<()> {
-    let says = |pool: &NodeIPPool| {
+    let reports = |pool: &NodeIPPool| {
         let conditions = &pool.status.as_ref()?.conditions;
         let ready = condition::find(conditions, READY)?;
         let is_reported = condition::is_true(conditions, PAUSED);
         let is_so = is_reported == is_paused && (ready.reason == "Paused") == is_paused;
         is_so.then_some(())
     };
-    stage.until_pool(&format!("paused: {is_paused}"), "default", says).await
+    stage.until_pool(&format!("paused: {is_paused}"), "default", reports).await
 }
 
 async fn until_unpaused(stage: &Stage<'_>, node: &str) -> Result<()> {
-    stage.until("it says no pause", node, |seen| find(seen, PAUSED).is_none().then_some(())).await
+    stage.until("it reports no pause", node, |seen| find(seen, PAUSED).is_none().then_some(())).await
 }
 
 /// The reason and the status of a condition.
-fn said(seen: &NodeIPAllocation, type_: Type) -> Option<(String, String)> {
+fn reported(seen: &NodeIPAllocation, type_: Type) -> Option<(String, String)> {
     find(seen, type_).map(|one| (one.status, one.reason))
 }
 
@@ -143,12 +143,12 @@ async fn a_paused_node_writes_nothing_and_keeps_all_that_it_has_even_when_it_is_
     stage.until_condition("n1", PAUSED, "Paused").await?;
     stage.delete_node("n1").await?;
     stage.sim.delete_vm("n1", true).await?;
-    let says = |seen: &NodeIPAllocation| {
-        let (is_paused, ready) = (said(seen, PAUSED)?, find(seen, READY)?);
+    let explains = |seen: &NodeIPAllocation| {
+        let (is_paused, ready) = (reported(seen, PAUSED)?, find(seen, READY)?);
         let is_so = is_paused == ("True".into(), "Paused".into()) && ready.reason == "Paused";
         (is_so && ready.message.contains("vnetpool.io/release=true")).then_some(())
     };
-    stage.until("its record says why it stays", "n1", says).await?;
+    stage.until("its record explains why it stays", "n1", explains).await?;
     throughout("its record and its addresses stay", QUIET, async || {
         stage.allocation("n1").await.context("its record is gone")?;
         ensure!(stage.held("n1").len() == 5, "{:?}", stage.held("n1"));
@@ -234,11 +234,11 @@ async fn a_nic_that_its_node_has_left_during_a_pause_is_emptied_after_it_though_
     throughout("its record names the first NIC", QUIET, async || is_kept().await).await?;
     // As by `kubectl replace --force` that is cut off half-way.
     stage.delete_pool("default").await?;
-    let says = |seen: &NodeIPAllocation| {
+    let stays_paused = |seen: &NodeIPAllocation| {
         let paused = find(seen, PAUSED)?;
         paused.message.contains("was paused when it was deleted").then_some(())
     };
-    stage.until("it stays paused", "n1", says).await?;
+    stage.until("it stays paused", "n1", stays_paused).await?;
     throughout("it is paused without its pool", QUIET, async || is_kept().await).await?;
 
     stage.pool("default", pool).await?;

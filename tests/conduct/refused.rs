@@ -28,8 +28,12 @@ async fn a_missing_permission_is_reported_once_and_ends_when_the_pool_is_edited(
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
     stage.start().await?;
     stage.node("n1", None).await?;
-    let says = stage.until_condition("n1", RESERVED, "PermissionDenied").await?;
-    ensure!(says.message.contains(write) && says.message.contains("Grant"), "{}", says.message);
+    let condition = stage.until_condition("n1", RESERVED, "PermissionDenied").await?;
+    ensure!(
+        condition.message.contains(write) && condition.message.contains("Grant"),
+        "{}",
+        condition.message
+    );
     // More reasons to grow change nothing.
     stage.bind("n1", 5).await?;
     stage.until("the pods wait", "n1", |seen| (seen.status.as_ref()?.waiting == 5).then_some(())).await?;
@@ -57,19 +61,19 @@ async fn a_pool_follows_its_nodes_conditions_though_nothing_else_changes(plane: 
     stage.sim.deny(vec!["Microsoft.Network/networkInterfaces/write".into()]);
     let hold = stage.fault("PUT", "/networkInterfaces/", Some(1), Effect::HoldBefore);
     stage.pool("default", json!({ "sizing": { "minimum": 4, "warm": 0, "releaseAfter": "1h" } })).await?;
-    let tells = async |reason: &str| {
+    let until_reported = async |reason: &str| {
         let is_reported = |pool: &NodeIPPool| {
             let status = pool.status.as_ref()?;
             let ready = condition::find(&status.conditions, condition::NODES_READY)?;
             let is_reported = ready.message.contains(&format!("({reason})"));
             (is_reported && status.observed_generation == pool.metadata.generation).then_some(())
         };
-        stage.until_pool(&format!("the pool tells {reason}"), "default", is_reported).await
+        stage.until_pool(&format!("the pool reports {reason}"), "default", is_reported).await
     };
     stage.until_struck(hold, 1).await?;
-    tells("ResourceLocked").await?;
+    until_reported("ResourceLocked").await?;
     stage.sim.lift_fault(hold)?;
-    tells("PermissionDenied").await
+    until_reported("PermissionDenied").await
 }
 
 async fn a_refusal_that_only_a_person_can_end_makes_one_event_however_often_it_repeats(
@@ -120,13 +124,13 @@ async fn a_refusal_that_only_a_person_can_end_makes_one_event_however_often_it_r
     }
     let mut since = vec![];
     for (node, _, _, reason, names, _) in refusals {
-        let says = stage.until_condition(node, RESERVED, reason).await?;
+        let condition = stage.until_condition(node, RESERVED, reason).await?;
         ensure!(
-            says.message.contains(names) && says.message.contains(&format!("{node}-nic")),
+            condition.message.contains(names) && condition.message.contains(&format!("{node}-nic")),
             "{}",
-            says.message
+            condition.message
         );
-        since.push((says.last_transition_time.clone(), stage.writes(node).len()));
+        since.push((condition.last_transition_time.clone(), stage.writes(node).len()));
     }
     // Each edit of the pool is a reason to try again at once; nothing else is for two minutes.
     for minimum in [5, 6, 7] {
@@ -138,8 +142,8 @@ async fn a_refusal_that_only_a_person_can_end_makes_one_event_however_often_it_r
     }
     for ((node, _, _, reason, ..), (since, writes)) in refusals.into_iter().zip(since) {
         ensure!(writes == 1, "{node}: {writes} writes at first");
-        let says = stage.until_condition(node, RESERVED, reason).await?;
-        ensure!(says.last_transition_time == since, "{node}: the condition has turned: {says:?}");
+        let condition = stage.until_condition(node, RESERVED, reason).await?;
+        ensure!(condition.last_transition_time == since, "{node}: the condition has turned: {condition:?}");
         stage.until_reported(node, reason, &["Node", "NodeIPAllocation"]).await?;
         ensure!(stage.writes(node).len() == 4, "{node}: {} writes", stage.writes(node).len());
     }
@@ -163,8 +167,8 @@ async fn a_lock_on_the_group_is_met_by_one_node_and_holds_all_of_it_up_until_it_
         stage.node(node, None).await?;
     }
     for node in &others {
-        let says = stage.until_condition(node, RESERVED, "ResourceLocked").await?;
-        ensure!(says.message.contains(&format!("{node}-nic")), "{}", says.message);
+        let condition = stage.until_condition(node, RESERVED, "ResourceLocked").await?;
+        ensure!(condition.message.contains(&format!("{node}-nic")), "{}", condition.message);
         stage.until_reported(node, "ResourceLocked", &["Node", "NodeIPAllocation"]).await?;
     }
     let asked = || -> usize { (0..6).map(|index| stage.writes(&format!("n{index}")).len()).sum() };
@@ -191,8 +195,8 @@ async fn a_right_to_read_nics_that_all_lack_is_asked_for_by_few_and_the_others_r
     let names: Vec<String> = (0..8).map(|index| format!("n{index}")).collect();
     for node in &names {
         stage.node(node, None).await?;
-        let says = stage.until_condition(node, INTERFACE_FOUND, "PermissionDenied").await?;
-        ensure!(says.message.contains(read), "{}", says.message);
+        let condition = stage.until_condition(node, INTERFACE_FOUND, "PermissionDenied").await?;
+        ensure!(condition.message.contains(read), "{}", condition.message);
     }
     let reads = || {
         let is_of_nic = |path: &str| path.to_lowercase().contains("/networkinterfaces/");
@@ -233,10 +237,10 @@ async fn a_lock_that_takes_the_place_of_another_is_reported_by_all(plane: &Contr
     let all_report = async |scope: &str| {
         let remedy = format!("Remove the lock on {scope}.");
         for node in names {
-            let says = |seen: &NodeIPAllocation| {
+            let is_reported = |seen: &NodeIPAllocation| {
                 find(seen, RESERVED).filter(|one| one.message.contains(&remedy)).map(drop)
             };
-            stage.until(&format!("the lock on {scope} is reported"), node, says).await?;
+            stage.until(&format!("the lock on {scope} is reported"), node, is_reported).await?;
         }
         anyhow::Ok(())
     };

@@ -107,11 +107,11 @@ async fn until_routes(stage: &Stage<'_>, table: &str, count: usize) -> Result<Ve
 
 /// Waits until a pool is valid, or isn't, and returns the condition.
 async fn until_valid(stage: &Stage<'_>, pool: &str, status: &str) -> Result<Condition> {
-    let says = |pool: &NodeIPPool| {
+    let with_status = |pool: &NodeIPPool| {
         let valid = condition::find(&pool.status.as_ref()?.conditions, VALID)?;
         (valid.status == status).then(|| valid.clone())
     };
-    stage.until_pool(&format!("Valid of the pool {pool} is {status}"), pool, says).await
+    stage.until_pool(&format!("Valid of the pool {pool} is {status}"), pool, with_status).await
 }
 
 async fn each_node_gets_a_range_of_its_own_and_many_share_a_write(plane: &ControlPlane) -> Result<()> {
@@ -206,16 +206,16 @@ async fn a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name(
 /// Waits until no node has been reconciled for longer than news about counts are held back, which is 10 s:
 /// later events are then no late effect of earlier ones.
 async fn until_quiet(stage: &Stage<'_>) -> Result<()> {
-    let passes = async || {
+    let reconciles = async || {
         let metrics = Metrics::scrape(stage).await?;
         anyhow::Ok(metrics.sum("vnetpool_operator_reconciles_total", &[r#"controller="node""#]))
     };
     let (mut limit, mut since, mut last) =
-        (Limit::new(Duration::from_secs(60)), Instant::now(), passes().await?);
+        (Limit::new(Duration::from_secs(60)), Instant::now(), reconciles().await?);
     while since.elapsed() < Duration::from_secs(11) {
-        ensure!(!limit.is_over(), "nodes are looked at all the time");
+        ensure!(!limit.is_over(), "nodes are reconciled all the time");
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let now = passes().await?;
+        let now = reconciles().await?;
         if now != last {
             (since, last) = (Instant::now(), now);
         }

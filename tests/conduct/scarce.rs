@@ -41,14 +41,14 @@ async fn while_writes_are_scarce_nodes_write_less_often_and_their_pool_reports_i
     // Others use the subscription's writes up. They come back in 20 s.
     stage.fault("PUT", "/networkInterfaces/", Some(1), used_up(1, "writes"));
     stage.node("n3", None).await?;
-    let says = |turned: &'static str| {
+    let with_status = |turned: &'static str| {
         move |pool: &NodeIPPool| {
             let status: NodeIPPoolStatus = pool.status.clone()?;
-            let said = condition::find(&status.conditions, WRITES_SCARCE)?.clone();
-            (said.status == turned).then_some((status.scarce_writes, said.message))
+            let condition = condition::find(&status.conditions, WRITES_SCARCE)?.clone();
+            (condition.status == turned).then_some((status.scarce_writes, condition.message))
         }
     };
-    let (scarce, message) = stage.until_pool("writes are scarce", "default", says("True")).await?;
+    let (scarce, message) = stage.until_pool("writes are scarce", "default", with_status("True")).await?;
     let subscription = vnetpool_azure_sim::Config::default().subscription;
     let there = scarce.iter().map(|one| (one.subscription.as_str(), one.coarseness)).collect::<Vec<_>>();
     ensure!(there == [(subscription.as_str(), 4)], "{there:?}");
@@ -58,7 +58,7 @@ async fn while_writes_are_scarce_nodes_write_less_often_and_their_pool_reports_i
     let n3 = stage.writes("n3").len();
     ensure!(n3 == 2, "a new node is served, with a second try: {n3}");
 
-    let (scarce, _) = stage.until_pool("there are enough again", "default", says("False")).await?;
+    let (scarce, _) = stage.until_pool("there are enough again", "default", with_status("False")).await?;
     ensure!(scarce.is_empty(), "{scarce:?}");
     stage.until_holds("n2", 4).await
 }

@@ -360,9 +360,9 @@ impl<'a> Stage<'a> {
         K: kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>,
         K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
     {
-        let said = json!({ "metadata": { "annotations": { annotation: word } } });
+        let patch = json!({ "metadata": { "annotations": { annotation: word } } });
         let api = Api::<K>::all(self.client.clone());
-        api.patch(name, &PatchParams::default(), &Patch::Merge(said)).await?;
+        api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
 
@@ -382,12 +382,12 @@ impl<'a> Stage<'a> {
         &self,
         what: &str,
         node: &str,
-        look: impl Fn(&NodeIPAllocation) -> Option<T>,
+        shows: impl Fn(&NodeIPAllocation) -> Option<T>,
     ) -> Result<T> {
         let mut limit = Limit::new(PATIENCE);
         loop {
             let seen = self.allocation(node).await;
-            if let Some(shown) = seen.as_ref().ok().and_then(&look) {
+            if let Some(shown) = seen.as_ref().ok().and_then(&shows) {
                 return Ok(shown);
             }
             if let Some(why) = self.ended() {
@@ -406,8 +406,8 @@ impl<'a> Stage<'a> {
 
     /// Waits until a condition of the operator's has this reason, and gives it.
     pub async fn until_condition(&self, node: &str, type_: Type, reason: &str) -> Result<Condition> {
-        let says = |seen: &NodeIPAllocation| find(seen, type_).filter(|one| one.reason == reason);
-        self.until(&format!("{type_} is {reason}"), node, says).await
+        let with_reason = |seen: &NodeIPAllocation| find(seen, type_).filter(|one| one.reason == reason);
+        self.until(&format!("{type_} is {reason}"), node, with_reason).await
     }
 
     /// Waits until a node's NIC and its `spec` hold the same so many addresses, and no write is under way.
@@ -442,11 +442,11 @@ impl<'a> Stage<'a> {
         &self,
         what: &str,
         name: &str,
-        look: impl Fn(&NodeIPPool) -> Option<T>,
+        shows: impl Fn(&NodeIPPool) -> Option<T>,
     ) -> Result<T> {
         eventually(what, POOLS_PATIENCE, || async {
             let seen = self.node_pool(name).await?;
-            look(&seen).map(Some).with_context(|| json!(seen.status).to_string())
+            shows(&seen).map(Some).with_context(|| json!(seen.status).to_string())
         })
         .await
     }
@@ -603,19 +603,19 @@ impl<'a> Stage<'a> {
     /// objects of these kinds, in the order of their names, and each published once. Events are written
     /// beside the work, so they can't be found at once.
     pub async fn until_reported(&self, node: &str, reason: &str, kinds: &[&str]) -> Result<()> {
-        let said = self.until_events(node, reason, kinds.len()).await?;
+        let events = self.until_events(node, reason, kinds.len()).await?;
         let once: Vec<_> = kinds.iter().map(|kind| ((*kind).to_owned(), 1)).collect();
-        ensure!(said == once, "{reason} of {node}: {said:?}");
+        ensure!(events == once, "{reason} of {node}: {events:?}");
         Ok(())
     }
 
     /// Waits until so many Events at least have this reason, and gives them.
     pub async fn until_events(&self, node: &str, reason: &str, count: usize) -> Result<Vec<(String, i32)>> {
         eventually(&format!("{count} Events {reason} about {node}"), PATIENCE, || async {
-            let mut said = self.events(node, reason).await?;
-            ensure!(said.len() >= count, "there are {said:?}");
-            said.sort();
-            Ok(Some(said))
+            let mut events = self.events(node, reason).await?;
+            ensure!(events.len() >= count, "there are {events:?}");
+            events.sort();
+            Ok(Some(events))
         })
         .await
     }

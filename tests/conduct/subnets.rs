@@ -27,7 +27,7 @@ async fn until(
     stage.until_pool(what, "default", |pool| pool.status.clone().filter(&shows)).await
 }
 
-fn says(status: &NodeIPPoolStatus, turned: &str, reason: &str) -> bool {
+fn has_forecast(status: &NodeIPPoolStatus, turned: &str, reason: &str) -> bool {
     has_condition(status, SUBNET_EXHAUSTING, turned, reason)
 }
 
@@ -50,10 +50,10 @@ async fn a_pool_shows_each_subnets_size_held_and_free_addresses(plane: &ControlP
     for node in ["n1", "n2"] {
         stage.until_holds(node, 4).await?;
     }
-    let told = |status: &NodeIPPoolStatus| {
+    let have_figures = |status: &NodeIPPoolStatus| {
         status.subnets.len() == 2 && status.subnets.iter().all(|one| one.held == 4 && one.free.is_some())
     };
-    let status = until(&stage, "both subnets with figures", told).await?;
+    let status = until(&stage, "both subnets with figures", have_figures).await?;
     let shown = |name: &str| {
         let subnet = status.subnets.iter().find(|one| one.id.ends_with(name));
         subnet.map(|one| (one.nodes, one.held, one.size)).context(name.to_owned())
@@ -77,16 +77,16 @@ async fn a_subnet_that_fills_up_is_forecast_on_the_pool_and_reported_once(
     stage.start().await?;
     stage.node("n1", Some("small")).await?;
     stage.until_holds("n1", 4).await?;
-    let status = until(&stage, "it is forecast", |status| says(status, "True", "FewFree")).await?;
+    let status = until(&stage, "it is forecast", |status| has_forecast(status, "True", "FewFree")).await?;
     let condition = condition::find(&status.conditions, SUBNET_EXHAUSTING).context("no condition")?;
     ensure!(condition.message.contains("/subnets/small has 4 of 11 addresses free"), "{}", condition.message);
     // It stands while other figures of the pool change, and is no news.
     stage.bind("n1", 2).await?;
-    let counted = |status: &NodeIPPoolStatus| status.assigned == 2 && says(status, "True", "FewFree");
+    let counted = |status: &NodeIPPoolStatus| status.assigned == 2 && has_forecast(status, "True", "FewFree");
     until(&stage, "its pods are counted", counted).await?;
     // A pool that wants the forecast later has a field for it.
     stage.pool("default", json!({ "sizing": sizing, "subnetExhaustingPercent": 20 })).await?;
-    until(&stage, "it is withdrawn", |status| says(status, "False", "EnoughFree")).await?;
+    until(&stage, "it is withdrawn", |status| has_forecast(status, "False", "EnoughFree")).await?;
     let about = events(&stage, SUBNET_EXHAUSTING).await?;
     ensure!(about == [("NodeIPPool".to_owned(), 1)], "{about:?}");
     Ok(())
@@ -101,11 +101,11 @@ async fn without_permission_to_count_nothing_but_the_forecast_is_missing(plane: 
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
     stage.until_condition("n1", condition::READY, "Ready").await?;
-    let said = |status: &NodeIPPoolStatus| {
-        says(status, "Unknown", "PermissionDenied")
+    let is_reported = |status: &NodeIPPoolStatus| {
+        has_forecast(status, "Unknown", "PermissionDenied")
             && condition::is_true(&status.conditions, condition::READY)
     };
-    let status = until(&stage, "it is said, and all else is well", said).await?;
+    let status = until(&stage, "it is reported, and all else is well", is_reported).await?;
     let message = condition::find(&status.conditions, SUBNET_EXHAUSTING).map(|one| one.message.clone());
     ensure!(message.is_some_and(|message| message.contains(action)), "{:?}", status.conditions);
     let subnet = status.subnets.first().context("no subnet")?;
@@ -153,9 +153,9 @@ async fn a_networks_taken_addresses_and_forecast_do_not_depend_on_how_azure_coun
         stage.pool("default", pool(100)).await?;
         let warns = |status: &NodeIPPoolStatus| has_condition(status, NETWORK_EXHAUSTING, "True", "FewFree");
         let status = until(&stage, "it is forecast", warns).await?;
-        let said = condition::find(&status.conditions, NETWORK_EXHAUSTING).context("no condition")?;
+        let condition = condition::find(&status.conditions, NETWORK_EXHAUSTING).context("no condition")?;
         for part in ["/virtualNetworks/vnet has 51 of 65536 private addresses taken", "mode Prefix"] {
-            ensure!(said.message.contains(part), "{part}: {}", said.message);
+            ensure!(condition.message.contains(part), "{part}: {}", condition.message);
         }
         stage.pool("default", pool(20)).await?;
         let over =

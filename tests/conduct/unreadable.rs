@@ -51,8 +51,11 @@ async fn an_allocation_that_can_not_be_read_costs_only_its_own_node(plane: &Cont
     eventually("Node and pool name the object", PATIENCE, || async {
         let pool = stage.node_pool("default").await?;
         let status = pool.status.context("no status")?;
-        let said = condition::find(&status.conditions, OBJECTS_READABLE).context("not said")?;
-        ensure!(said.status == "False" && said.message.contains("NodeIPAllocation n1"), "{said:?}");
+        let condition = condition::find(&status.conditions, OBJECTS_READABLE).context("no condition")?;
+        ensure!(
+            condition.status == "False" && condition.message.contains("NodeIPAllocation n1"),
+            "{condition:?}"
+        );
         let events = stage.events("n1", "Unreadable").await?;
         Ok(events.iter().any(|(kind, _)| kind == "Node").then_some(()))
     })

@@ -63,7 +63,7 @@ struct State {
     /// Each pod's sandbox is there.
     runs: [bool; 2],
     /// The address in the first pod's status.
-    told: Option<u8>,
+    pod_ip: Option<u8>,
     on_its_way: Option<Report>,
     reported: Report,
     /// The attachments in Azure, by address, and those that a write under way will attach or take off.
@@ -81,7 +81,7 @@ enum Action {
     /// The sandbox ends; the pod may get another one.
     Ends(usize),
     AsksOrNot,
-    KubeletTells,
+    KubeletReports,
     AgentTakesUp,
     AgentReports,
     ReportLands,
@@ -151,7 +151,7 @@ impl State {
         let wish = Wish {
             pod: PODS[0].into(),
             backend_pools: Some("web".into()),
-            address: self.told.map(address),
+            address: self.pod_ip.map(address),
             ..Wish::default()
         };
         let wishes: HashMap<String, Wish> =
@@ -159,7 +159,7 @@ impl State {
         let reported = self.reported.confirmed.iter().map(|(&n, uid)| (address(n), uid.clone()));
         let has = match broken {
             Broken::BelievesTheKubelet => {
-                self.told.map(|n| (address(n), PODS[0].to_owned())).into_iter().collect()
+                self.pod_ip.map(|n| (address(n), PODS[0].to_owned())).into_iter().collect()
             }
             _ => attachments::holders(&held, &marks, reported, &wishes),
         };
@@ -227,7 +227,7 @@ impl Model for Attaching {
             marks,
             asks: true,
             runs: [false; 2],
-            told: None,
+            pod_ip: None,
             on_its_way: None,
             reported: Report { generation: 1, confirmed: Marks::new() },
             attached: BTreeSet::new(),
@@ -249,7 +249,7 @@ impl Model for Attaching {
         if state.changes > 0 {
             actions.push(Action::AsksOrNot);
         }
-        actions.extend([Action::KubeletTells, Action::AgentTakesUp]);
+        actions.extend([Action::KubeletReports, Action::AgentTakesUp]);
         match &state.on_its_way {
             None => actions.push(Action::AgentReports),
             Some(_) => actions.push(Action::ReportLands),
@@ -288,9 +288,9 @@ impl Model for Attaching {
                 state.asks = !state.asks;
                 state.changes -= 1;
             }
-            Action::KubeletTells => {
+            Action::KubeletReports => {
                 let has = state.ledger.read().address_of(&sandbox(0)).map(|one| one.octets()[3]);
-                state.told = has.or(state.told);
+                state.pod_ip = has.or(state.pod_ip);
             }
             Action::AgentTakesUp => {
                 state.taken_up = (state.generation, state.marks.clone());

@@ -103,8 +103,8 @@ pub async fn packets_to_a_free_address_of_a_range_end_on_its_node(world: &World)
     let free = range.hosts().find(|address| *address != one.address).context("no free address")?;
     let own = Place::pod(&one)?;
     for from in [&world.vm, &two, &own] {
-        let told = refusal(from, free).await?;
-        ensure!(told.contains("No route to host"), "{} is told {told:?} of {free}", from.address);
+        let error = refusal(from, free).await?;
+        ensure!(error.contains("No route to host"), "{} gets {error:?} for {free}", from.address);
     }
     end(world).await
 }

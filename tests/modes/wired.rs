@@ -102,8 +102,8 @@ pub async fn a_host_port_leads_to_a_pod_behind_the_bridge(world: &World) -> Resu
 async fn a_host_port_leads_to_its_pod(world: &World, name: &str) -> Result<()> {
     const HOST_PORT: u16 = 8188;
     eventually("node-3 has the plugins to chain", PATIENCE, || async {
-        let said = world.cluster.allocation("node-3").await?.status.context("no status")?.conditions;
-        let chained = condition::find(&said, condition::CNI_INSTALLED).context("no condition")?;
+        let conditions = world.cluster.allocation("node-3").await?.status.context("no status")?.conditions;
+        let chained = condition::find(&conditions, condition::CNI_INSTALLED).context("no condition")?;
         ensure!(chained.reason == "Installed", "{}", chained.message);
         Ok(Some(()))
     })
@@ -136,8 +136,8 @@ pub async fn the_bandwidth_annotation_limits_its_pod_and_no_other(world: &World)
         let (address, megabytes) = (pod.address.to_string(), (BURST + MORE).to_string());
         let seconds = eventually("the drain", PATIENCE, || async {
             let output = world.vm.probe(&["pour", &address, &megabytes])?.output().await?;
-            let told = String::from_utf8_lossy(&output.stderr);
-            Ok(Some(String::from_utf8(output.stdout)?.trim().parse::<f64>().context(told.into_owned())?))
+            let error = String::from_utf8_lossy(&output.stderr);
+            Ok(Some(String::from_utf8(output.stdout)?.trim().parse::<f64>().context(error.into_owned())?))
         });
         took.push(seconds.await?);
     }

@@ -100,9 +100,9 @@ fn is_caught(mutation: &Mutation) -> Result<()> {
 fn main() -> ExitCode {
     // They share the folder of the overlay.
     let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    let told = |result: Result<()>| result.map_err(|error| format!("{error:#}").into());
-    let sound = Trial::test("the_tests_pass_where_no_rule_is_left_out", move || told(is_sound()));
-    let caught = ALL.iter().map(|one| Trial::test(one.rule, move || told(is_caught(one))));
+    let outcome = |result: Result<()>| result.map_err(|error| format!("{error:#}").into());
+    let sound = Trial::test("the_tests_pass_where_no_rule_is_left_out", move || outcome(is_sound()));
+    let caught = ALL.iter().map(|one| Trial::test(one.rule, move || outcome(is_caught(one))));
     let conclusion = libtest_mimic::run(&arguments, std::iter::once(sound).chain(caught).collect());
     println!("{} caught, {} not", conclusion.num_passed, conclusion.num_failed);
     conclusion.exit_code()

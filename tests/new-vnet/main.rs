@@ -75,20 +75,20 @@ async fn with(
     world: &World,
     (resource, list): (&str, &str),
     element: Value,
-    look: impl AsyncFnOnce() -> Result<()>,
+    check: impl AsyncFnOnce() -> Result<()>,
 ) -> Result<()> {
     let before = arm(&world.cluster, "GET", resource, json!({})).await?;
     let mut after = before.clone();
     after["properties"][list].as_array_mut().context("no list")?.push(element);
     arm(&world.cluster, "PUT", resource, after).await?;
-    let looked = look().await;
+    let checked = check().await;
     let put_back = arm(&world.cluster, "PUT", resource, before).await.map(drop);
-    looked.and(put_back)
+    checked.and(put_back)
 }
 
 async fn the_templates_security_group_and_route_table_act_on_pods(world: &World) -> Result<()> {
     let (pod, machine) = (Place::pod(&world.pods[0])?, &world.machine.place);
-    let passes = async || -> Result<()> {
+    let connects = async || -> Result<()> {
         pod.seen_by(&machine.address).await?;
         machine.seen_by(&pod.address).await.map(drop)
     };
@@ -101,14 +101,14 @@ async fn the_templates_security_group_and_route_table_act_on_pods(world: &World)
         pod.seen_by(&machine.address).await.map(drop)
     })
     .await?;
-    passes().await?;
+    connects().await?;
     let nowhere = json!({ "addressPrefix": format!("{}/32", machine.address), "nextHopType": "None" });
     let nowhere = json!({ "name": "nowhere", "properties": nowhere });
     with(world, ("routeTables/vnetpool-nodes", "routes"), nowhere, async || {
         pod.is_dropped(&machine.address, PORT).await.context("the table's route")
     })
     .await?;
-    passes().await
+    connects().await
 }
 
 async fn foreign_machines_take_addresses_of_the_same_subnet_and_keep_them(world: &World) -> Result<()> {

@@ -187,8 +187,8 @@ pub async fn an_ingress_calls_the_pods_that_let_it_in_and_no_other(world: &World
     eventually("an ingress without a pod to call", 2 * SOON, || async {
         let url = format!("http://{}:{SERVED}/whoami", proxy.address);
         let curl = ["-sS", "--max-time", "5", "-o", "/dev/null", "-w", "%{http_code}", &url];
-        let said = world.vm.run("curl", &curl).await?;
-        ensure!(said == "503", "it says {said}");
+        let code = world.vm.run("curl", &curl).await?;
+        ensure!(code == "503", "it answers {code}");
         Ok(Some(()))
     })
     .await?;

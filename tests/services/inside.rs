@@ -18,8 +18,8 @@ pub fn cluster_ip(service: &Value) -> Result<String> {
 /// The chapters of a mode depend on this: otherwise both modes could be shown by the same one.
 pub async fn kube_proxy_runs_in_the_mode_that_is_meant(world: &World) -> Result<()> {
     for node in ["node-1", "node-2"] {
-        let said = world.cluster.run_on(node, &["curl", "-sS", "http://127.0.0.1:10249/proxyMode"]).await?;
-        ensure!(said == world.mode, "kube-proxy on {node} runs in mode {said}");
+        let mode = world.cluster.run_on(node, &["curl", "-sS", "http://127.0.0.1:10249/proxyMode"]).await?;
+        ensure!(mode == world.mode, "kube-proxy on {node} runs in mode {mode}");
     }
     Ok(())
 }

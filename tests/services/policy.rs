@@ -162,13 +162,13 @@ pub async fn the_engine_and_the_agent_do_not_disturb_each_other(world: &World) -
     let route = format!("{}/32", world.web.address);
     world.cluster.run_on("node-1", &["ip", "route", "delete", &route]).await?;
     until_reached(&Place::pod(&world.near)?, world.web.address).await?;
-    let told = eventually("the agent tells of it", PATIENCE, || async {
+    let condition = eventually("the agent reports it", PATIENCE, || async {
         let status = world.cluster.allocation("node-1").await?.status.context("no status")?;
         let mut conditions = status.conditions.into_iter().filter(|one| one.type_ == "Undisturbed");
         Ok(conditions.next().filter(|one| one.message.contains("restored the route")))
     })
     .await?;
-    ensure!(told.status == "True", "{}", told.message);
+    ensure!(condition.status == "True", "{}", condition.message);
     // It was the only route besides those that a node starts with.
     let metrics = ["curl", "-sS", "http://127.0.0.1:9471/metrics"];
     for (node, routes) in [("node-1", 1), ("node-2", 0)] {

@@ -60,7 +60,7 @@ impl Combination {
         ["iptables", "nftables"].into_iter().flat_map(with).collect()
     }
 
-    async fn passes(&self) -> Result<()> {
+    async fn conforms(&self) -> Result<()> {
         let dir = root().join("target/cluster/conformance").join(self.to_string());
         let cluster = Cluster::up_with(&dir, NODES, 0, &self.proxy_mode).await?;
         cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
@@ -111,7 +111,7 @@ fn main() -> Result<ExitCode> {
     let trials = combinations.into_iter().map(|combination| {
         Trial::test(format!("{combination}::every_conformance_spec_of_the_network_passes"), move || {
             let begun = Instant::now();
-            let outcome = Runtime::new()?.block_on(combination.passes());
+            let outcome = Runtime::new()?.block_on(combination.conforms());
             println!("{:.1} s", begun.elapsed().as_secs_f64());
             outcome.map_err(|error| Failed::from(format!("{error:#}")))
         })

@@ -210,10 +210,14 @@ impl Cluster {
         kubectl.arg("vnetpool").args(args).env("PATH", search_path());
         kubectl.env("KUBECONFIG", &self.state.kubeconfig).stdin(Stdio::null()).kill_on_drop(true);
         let output = kubectl.output().await?;
-        let (code, said) = (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned());
+        let (code, printed) = (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned());
         let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(matches!(code, Some(0 | 1)), "kubectl vnetpool {args:?}: {}: {said}{error}", output.status);
-        Ok((code, said))
+        ensure!(
+            matches!(code, Some(0 | 1)),
+            "kubectl vnetpool {args:?}: {}: {printed}{error}",
+            output.status
+        );
+        Ok((code, printed))
     }
 
     /// Applies a manifest by `kubectl apply`, with its strict validation.

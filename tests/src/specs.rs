@@ -123,7 +123,7 @@ mod tests {
     fn all_have_passed_only_where_just_so_many_have_and_no_other_was_to_run() {
         let passed = || spec("serves", "passed", 1);
         read(vec![passed(), passed()]).all_passed(2).unwrap();
-        for (specs, said) in [
+        for (specs, reason) in [
             (vec![], "0 passed"),
             (vec![passed()], "1 passed"),
             (vec![passed(), passed(), passed()], "3 passed"),
@@ -132,7 +132,7 @@ mod tests {
             (vec![passed(), passed(), spec("wants more", "skipped", 1)], "wants more"),
         ] {
             let error = read(specs).all_passed(2).unwrap_err().to_string();
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(reason), "{error}");
         }
     }
 

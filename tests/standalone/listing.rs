@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_node_agent::beat::Beat;
-use vnetpool_node_agent::imds::listing::{self, Told};
+use vnetpool_node_agent::imds::listing::{self, Comparison};
 use vnetpool_tests::wait::patience;
 
 /// A request that misses a listed reservation comes within half a minute, the next within half a minute more.
@@ -42,15 +42,15 @@ fn comparing<T: Send>(
     stage: &Stage,
     machine: &str,
     object: NodeIPAllocation,
-    meanwhile: impl AsyncFnOnce(watch::Receiver<Told>) -> Result<T> + Send,
+    meanwhile: impl AsyncFnOnce(watch::Receiver<Comparison>) -> Result<T> + Send,
 ) -> Result<T> {
     inside(&stage.machine(machine), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (_objects, object) = watch::channel(Some(Arc::new(object)));
-        let (tell, reported) = watch::channel(Told::default());
+        let (sender, reported) = watch::channel(Comparison::default());
         runtime.block_on(async {
             tokio::select! {
-                ended = listing::watch(object, tell, Beat::begin()) => Err(anyhow::anyhow!("it has ended: {ended:?}")),
+                ended = listing::watch(object, sender, Beat::begin()) => Err(anyhow::anyhow!("it has ended: {ended:?}")),
                 outcome = meanwhile(reported) => outcome,
             }
         })
@@ -79,7 +79,8 @@ pub fn an_address_taken_off_a_nic_is_missed_within_a_minute(stage: &mut Stage) -
     let (missed, requests) = comparing(stage, "vm1", object, async |mut reported| {
         asked(1).await?;
         stage.give("vm1", 1)?;
-        let missed = timeout(patience(MISSED), reported.wait_for(|told| !told.unlisted.is_empty())).await;
+        let missed =
+            timeout(patience(MISSED), reported.wait_for(|comparison| !comparison.unlisted.is_empty())).await;
         let missed = missed.context("nothing is missed")??.unlisted.clone();
         asked(3).await?;
         Ok((missed, requests(stage)))

@@ -138,10 +138,10 @@ pub fn a_container_of_docker_is_attached_and_every_path_holds(stage: &mut Stage)
     let container = stage.namespace_of("vm1", pid.parse()?)?;
     // dockerd sets the policy of the forward chain to drop when it is the one that turns forwarding on: the
     // agent names that, and opens the chain only if configured to.
-    let says = |stage: &Stage, what: &str| stage.call_agent("vm1", &["status"]).unwrap().contains(what);
+    let shows = |stage: &Stage, what: &str| stage.call_agent("vm1", &["status"]).unwrap().contains(what);
     let named =
         "Undisturbed: False (InTheWay): chain FORWARD of table ip filter drops what pods send or receive";
-    eventually("docker's chain is named", || says(stage, named));
+    eventually("docker's chain is named", || shows(stage, named));
     assert_eq!(failing(&container, OTHER)?, ErrorKind::TimedOut);
     agent.stop();
     let _agent = stage.start_agent("vm1", &["--open-forward"])?;

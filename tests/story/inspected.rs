@@ -37,7 +37,7 @@ pub async fn the_plugin_of_kubectl_shows_the_views_of_operator_ledger_and_kernel
     let one = &found["addresses"][0];
     let state = one["state"].as_str().unwrap_or_default();
     ensure!(["free", "cooling"].contains(&state) && one["reservation"] == free.name.as_str(), "{one}");
-    let status = said(cluster, &["status"]).await?;
+    let status = output(cluster, &["status"]).await?;
     ensure!(status.lines().any(|line| line.starts_with("default") && line.contains(" 3/3 ")), "{status}");
     let explained = json(cluster, &["explain", &pod.node]).await?;
     let bound = pods.iter().filter(|other| other.node == pod.node).count();
@@ -45,7 +45,7 @@ pub async fn the_plugin_of_kubectl_shows_the_views_of_operator_ledger_and_kernel
         explained["demand"]["bound"] == bound && explained["held"] == ledger.records().len(),
         "{explained}"
     );
-    let preflight = said(cluster, &["preflight"]).await?;
+    let preflight = output(cluster, &["preflight"]).await?;
     ensure!(!preflight.trim().is_empty());
     cluster.undeploy("asked").await?;
     cluster.settled(MINIMUM, HEALED).await
@@ -54,7 +54,7 @@ pub async fn the_plugin_of_kubectl_shows_the_views_of_operator_ledger_and_kernel
 pub async fn a_bundle_has_everything_and_no_id_of_the_subscription(cluster: &Cluster) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let bundle = folder.path().join("bundle");
-    let printed = said(cluster, &["bundle", &bundle.to_string_lossy()]).await?;
+    let printed = output(cluster, &["bundle", &bundle.to_string_lossy()]).await?;
     ensure!(!printed.contains("missing"), "{printed}");
     let (mut files, mut logs, mut ledgers) = (0, 0, 0);
     for entry in std::fs::read_dir(&bundle)? {
@@ -88,20 +88,20 @@ pub async fn check_finds_leaks_on_a_nic_in_a_ledger_and_on_a_link(cluster: &Clus
     ] {
         cluster.run_on(&link.name, &command.split(' ').collect::<Vec<_>>()).await?;
     }
-    let (code, told) = cluster.vnetpool(&["check", "--apart", "2", "--output", "json"]).await?;
+    let (code, output) = cluster.vnetpool(&["check", "--apart", "2", "--output", "json"]).await?;
     cluster.run_on(&link.name, &["ip", "link", "delete", "vnp0123456789a"]).await?;
-    ensure!(code == Some(1), "check ends with {code:?}: {told}");
-    let told: Value = serde_json::from_str(&told)?;
+    ensure!(code == Some(1), "check ends with {code:?}: {output}");
+    let found: Value = serde_json::from_str(&output)?;
     let has = |node: &Host, between: &str, what: &str| {
-        let all = told["differences"].as_array().into_iter().flatten();
+        let all = found["differences"].as_array().into_iter().flatten();
         all.into_iter()
             .any(|one| one["node"] == node.name.as_str() && one["between"] == between && one["what"] == what)
     };
-    ensure!(has(&nic, "NicAndSpec", &reservation), "no {reservation} on the NIC in {told:#}");
-    ensure!(has(&ledger, "LedgerAndPods", &record), "no pod for {record} in {told:#}");
-    ensure!(has(&ledger, "LedgerAndKernel", &record), "no link for {record} in {told:#}");
-    ensure!(has(&link, "LedgerAndKernel", routed), "no link to {routed} in {told:#}");
-    ensure!(told["differences"].as_array().map(Vec::len) == Some(4), "{told:#}");
+    ensure!(has(&nic, "NicAndSpec", &reservation), "no {reservation} on the NIC in {found:#}");
+    ensure!(has(&ledger, "LedgerAndPods", &record), "no pod for {record} in {found:#}");
+    ensure!(has(&ledger, "LedgerAndKernel", &record), "no link for {record} in {found:#}");
+    ensure!(has(&link, "LedgerAndKernel", routed), "no link to {routed} in {found:#}");
+    ensure!(found["differences"].as_array().map(Vec::len) == Some(4), "{found:#}");
     // The operator finds the NIC's with its next write, and the agent frees addresses without a sandbox.
     cluster.patch_pool(json!({ "sizing": { "minimum": MINIMUM + 4 } })).await?;
     let healed = agrees(cluster, HEALED).await;
@@ -141,21 +141,21 @@ fn leak_in_ledger(host: &Host) -> Result<String> {
 /// Waits until `check` finds nothing: while addresses come and go it may see a difference twice.
 async fn agrees(cluster: &Cluster, within: Duration) -> Result<()> {
     eventually("NIC, spec, ledger, kernel and pods agree", within, || async {
-        let (code, told) = cluster.vnetpool(&["check", "--apart", "1"]).await?;
-        ensure!(code == Some(0), "{told}");
-        ensure!(told == "NIC, spec, ledger, kernel and pods agree on each node: 3.\n", "{told}");
+        let (code, output) = cluster.vnetpool(&["check", "--apart", "1"]).await?;
+        ensure!(code == Some(0), "{output}");
+        ensure!(output == "NIC, spec, ledger, kernel and pods agree on each node: 3.\n", "{output}");
         Ok(Some(()))
     })
     .await
 }
 
-async fn said(cluster: &Cluster, args: &[&str]) -> Result<String> {
-    let (code, said) = cluster.vnetpool(args).await?;
-    ensure!(code == Some(0), "kubectl vnetpool {args:?} ends with {code:?}: {said}");
-    Ok(said)
+async fn output(cluster: &Cluster, args: &[&str]) -> Result<String> {
+    let (code, output) = cluster.vnetpool(args).await?;
+    ensure!(code == Some(0), "kubectl vnetpool {args:?} ends with {code:?}: {output}");
+    Ok(output)
 }
 
 async fn json(cluster: &Cluster, args: &[&str]) -> Result<Value> {
-    let said = said(cluster, &[args, &["--output", "json"]].concat()).await?;
-    serde_json::from_str(&said).with_context(|| said)
+    let output = output(cluster, &[args, &["--output", "json"]].concat()).await?;
+    serde_json::from_str(&output).with_context(|| output)
 }

@@ -280,17 +280,18 @@ pub async fn a_policy_of_the_older_iptables_is_named_by_the_charts_agent(cluster
     cluster.deploy("walled", 1, Some("node-3")).await?;
     cluster.running("walled", 1, SOON).await?;
     cluster.run_on("node-3", &["iptables-legacy", "-P", "FORWARD", "DROP"]).await?;
-    let told = eventually("a disturbance of node-3", SOON, || async {
+    let message = eventually("a disturbance of node-3", SOON, || async {
         let status = cluster.allocation("node-3").await?.status.unwrap_or_default();
-        let told = condition::find(&status.conditions, condition::UNDISTURBED).context("no condition")?;
-        ensure!(told.status == "False", "{told:?}");
-        Ok(Some(told.message.clone()))
+        let condition =
+            condition::find(&status.conditions, condition::UNDISTURBED).context("no condition")?;
+        ensure!(condition.status == "False", "{condition:?}");
+        Ok(Some(condition.message.clone()))
     })
     .await;
     // Whatever the outcome: the chapters that follow need the node.
     cluster.run_on("node-3", &["iptables-legacy", "-P", "FORWARD", "ACCEPT"]).await?;
-    let told = told?;
-    ensure!(told.contains("chain FORWARD of iptables-legacy's table filter drops"), "{told}");
+    let message = message?;
+    ensure!(message.contains("chain FORWARD of iptables-legacy's table filter drops"), "{message}");
     cluster.undeploy("walled").await
 }
 
@@ -392,8 +393,8 @@ async fn is_warned_of(cluster: &Cluster, name: &str, what: &str) -> Result<()> {
                 && event.involved_object.name.as_deref() == Some(name)
         };
         let ours: Vec<_> = all.iter().filter(on).collect();
-        let says = |event: &&&Event| event.message.as_deref().unwrap_or_default().contains(what);
-        let warning = ours.iter().filter(says).any(|event| event.type_.as_deref() == Some("Warning"));
+        let mentions = |event: &&&Event| event.message.as_deref().unwrap_or_default().contains(what);
+        let warning = ours.iter().filter(mentions).any(|event| event.type_.as_deref() == Some("Warning"));
         ensure!(warning, "{:?}", ours.iter().map(|event| &event.message).collect::<Vec<_>>());
         Ok(Some(()))
     })

@@ -108,28 +108,28 @@ mod tests {
 
     #[test]
     fn the_condition_names_the_plugins_before_and_behind_ours() {
-        let said = |chain: &Chain, preceding: Option<bool>| {
+        let judge = |chain: &Chain, preceding: Option<bool>| {
             let path = "/etc/cni/net.d/00-multus.conf".into();
             let preceding = preceding.map(|leads_to_ours| Preceding { path, leads_to_ours });
             verdict_of(chain, preceding, Path::new("/opt/cni/bin"))
         };
         let alone = Chain::default();
         assert_eq!(
-            said(&alone, None),
+            judge(&alone, None),
             Verdict::yes(Reason::Installed, "the runtime uses 10-vnetpool.conflist")
         );
         let kind = |verdict: &Verdict| (verdict.holds, verdict.reason);
-        let verdict = said(&alone, Some(true));
+        let verdict = judge(&alone, Some(true));
         assert_eq!(kind(&verdict), (Some(true), Reason::Delegated), "{verdict:?}");
-        let verdict = said(&alone, Some(false));
+        let verdict = judge(&alone, Some(false));
         assert_eq!(kind(&verdict), (Some(false), Reason::OtherConfiguration), "{verdict:?}");
         assert!(verdict.message.contains("/etc/cni/net.d/00-multus.conf"), "{verdict:?}");
         let mesh = Chain { others: vec!["istio-cni".into()], ..Chain::default() };
-        let verdict = said(&mesh, None);
+        let verdict = judge(&mesh, None);
         assert_eq!(kind(&verdict), (Some(true), Reason::Installed), "{verdict:?}");
         assert!(verdict.message.contains("istio-cni behind it"), "{verdict:?}");
         let Verdict { holds, reason, message } =
-            said(&Chain { needed_missing: mesh.others.clone(), ..mesh }, None);
+            judge(&Chain { needed_missing: mesh.others.clone(), ..mesh }, None);
         assert_eq!((holds, reason), (Some(false), Reason::OthersPluginMissing), "{message}");
         assert!(message.contains("istio-cni") && message.contains("/opt/cni/bin"), "{message}");
     }

@@ -36,7 +36,7 @@ pub const SILENT: u32 = 8;
 
 /// The result of the requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct Comparison {
     /// Names of reservations that were listed and aren't any more.
     pub unlisted: BTreeSet<String>,
     /// Whether the service reports nothing of the NIC. `None`: this process hasn't found out yet.
@@ -49,7 +49,7 @@ pub struct Listing {
     /// By the reservation's name, how many answers in a row have lacked it since it was listed.
     missed: BTreeMap<String, u32>,
     /// How many requests in a row had no usable answer.
-    untold: u32,
+    unanswered: u32,
     is_silent: Option<bool>,
 }
 
@@ -60,12 +60,12 @@ impl Listing {
         let has_mac = |one: &&super::Nic| {
             hardware_address(&one.mac_address).is_ok_and(|mac| mac.eq_ignore_ascii_case(&nic.mac))
         };
-        let told = answer.interface.iter().find(has_mac);
-        let listed: BTreeSet<&str> = told.into_iter().flat_map(super::Nic::listed).collect();
+        let interface = answer.interface.iter().find(has_mac);
+        let listed: BTreeSet<&str> = interface.into_iter().flat_map(super::Nic::listed).collect();
         if !listed.contains(nic.primary_address.as_str()) {
             return self.ask_in_vain();
         }
-        (self.untold, self.is_silent) = (0, Some(false));
+        (self.unanswered, self.is_silent) = (0, Some(false));
         let held: BTreeMap<&str, Ipv4Addr> = singles(nic).collect();
         self.missed.retain(|name, _| held.contains_key(name.as_str()));
         for (name, address) in held {
@@ -79,16 +79,16 @@ impl Listing {
 
     /// No answer came, or none that can be believed.
     pub fn ask_in_vain(&mut self) {
-        self.untold = self.untold.saturating_add(1);
-        if self.untold >= SILENT {
+        self.unanswered = self.unanswered.saturating_add(1);
+        if self.unanswered >= SILENT {
             self.is_silent = Some(true);
         }
     }
 
     /// The names of reservations that were listed and aren't any more, and whether the service answers.
-    pub fn told(&self) -> Told {
+    pub fn comparison(&self) -> Comparison {
         let unlisted = self.missed.iter().filter(|(_, missed)| **missed >= MISSES);
-        Told { unlisted: unlisted.map(|(name, _)| name.clone()).collect(), is_silent: self.is_silent }
+        Comparison { unlisted: unlisted.map(|(name, _)| name.clone()).collect(), is_silent: self.is_silent }
     }
 
     /// Whether the next answer will show whether something is missing.
@@ -105,12 +105,12 @@ fn singles(nic: &Interface) -> impl Iterator<Item = (&str, Ipv4Addr)> {
     })
 }
 
-/// Asks at each beat for as long as the node holds single addresses, and keeps the result in `told`.
+/// Asks at each beat for as long as the node holds single addresses, and keeps the result in `comparison`.
 /// If the service doesn't answer, for instance because a node's administrator has closed it, no pod misses
 /// it: the operator reads the NIC more often instead.
 pub async fn watch(
     mut objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
-    told: watch::Sender<Told>,
+    comparison: watch::Sender<Comparison>,
     beat: Beat,
 ) -> anyhow::Result<()> {
     let mut listing = Listing::default();
@@ -133,8 +133,8 @@ pub async fn watch(
             }
             (Ok(_), None) => {}
         }
-        let now = listing.told();
-        told.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
+        let now = listing.comparison();
+        comparison.send_if_modified(|before| std::mem::replace(before, now.clone()) != now);
         let again = if listing.is_in_doubt() {
             Instant::now() + pause(&object.spec.node_uid, count)
         } else {
@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn names(listing: &Listing) -> Vec<String> {
-        listing.told().unlisted.into_iter().collect()
+        listing.comparison().unlisted.into_iter().collect()
     }
 
     const TWO: [(&str, &str); 2] = [("vnp-1", "10.240.0.5/32"), ("vnp-2", "10.240.0.6/32")];
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn a_service_that_tells_nothing_eight_times_in_a_row_is_silent_until_it_tells_something() {
         let (mut listing, nic) = (Listing::default(), nic(&TWO));
-        let is_silent = |listing: &Listing| listing.told().is_silent;
+        let is_silent = |listing: &Listing| listing.comparison().is_silent;
         (1..SILENT).for_each(|_| listing.ask_in_vain());
         assert_eq!(is_silent(&listing), None, "an agent that has just started doesn't know");
         listing.take_in(&nic, &answer_of("000D3AE51CC1", &["10.240.0.4"]));

@@ -38,10 +38,10 @@ fn the_configuration_names_both_versions_the_mtu_and_each_plugin_found() {
 /// Otherwise the plugin would expect the ledger where the agent doesn't keep it.
 #[test]
 fn the_plugins_configuration_names_another_folder_of_the_ledger() {
-    let [told, untold] = ["/run/elsewhere", STATE_DIR]
+    let [elsewhere, usual] = ["/run/elsewhere", STATE_DIR]
         .map(|dir| conflist(&uplink(1400), Wiring::Routed, &Chain::default(), Path::new(dir)));
-    assert_eq!(told["plugins"][0]["stateDir"], "/run/elsewhere");
-    assert_eq!(untold["plugins"][0].get("stateDir"), None);
+    assert_eq!(elsewhere["plugins"][0]["stateDir"], "/run/elsewhere");
+    assert_eq!(usual["plugins"][0].get("stateDir"), None);
 }
 
 /// A plugin that the chart's values chain survives a mesh's rewrite, as the mesh's entry does, and goes

@@ -75,32 +75,32 @@ fn rules_and_routes_of_others_where_ours_would_be_stay() {
     node.run("ip rule add from 10.9.0.0/16 lookup 99 priority 7600");
     node.run("ip rule add from 10.240.32.0/24 lookup 99 priority 7601");
     node.run(&format!("ip route add default via {NEIGHBOUR} dev eth0 table 176"));
-    let look = || node.run("ip rule list") + &node.run("ip route list table 176");
+    let state = || node.run("ip rule list") + &node.run("ip route list table 176");
     let steer = |gateway| node.inside(|| steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth0", gateway));
-    let before = look();
+    let before = state();
     node.inside(|| steer::unsteer().unwrap());
-    assert_eq!(look(), before);
+    assert_eq!(state(), before);
     for theirs in ["default", "default metric 100", "10.9.0.0/16"] {
         node.run("ip route flush table 176");
         node.run(&format!("ip route add {theirs} via {NEIGHBOUR} dev eth0 table 176"));
-        let before = look();
+        let before = state();
         let error = steer(NEIGHBOUR).unwrap_err();
         assert!(matches!(error, wiring::Error::TableTaken(176)), "{theirs}: {error}");
-        assert_eq!(look(), before);
+        assert_eq!(state(), before);
         node.inside(|| steer::unsteer().unwrap());
-        assert_eq!(look(), before);
+        assert_eq!(state(), before);
     }
     // And beside their rules ours come and go.
     node.run("ip route flush table 176");
-    let before = look();
+    let before = state();
     steer(NEIGHBOUR).unwrap();
-    assert!(look().contains("suppress_prefixlength 31"), "{}", look());
+    assert!(state().contains("suppress_prefixlength 31"), "{}", state());
     // Our own route is ours to change.
     steer(Ipv4Addr::new(10, 240, 0, 2)).unwrap();
     let routes = node.run("ip route list table 176");
     assert!(routes.contains("via 10.240.0.2") && routes.lines().count() == 1, "{routes}");
     node.inside(|| steer::unsteer().unwrap());
-    assert_eq!(look(), before);
+    assert_eq!(state(), before);
 }
 
 /// How often a first packet to an address that no pod has comes to the node, and the answer to its sender.
@@ -108,11 +108,11 @@ fn visits(node: &Namespace, from: &Namespace, free: Ipv4Addr) -> (u32, std::io::
     node.run("nft add table ip count");
     node.run("nft add chain ip count seen { type filter hook prerouting priority raw ; }");
     node.run(&format!("nft add rule ip count seen ip daddr {free} tcp flags syn counter"));
-    let told = from.connect(free).unwrap_err().kind();
+    let answer = from.connect(free).unwrap_err().kind();
     let seen = node.run("nft list chain ip count seen");
     node.run("nft delete table ip count");
     let packets = seen.split("packets ").nth(1).and_then(|rest| rest.split(' ').next());
-    (packets.and_then(|packets| packets.parse().ok()).unwrap(), told)
+    (packets.and_then(|packets| packets.parse().ok()).unwrap(), answer)
 }
 
 /// As in mode Route: the VNet sends a whole range to the node, whatever its destination is, and the node's

@@ -160,8 +160,8 @@ impl Kubectl {
             let program = Program::NodeAgent;
             let pod = pods.get(node).ok_or_else(|| self.runs_nowhere(program, Some(node)))?;
             let command = self.exec(program, pod, &[], &["status", "--output", "json"]);
-            let told = output(command, POD).await.map_err(|error| format!("{error:#}"))?;
-            serde_json::from_slice(&told).map_err(|error| format!("reading what its agent says: {error}"))
+            let printed = output(command, POD).await.map_err(|error| format!("{error:#}"))?;
+            serde_json::from_slice(&printed).map_err(|error| format!("reading what its agent says: {error}"))
         };
         let each = names.iter().map(async |node| ((*node).to_owned(), ask(node).await));
         self.runtime.block_on(stream::iter(each).buffer_unordered(AT_ONCE).collect())
@@ -198,9 +198,9 @@ impl Kubectl {
             let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
             // Both beside the reading: a pipe that is full would stop it. Its exit shows that it ended early.
             tokio::spawn(async move { drop(to.write_all(asked.as_bytes()).await) });
-            let said = tokio::spawn(async move {
-                let mut said = vec![];
-                errors.read_to_end(&mut said).await.map(|_| said)
+            let stderr = tokio::spawn(async move {
+                let mut stderr = vec![];
+                errors.read_to_end(&mut stderr).await.map(|_| stderr)
             });
             while let Some(line) = within(SILENT, lines.next_line()).await?? {
                 let view: ReservedView =
@@ -209,8 +209,8 @@ impl Kubectl {
                 answers.insert(id, if let Some(error) = view.error { Err(error) } else { Ok(view) });
             }
             let status = within(POD, child.wait()).await??;
-            let said = within(POD, said).await???;
-            ensure!(status.success(), "{}", String::from_utf8_lossy(&said).trim());
+            let stderr = within(POD, stderr).await???;
+            ensure!(status.success(), "{}", String::from_utf8_lossy(&stderr).trim());
             Ok(())
         })
     }

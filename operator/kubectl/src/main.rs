@@ -36,8 +36,8 @@ fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
         Command::Who { what } => {
             let (objects, asked) = (Objects::all(&kubectl)?, Asked::parse(&what));
             let nodes = who::nodes_to_ask(&objects, &asked);
-            let told = kubectl.nodes(nodes.iter().map(String::as_str));
-            print(&who::who(&objects, &asked, &told)?, output)?;
+            let answers = kubectl.nodes(nodes.iter().map(String::as_str));
+            print(&who::who(&objects, &asked, &answers)?, output)?;
         }
         Command::Explain { node } => print(&explain::explain(&Objects::all(&kubectl)?, &node)?, output)?,
         Command::Subnets => print(&subnets::subnets(&Objects::ours(&kubectl)?), output)?,

@@ -275,7 +275,7 @@ mod tests {
         };
         let report = report(&before);
         assert!(!report.is_free());
-        let told: Vec<_> = report.findings.iter().map(|one| (one.weight, one.about.as_str())).collect();
+        let found: Vec<_> = report.findings.iter().map(|one| (one.weight, one.about.as_str())).collect();
         let (b, m) = (Weight::Blocks, Weight::Mind);
         let expected = [
             (b, "Node arm"),
@@ -289,7 +289,7 @@ mod tests {
             (m, "Pod shop/alone"),
             (m, "PodDisruptionBudget shop/web"),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(found, expected);
         let text = report.to_string();
         for part in
             ["arm64", "no spec.providerID", "Linux 5.4.0-azure", "Kubernetes v1.31.2", "block: 5, others: 5."]

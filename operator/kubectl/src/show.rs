@@ -145,17 +145,17 @@ mod tests {
     #[test]
     fn a_missing_or_false_ready_is_listed_without_another_condition() {
         let at = Timestamp::UNIX_EPOCH;
-        let told = |conditions: &[Condition]| -> Vec<String> {
+        let found = |conditions: &[Condition]| -> Vec<String> {
             troubles("o", conditions, at).into_iter().map(|one| one.what).collect()
         };
         let full =
             |holds, type_| Verdict::new(Some(holds), Reason::SubnetFull, "").condition(type_, None, at);
         let ready = |holds| full(holds, condition::READY);
         let reserved = full(false, condition::RESERVED);
-        assert_eq!(told(&[]), ["has no condition Ready"]);
-        assert_eq!(told(&[ready(true)]), Vec::<String>::new());
-        assert_eq!(told(&[ready(false)]), ["Ready is False for 0s (SubnetFull)"]);
-        assert_eq!(told(&[ready(false), reserved]), ["Reserved is False for 0s (SubnetFull)"]);
+        assert_eq!(found(&[]), ["has no condition Ready"]);
+        assert_eq!(found(&[ready(true)]), Vec::<String>::new());
+        assert_eq!(found(&[ready(false)]), ["Ready is False for 0s (SubnetFull)"]);
+        assert_eq!(found(&[ready(false), reserved]), ["Reserved is False for 0s (SubnetFull)"]);
     }
 
     #[test]

@@ -80,27 +80,27 @@ pub fn status(objects: &Objects) -> Status {
     };
     let (mut pools, mut nodes, mut all) = (vec![], vec![], vec![]);
     for pool in &objects.pools {
-        let said = pool.status.clone().unwrap_or_default();
-        all.extend(troubles(&format!("NodeIPPool {}", pool.name_any()), &said.conditions, objects.now));
+        let status = pool.status.clone().unwrap_or_default();
+        all.extend(troubles(&format!("NodeIPPool {}", pool.name_any()), &status.conditions, objects.now));
         pools.push(Pool {
             name: pool.name_any(),
             mode: pool.spec.mode,
-            nodes: said.nodes,
-            nodes_ready: said.nodes_ready,
-            counts: counts!(said),
-            ready: ready(&said.conditions),
+            nodes: status.nodes,
+            nodes_ready: status.nodes_ready,
+            counts: counts!(status),
+            ready: ready(&status.conditions),
         });
     }
     for allocation in &objects.allocations {
-        let said = allocation.status.clone().unwrap_or_default();
+        let status = allocation.status.clone().unwrap_or_default();
         let name = format!("NodeIPAllocation {}", allocation.name_any());
-        all.extend(troubles(&name, &said.conditions, objects.now));
+        all.extend(troubles(&name, &status.conditions, objects.now));
         nodes.push(Node {
             name: allocation.name_any(),
             pool: allocation.spec.pool.clone(),
             target: allocation.spec.target,
-            counts: counts!(said),
-            ready: ready(&said.conditions),
+            counts: counts!(status),
+            ready: ready(&status.conditions),
         });
     }
     let unserved = objects.nodes.iter().filter(|node| objects.allocation(&node.name_any()).is_none());

@@ -73,15 +73,15 @@ pub fn subnets(objects: &Objects) -> Subnets {
             used: one.used,
         }));
         for about in [SUBNET_EXHAUSTING, NETWORK_EXHAUSTING] {
-            let Some(said) = condition::find(&status.conditions, about) else { continue };
+            let Some(condition) = condition::find(&status.conditions, about) else { continue };
             forecasts.push(Forecast {
                 pool: pool.name_any(),
                 about: about.name(),
                 percent: pool.spec.subnet_exhausting_percent,
-                exhausting: said.status.clone(),
-                reason: said.reason.clone(),
-                message: said.message.clone(),
-                age: age(said.last_transition_time.0, objects.now),
+                exhausting: condition.status.clone(),
+                reason: condition.reason.clone(),
+                message: condition.message.clone(),
+                age: age(condition.last_transition_time.0, objects.now),
             });
         }
     }

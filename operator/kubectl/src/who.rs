@@ -86,7 +86,7 @@ impl Asked {
 /// The nodes whose ledgers can have more: those that hold the address, or on which the pod is. An address
 /// that no object has any more may still stand in the ledger of any node.
 pub fn nodes_to_ask(objects: &Objects, asked: &Asked) -> Vec<String> {
-    let told = objects.allocations.iter().filter(|one| match asked {
+    let holding = objects.allocations.iter().filter(|one| match asked {
         Asked::Address(address) => {
             reservation(one, *address).is_some() || holders(one).any(|one| is(&one.address, *address))
         }
@@ -97,7 +97,7 @@ pub fn nodes_to_ask(objects: &Objects, asked: &Asked) -> Vec<String> {
         Asked::Pod(..) => objects.pods.iter().filter(|pod| asked.is(pod)).collect(),
     };
     let on = pods.iter().filter_map(|pod| objects.allocation(node_of(pod)?));
-    let nodes: BTreeSet<String> = told.chain(on).map(ResourceExt::name_any).collect();
+    let nodes: BTreeSet<String> = holding.chain(on).map(ResourceExt::name_any).collect();
     let is_unknown = match asked {
         Asked::Address(_) => nodes.is_empty(),
         Asked::Pod(..) => pods.is_empty(),
@@ -116,13 +116,14 @@ fn holders(allocation: &NodeIPAllocation) -> impl Iterator<Item = &Holder> {
         .flat_map(|status| status.lost.iter().chain(&status.leases).chain(&status.holders))
 }
 
-/// `told` are the ledgers of some nodes.
+/// `answers` are the ledgers of some nodes.
 ///
 /// # Errors
 /// When there is no such pod.
-pub fn who(objects: &Objects, asked: &Asked, told: &Answers<NodeView>) -> Result<Answer> {
-    let views = told.iter().filter_map(|(node, view)| Some((node.as_str(), view.as_ref().ok()?))).collect();
-    let unread: Vec<String> = told
+pub fn who(objects: &Objects, asked: &Asked, answers: &Answers<NodeView>) -> Result<Answer> {
+    let views =
+        answers.iter().filter_map(|(node, view)| Some((node.as_str(), view.as_ref().ok()?))).collect();
+    let unread: Vec<String> = answers
         .iter()
         .filter_map(|(node, view)| Some(format!("node {node}: {}", view.as_ref().err()?)))
         .collect();
@@ -152,7 +153,7 @@ pub fn who(objects: &Objects, asked: &Asked, told: &Answers<NodeView>) -> Result
             !pods.is_empty(),
             "there is no such pod as {namespace}{name}, and none of {} nodes is known to have an address for it.{unread} \
              `kubectl get pods --all-namespaces` lists the pods there are.",
-            told.len()
+            answers.len()
         );
         rows = pods.into_iter().map(without_address).collect();
     }

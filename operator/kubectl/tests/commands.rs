@@ -91,8 +91,8 @@ exit 1
             json!({"name": format!("vnp-{n}"), "address": format!("10.9.0.{n}/32"), "nextHop": format!("10.240.0.{n}"),
                 "state": "Succeeded"})
         };
-        let told = json!({"id": table(), "reservations": [route(1), route(2)], "others": 0});
-        cluster.answer("reserved", &format!("{told}\n"));
+        let answer = json!({"id": table(), "reservations": [route(1), route(2)], "others": 0});
+        cluster.answer("reserved", &format!("{answer}\n"));
         cluster
     }
 }
@@ -163,9 +163,9 @@ fn a_bundle_has_all_there_is_to_read_and_neither_ids_nor_secrets() {
     let (names, all) = content(&folder);
     let printed = text(&output.stdout) + &text(&output.stderr);
     assert!(output.status.success(), "{printed}");
-    for told in [&all, &printed] {
+    for shown in [&all, &printed] {
         for secret in [SUBSCRIPTION, "s3cret", "acme", "late", "MC_", "managedFields"] {
-            let safe = told.replace(cluster.folder.path().to_str().unwrap(), "");
+            let safe = shown.replace(cluster.folder.path().to_str().unwrap(), "");
             assert!(!safe.contains(secret), "{secret} is in {safe}");
         }
     }
@@ -223,10 +223,10 @@ fn a_check_reads_each_table_once_and_names_a_node_that_is_not_there() {
     assert_eq!(cluster.calls("vnetpool-operator reserved"), 1);
 
     let unknown = cluster.run(&["check", "node-7"]);
-    let said = text(&unknown.stderr);
+    let printed = text(&unknown.stderr);
     assert!(
-        unknown.status.code() == Some(2) && said.contains("node node-7 has no NodeIPAllocation"),
-        "{said}"
+        unknown.status.code() == Some(2) && printed.contains("node node-7 has no NodeIPAllocation"),
+        "{printed}"
     );
 }
 
@@ -247,9 +247,9 @@ fn the_answers_read_before_the_operator_ended_are_kept() {
     other["spec"]["routeTableID"] = json!(table() + "-2");
     cluster.list(ALLOCATIONS, &[allocation("node-1", 1), other]);
     let printed = text(&cluster.run(&["check", "--apart", "0", "--output", "json"]).stdout);
-    let told: Value = serde_json::from_str(&printed).unwrap();
+    let found: Value = serde_json::from_str(&printed).unwrap();
     let unseen = format!("{}-2: the operator gave no answer", table());
-    assert_eq!(told, json!({"nodes": 2, "differences": [], "unseen": [unseen]}));
+    assert_eq!(found, json!({"nodes": 2, "differences": [], "unseen": [unseen]}));
 }
 
 #[test]

@@ -103,9 +103,9 @@ impl Credential {
     /// client secret a service principal, anything else the VM's managed identity. `env` looks a variable up;
     /// an empty one counts as unset.
     pub fn from_env(env: impl Fn(&str) -> Option<String>) -> Result<Credential, Error> {
-        let look = |name: &str| env(name).filter(|value| !value.is_empty());
+        let variable = |name: &str| env(name).filter(|value| !value.is_empty());
         let need = |name: &str, because: &str| {
-            look(name).ok_or_else(|| Error::Credential {
+            variable(name).ok_or_else(|| Error::Credential {
                 message: format!("{because} is set, so {name} must be, too; set it, or unset {because}"),
             })
         };
@@ -113,17 +113,17 @@ impl Credential {
             Ok::<_, Error>(Application {
                 tenant_id: need("AZURE_TENANT_ID", because)?,
                 client_id: need("AZURE_CLIENT_ID", because)?,
-                authority: look("AZURE_AUTHORITY_HOST"),
+                authority: variable("AZURE_AUTHORITY_HOST"),
             })
         };
-        if let Some(token_file) = look("AZURE_FEDERATED_TOKEN_FILE") {
+        if let Some(token_file) = variable("AZURE_FEDERATED_TOKEN_FILE") {
             let application = application("AZURE_FEDERATED_TOKEN_FILE")?;
             Ok(Credential::WorkloadIdentity { application, token_file })
-        } else if let Some(secret) = look("AZURE_CLIENT_SECRET") {
+        } else if let Some(secret) = variable("AZURE_CLIENT_SECRET") {
             let application = application("AZURE_CLIENT_SECRET")?;
             Ok(Credential::ClientSecret { application, secret: secret.into() })
         } else {
-            Ok(Credential::ManagedIdentity { client_id: look("AZURE_CLIENT_ID") })
+            Ok(Credential::ManagedIdentity { client_id: variable("AZURE_CLIENT_ID") })
         }
     }
 

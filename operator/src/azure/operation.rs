@@ -237,8 +237,8 @@ mod tests {
     #[test]
     fn the_pace_is_azures_within_limits() {
         let table = [(None, 10), (Some(0), 1), (Some(25), 25), (Some(86_400), 120)];
-        for (said, seconds) in table {
-            assert_eq!(pace(said.map(Duration::from_secs)), Duration::from_secs(seconds));
+        for (after, seconds) in table {
+            assert_eq!(pace(after.map(Duration::from_secs)), Duration::from_secs(seconds));
         }
     }
 

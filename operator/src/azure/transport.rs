@@ -350,17 +350,17 @@ fn lost(call: &Call, error: &reqwest::Error) -> Error {
 
 /// Only the sources of a reqwest error name the cause. Its own text would repeat the URL with its query.
 fn causes(error: &reqwest::Error) -> String {
-    let mut said = vec![];
+    let mut texts = vec![];
     let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(cause) = next {
-        said.push(cause.to_string());
+        texts.push(cause.to_string());
         next = cause.source();
     }
     if error.is_timeout() {
-        said.insert(0, "timed out".to_owned());
+        texts.insert(0, "timed out".to_owned());
     }
-    said.dedup();
-    if said.is_empty() { "the connection broke".to_owned() } else { said.join(": ") }
+    texts.dedup();
+    if texts.is_empty() { "the connection broke".to_owned() } else { texts.join(": ") }
 }
 
 /// Azure gives whole seconds, never a date.

@@ -136,8 +136,9 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
 /// The part of the operator's conditions that the pool's status repeats.
 pub fn readiness_digest(allocation: &NodeIPAllocation) -> u64 {
     let repeated = [condition::READY, condition::SELECTED, condition::UPDATING];
-    let told = allocation.conditions().iter().filter(|one| repeated.iter().any(|type_| one.type_ == *type_));
-    digest(told.map(|one| (&one.type_, &one.status, &one.reason)).collect::<Vec<_>>())
+    let conditions =
+        allocation.conditions().iter().filter(|one| repeated.iter().any(|type_| one.type_ == *type_));
+    digest(conditions.map(|one| (&one.type_, &one.status, &one.reason)).collect::<Vec<_>>())
 }
 
 pub fn pool_digest(pool: &NodeIPPool) -> u64 {
@@ -259,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_runtime_without_a_network_is_kept_and_is_news_and_nothing_else_of_ready_is() {
-        let says = |message: &str| {
+        let seen = |message: &str| {
             let mut node = node("2026-01-01T00:00:00Z", "b1");
             let ready =
                 json!({"type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": message});
@@ -271,7 +272,7 @@ mod tests {
         };
         let complaint =
             "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:x";
-        let ((without, news), (other, none)) = (says(complaint), says("PLEG is not healthy"));
+        let ((without, news), (other, none)) = (seen(complaint), seen("PLEG is not healthy"));
         assert_eq!((without.as_deref(), other), (Some(complaint), None));
         assert_ne!(news, none);
         assert_eq!(none, node_digest(&node("2026-01-01T00:00:10Z", "b1")));
@@ -326,10 +327,10 @@ mod tests {
             }))
             .unwrap()
         };
-        let mut said = object(serde_json::json!({ names::GONE: "true", "other/one": "long" }));
-        strip_allocation(&mut said);
-        let kept: Vec<_> = said.annotations().iter().collect();
+        let mut annotated = object(serde_json::json!({ names::GONE: "true", "other/one": "long" }));
+        strip_allocation(&mut annotated);
+        let kept: Vec<_> = annotated.annotations().iter().collect();
         assert_eq!(kept, [(&names::GONE.to_owned(), &"true".to_owned())]);
-        assert_ne!(allocation_digest(&said), allocation_digest(&object(serde_json::json!({}))));
+        assert_ne!(allocation_digest(&annotated), allocation_digest(&object(serde_json::json!({}))));
     }
 }

@@ -59,11 +59,11 @@ pub async fn woken(heard: &mut watch::Receiver<()>) {
 }
 
 pub fn channels() -> (Waker, Wakeups) {
-    let ((nodes, node_calls), (allocations, allocation_calls), (pools, pool_calls), (unreadable, told)) =
+    let ((nodes, node_calls), (allocations, allocation_calls), (pools, pool_calls), (unreadable, found)) =
         (unbounded(), unbounded(), unbounded(), unbounded());
     let waker = Waker { nodes, allocations, pools, unreadable, heard: Arc::default() };
     let wakeups =
-        Wakeups { nodes: node_calls, allocations: allocation_calls, pools: pool_calls, unreadable: told };
+        Wakeups { nodes: node_calls, allocations: allocation_calls, pools: pool_calls, unreadable: found };
     (waker, wakeups)
 }
 

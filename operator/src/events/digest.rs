@@ -13,7 +13,7 @@ use vnetpool_crds::verdict::name_some;
 use super::short;
 
 /// An Event and the objects it is about.
-pub(super) type Said = (Vec<ObjectReference>, Event);
+pub(super) type Reported = (Vec<ObjectReference>, Event);
 
 /// In a window, so many Events of one reason are published of the nodes of one pool. At its end one Event of
 /// the pool stands for all the others.
@@ -31,7 +31,7 @@ struct Window {
     ends: Instant,
     pool: ObjectReference,
     published: usize,
-    held: Vec<Said>,
+    held: Vec<Reported>,
 }
 
 /// The name of the node that an Event is about.
@@ -41,16 +41,21 @@ pub(super) fn node_of(about: &[ObjectReference]) -> Option<&str> {
 
 impl Digest {
     /// Gives the Event back if it is to be published now. `pool` is that of its node, if it is about one.
-    pub fn admit(&mut self, said: Said, pool: Option<ObjectReference>, now: Instant) -> Option<Said> {
-        let Some(pool) = pool else { return Some(said) };
-        let key = (said.1.reason.clone(), pool.name.clone().unwrap_or_default());
+    pub fn admit(
+        &mut self,
+        reported: Reported,
+        pool: Option<ObjectReference>,
+        now: Instant,
+    ) -> Option<Reported> {
+        let Some(pool) = pool else { return Some(reported) };
+        let key = (reported.1.reason.clone(), pool.name.clone().unwrap_or_default());
         let new = || Window { ends: now + WINDOW, pool, published: 0, held: vec![] };
         let window = self.0.entry(key).or_insert_with(new);
         if window.published < MANY {
             window.published += 1;
-            return Some(said);
+            return Some(reported);
         }
-        window.held.push(said);
+        window.held.push(reported);
         None
     }
 
@@ -60,19 +65,19 @@ impl Digest {
     }
 
     /// Closes the windows that have ended by now, and gives the Events of their pools.
-    pub fn ended(&mut self, now: Instant) -> Vec<Said> {
+    pub fn ended(&mut self, now: Instant) -> Vec<Reported> {
         self.0.extract_if(.., |_, window| window.ends <= now).filter_map(|(_, window)| window.sum()).collect()
     }
 
     /// The same for all windows, since no further Event comes.
-    pub fn rest(&mut self) -> Vec<Said> {
+    pub fn rest(&mut self) -> Vec<Reported> {
         std::mem::take(&mut self.0).into_values().filter_map(Window::sum).collect()
     }
 }
 
 impl Window {
     /// One Event for all that were held; `None` if none was.
-    fn sum(mut self) -> Option<Said> {
+    fn sum(mut self) -> Option<Reported> {
         let (_, first) = self.held.first()?;
         if self.held.len() == 1 {
             return self.held.pop();
@@ -103,23 +108,23 @@ mod tests {
         ObjectReference { kind: Some(kind.into()), name: Some(name.into()), ..ObjectReference::default() }
     }
 
-    fn said(node: usize, event: Event) -> Said {
+    fn reported(node: usize, event: Event) -> Reported {
         let name = format!("n{node}");
         (vec![object("Node", &name), object("NodeIPAllocation", &name)], event)
     }
 
     /// Hands these in, all at that time; gives those that are to be published at once.
-    fn admit(digest: &mut Digest, all: Vec<Said>, now: Instant) -> Vec<Said> {
+    fn admit(digest: &mut Digest, all: Vec<Reported>, now: Instant) -> Vec<Reported> {
         let pool_of = |node: &str| object("NodeIPPool", if node == "n0" { "other" } else { "default" });
-        let admitted = all.into_iter().map(|said| {
-            let pool = node_of(&said.0).map(pool_of);
-            digest.admit(said, pool, now)
+        let admitted = all.into_iter().map(|reported| {
+            let pool = node_of(&reported.0).map(pool_of);
+            digest.admit(reported, pool, now)
         });
         admitted.flatten().collect()
     }
 
     /// The objects of an Event, and its note.
-    fn shown((about, event): &Said) -> (String, &str) {
+    fn shown((about, event): &Reported) -> (String, &str) {
         let name = |one: &ObjectReference| {
             format!("{} {}", one.kind.as_deref().unwrap(), one.name.as_deref().unwrap())
         };
@@ -130,13 +135,13 @@ mod tests {
     #[test]
     fn beyond_the_first_few_the_events_of_many_nodes_are_one_of_their_pool() {
         let (mut digest, now) = (Digest::default(), Instant::now());
-        let many = |nodes: std::ops::Range<usize>| nodes.map(|node| said(node, reserved(4, 8, "nic")));
+        let many = |nodes: std::ops::Range<usize>| nodes.map(|node| reported(node, reserved(4, 8, "nic")));
         let at_once = admit(&mut digest, many(0..MANY + 1).collect(), now);
         assert_eq!(at_once.len(), MANY + 1, "n0 is in a pool of its own");
         // They come one by one, as Azure admits the writes.
         let later = now + WINDOW / 2;
         assert!(admit(&mut digest, many(100..140).collect(), later).is_empty());
-        assert_eq!(admit(&mut digest, vec![said(7, full("no address is left"))], later).len(), 1);
+        assert_eq!(admit(&mut digest, vec![reported(7, full("no address is left"))], later).len(), 1);
         assert_eq!(digest.due(), Some(now + WINDOW));
         assert!(digest.ended(later).is_empty());
         let sums = digest.ended(now + WINDOW);
@@ -152,9 +157,9 @@ mod tests {
     #[test]
     fn events_of_few_nodes_and_those_of_pods_are_published_as_they_come() {
         let (mut digest, now) = (Digest::default(), Instant::now());
-        let few: Vec<Said> = (1..MANY).map(|node| said(node, reserved(4, 8, "nic"))).collect();
+        let few: Vec<Reported> = (1..MANY).map(|node| reported(node, reserved(4, 8, "nic"))).collect();
         assert_eq!(admit(&mut digest, few, now).len(), MANY - 1);
-        let pods: Vec<Said> = (0..2 * MANY).map(|_| (vec![object("Pod", "p")], full("none"))).collect();
+        let pods: Vec<Reported> = (0..2 * MANY).map(|_| (vec![object("Pod", "p")], full("none"))).collect();
         assert_eq!(admit(&mut digest, pods, now).len(), 2 * MANY);
         assert!(digest.rest().is_empty());
     }
@@ -162,7 +167,7 @@ mod tests {
     #[test]
     fn no_event_is_lost_when_the_operator_ends() {
         let (mut digest, now) = (Digest::default(), Instant::now());
-        let all = (1..MANY + 2).map(|node| said(node, reserved(4, 8, "nic"))).collect();
+        let all = (1..MANY + 2).map(|node| reported(node, reserved(4, 8, "nic"))).collect();
         assert_eq!(admit(&mut digest, all, now).len(), MANY);
         let rest = digest.rest();
         let [one] = &rest[..] else { panic!("{} Events", rest.len()) };

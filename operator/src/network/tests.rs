@@ -102,7 +102,7 @@ async fn each_vnet_is_read_and_counted_once_a_minute_for_any_number_of_subnets_a
     let world = World::start(sim::Config::default()).await.met().await;
     for minute in 1..=5_usize {
         // That another is taken each minute shows when the minute's counting is done.
-        let free = Some(Free::Told(12 - minute as u32));
+        let free = Some(Free::Counted(12 - minute as u32));
         let all = |world: &World| world.free("one", "a") == free && world.free("two", "c") == free;
         world.until("all counted", all).await;
         for _ in 0..20 {
@@ -125,14 +125,14 @@ async fn each_vnet_is_read_and_counted_once_a_minute_for_any_number_of_subnets_a
 #[tokio::test]
 async fn a_subnets_size_and_free_addresses_are_known_and_a_change_is_news() {
     let world = World::start(sim::Config::default()).await.met().await;
-    world.until("counted", |world| world.free("one", "a") == Some(Free::Told(11))).await;
+    world.until("counted", |world| world.free("one", "a") == Some(Free::Counted(11))).await;
     assert_eq!(world.networks.subnet(&subnet("one", "a")).unwrap().size, 11);
-    world.until("all counted", |world| world.free("two", "c") == Some(Free::Told(11))).await;
+    world.until("all counted", |world| world.free("two", "c") == Some(Free::Counted(11))).await;
     world.news.lock().unwrap().clear();
     let vm = sim::NewVm { name: "vm".into(), subnet: Some("a".into()), ..Default::default() };
     world.sim.add_vm(vm).await.unwrap();
     pass(NETWORK_KEPT).await;
-    world.until("counted again", |world| world.free("one", "a") == Some(Free::Told(10))).await;
+    world.until("counted again", |world| world.free("one", "a") == Some(Free::Counted(10))).await;
     // The other subnet is as full as before, and the network around it isn't.
     let news = world.news.lock().unwrap().clone();
     assert_eq!(news.len(), 2, "{news:?}");
@@ -143,9 +143,9 @@ async fn a_subnets_size_and_free_addresses_are_known_and_a_change_is_news() {
 #[tokio::test]
 async fn a_subnet_that_no_node_uses_any_more_is_not_read() {
     let world = World::start(sim::Config::default()).await.met().await;
-    let told = |world: &World| world.free("one", "b").zip(world.free("two", "c"));
-    let both = Some((Free::Told(11), Free::Told(11)));
-    world.until("counted", |world| told(world) == both).await;
+    let counts = |world: &World| world.free("one", "b").zip(world.free("two", "c"));
+    let both = Some((Free::Counted(11), Free::Counted(11)));
+    world.until("counted", |world| counts(world) == both).await;
     world.in_use.lock().unwrap().retain(|one| *one == subnet("two", "c"));
     world.sim.clear_log();
     pass(NETWORK_KEPT).await;
@@ -170,7 +170,7 @@ async fn without_the_right_to_usages_the_hint_is_absent_and_the_network_is_known
     // Not asked again before the minute is over; then granted, it is there.
     world.sim.deny(vec![]);
     pass(NETWORK_KEPT).await;
-    world.until("counted", |world| world.free("one", "a") == Some(Free::Told(11))).await;
+    world.until("counted", |world| world.free("one", "a") == Some(Free::Counted(11))).await;
 }
 
 #[tokio::test]
@@ -192,9 +192,9 @@ async fn every_page_is_read_and_paid_for_and_the_gateways_subnet_has_no_figure()
     let world = World::start(sim::Config { page_size: Some(1), ..sim::Config::default() }).await;
     world.in_use.lock().unwrap().insert(subnet("one", "GatewaySubnet"));
     let world = world.met().await;
-    world.until("counted", |world| world.free("two", "c") == Some(Free::Told(11))).await;
-    world.until("counted", |world| world.free("one", "b") == Some(Free::Told(11))).await;
-    assert_eq!(world.free("one", "GatewaySubnet"), Some(Free::Untold));
+    world.until("counted", |world| world.free("two", "c") == Some(Free::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "b") == Some(Free::Counted(11))).await;
+    assert_eq!(world.free("one", "GatewaySubnet"), Some(Free::Uncounted));
     assert_eq!((world.asked("/one/usages"), world.asked("/two/usages")), (3, 1));
     let accounts = world.azure.accounts();
     let spent =
@@ -211,7 +211,7 @@ async fn a_network_is_read_within_the_minute_though_its_count_gets_no_answer() {
     let held = |world: &World| world.sim.faults()[0].hits;
     world.until("the count is held", |world| held(world) == 1).await;
     pass(NETWORK_KEPT).await;
-    world.until("both are looked at", |world| world.asked("/one") + world.asked("/two") == 4).await;
+    world.until("both are read", |world| world.asked("/one") + world.asked("/two") == 4).await;
     assert_eq!(held(&world), 1);
 }
 
@@ -219,14 +219,14 @@ async fn a_network_is_read_within_the_minute_though_its_count_gets_no_answer() {
 async fn a_new_subnet_does_not_delay_the_read_of_its_network() {
     let world = World::start(sim::Config::default()).await;
     world.networks.around(&subnet("one", "a")).await.unwrap();
-    world.until("counted", |world| world.free("one", "a") == Some(Free::Told(11))).await;
+    world.until("counted", |world| world.free("one", "a") == Some(Free::Counted(11))).await;
     let late = Duration::from_secs(9);
     pass(NETWORK_KEPT - late).await;
     world.networks.around(&subnet("one", "b")).await.unwrap();
-    world.until("counted", |world| world.free("one", "b") == Some(Free::Told(11))).await;
+    world.until("counted", |world| world.free("one", "b") == Some(Free::Counted(11))).await;
     assert_eq!(world.asked("/one"), 1);
     pass(late).await;
-    world.until("looked at again", |world| world.asked("/one") == 2).await;
+    world.until("read again", |world| world.asked("/one") == 2).await;
 }
 
 #[tokio::test]
@@ -239,8 +239,8 @@ async fn networks_are_read_with_waiting_pods_priority_and_counted_with_the_lowes
     world.until("both are counted", |_| asked.lock().unwrap().len() == 4).await;
     asked.lock().unwrap().clear();
     pass(NETWORK_KEPT).await;
-    world.until("both are looked at and counted again", |_| asked.lock().unwrap().len() == 4).await;
+    world.until("both are read and counted again", |_| asked.lock().unwrap().len() == 4).await;
     asked.lock().unwrap().sort_unstable();
-    let [look, count] = [Priority::WaitingPods, Priority::GiveBack];
-    assert_eq!(*asked.lock().unwrap(), [look, look, count, count]);
+    let [read, count] = [Priority::WaitingPods, Priority::GiveBack];
+    assert_eq!(*asked.lock().unwrap(), [read, read, count, count]);
 }

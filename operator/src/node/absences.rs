@@ -42,9 +42,9 @@ pub struct Recorded {
 
 impl Recorded {
     pub fn of(allocation: &NodeIPAllocation, now: Timestamp) -> Recorded {
-        let Some(said) = said(allocation) else { return Recorded::default() };
-        let lasted = now.duration_since(said.last_transition_time.0).try_into().unwrap_or_default();
-        Recorded { groups: groups(&said.message), lasted }
+        let Some(condition) = recorded(allocation) else { return Recorded::default() };
+        let lasted = now.duration_since(condition.last_transition_time.0).try_into().unwrap_or_default();
+        Recorded { groups: groups(&condition.message), lasted }
     }
 
     /// Whether that has lasted for long enough to believe it of this error's resource group.
@@ -62,7 +62,7 @@ impl Recorded {
 impl Absences {
     /// What an operator before this one has left.
     pub fn of(allocation: &NodeIPAllocation) -> Absences {
-        let groups = said(allocation).map(|said| groups(&said.message)).unwrap_or_default();
+        let groups = recorded(allocation).map(|condition| groups(&condition.message)).unwrap_or_default();
         Absences { groups, ..Absences::default() }
     }
 
@@ -114,8 +114,9 @@ impl Absences {
         if self.groups.is_empty() {
             return None;
         }
-        let since = said(allocation).filter(|said| self.groups.is_subset(&groups(&said.message)));
-        let since = since.map_or(now, |said| said.last_transition_time.0);
+        let since =
+            recorded(allocation).filter(|condition| self.groups.is_subset(&groups(&condition.message)));
+        let since = since.map_or(now, |condition| condition.last_transition_time.0);
         let named = self.groups.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         let message = format!(
             "{named}: Azure doesn't know this resource group. What this object records of it is kept until that has lasted \
@@ -127,8 +128,8 @@ impl Absences {
     }
 }
 
-fn said(allocation: &NodeIPAllocation) -> Option<&Condition> {
-    condition::find(allocation.conditions(), GROUP_FOUND).filter(|said| said.status == "False")
+fn recorded(allocation: &NodeIPAllocation) -> Option<&Condition> {
+    condition::find(allocation.conditions(), GROUP_FOUND).filter(|condition| condition.status == "False")
 }
 
 /// The groups that such a message names.
@@ -181,7 +182,7 @@ mod tests {
         let absences = noted(&[nic("A")], start);
         let none = Recorded::default();
         let prove = |error: &Error, after| absences.prove(error, &none, MINUTE, false, start + after);
-        assert!(!Absences::default().prove(&nic("a"), &none, MINUTE, false, start), "the first look");
+        assert!(!Absences::default().prove(&nic("a"), &none, MINUTE, false, start), "the first read");
         assert!(!prove(&nic("a"), MINUTE - Duration::from_secs(1)));
         assert!(prove(&nic("a"), MINUTE));
         assert!(!prove(&nic("b"), MINUTE), "another NIC");
@@ -205,10 +206,10 @@ mod tests {
     }
 
     /// The object as it is once this condition has been applied.
-    fn object(said: Option<Condition>) -> NodeIPAllocation {
+    fn object(condition: Option<Condition>) -> NodeIPAllocation {
         let object = serde_json::json!({"metadata": {"name": "n", "generation": 1},
             "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
-            "status": {"conditions": said.into_iter().collect::<Vec<_>>()}});
+            "status": {"conditions": condition.into_iter().collect::<Vec<_>>()}});
         serde_json::from_value(object).unwrap()
     }
 
@@ -238,7 +239,7 @@ mod tests {
         let mut known = object(absences.condition(&object(None), hour(0)));
         let mut since = |absences: &Absences, now| {
             known = object(absences.condition(&known, now));
-            said(&known).map(|said| said.last_transition_time.0)
+            recorded(&known).map(|condition| condition.last_transition_time.0)
         };
         absences.note(&scope("g"), Instant::now());
         assert_eq!(since(&absences, hour(5)), Some(hour(0)));

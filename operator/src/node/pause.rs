@@ -104,22 +104,22 @@ pub fn word(object: &impl ResourceExt) -> Option<&str> {
     })
 }
 
-/// With these words, and the pool's name, begins what is said of a node that its pool has paused.
+/// With these words, and the pool's name, begins the message about a node that its pool has paused.
 const POOL: &str = "NodeIPPool ";
 
 fn was_paused(allocation: &NodeIPAllocation) -> bool {
     message_of(allocation, Reason::Paused).is_some()
 }
 
-/// The pool by which the node was paused when that was last said.
+/// The pool by which the node was paused when that was last reported.
 fn paused_by(allocation: &NodeIPAllocation) -> Option<&str> {
     message_of(allocation, Reason::PoolPaused)?.strip_prefix(POOL)?.split(' ').next()
 }
 
-/// What the node's object says of a pause for this reason.
+/// The message of the node's object about a pause for this reason.
 fn message_of(allocation: &NodeIPAllocation, reason: Reason) -> Option<&str> {
-    let said = condition::find(allocation.conditions(), PAUSED)?;
-    (said.status == "True" && reason == said.reason.as_str()).then_some(said.message.as_str())
+    let condition = condition::find(allocation.conditions(), PAUSED)?;
+    (condition.status == "True" && reason == condition.reason.as_str()).then_some(condition.message.as_str())
 }
 
 /// Whether a person has confirmed that the node needn't keep what it has.
@@ -166,9 +166,9 @@ mod tests {
         pool
     }
 
-    fn said(mut allocation: NodeIPAllocation, reason: Reason) -> NodeIPAllocation {
-        let said = Verdict::yes(reason, "").condition(PAUSED, None, Timestamp::UNIX_EPOCH);
-        allocation.status.get_or_insert_default().conditions.push(said);
+    fn reporting(mut allocation: NodeIPAllocation, reason: Reason) -> NodeIPAllocation {
+        let condition = Verdict::yes(reason, "").condition(PAUSED, None, Timestamp::UNIX_EPOCH);
+        allocation.status.get_or_insert_default().conditions.push(condition);
         allocation
     }
 
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn a_pauses_message_names_its_reason_and_its_end() {
         let message = |node: Option<Option<&str>>, pools: &[NodeIPPool]| {
-            pause(&said(record(), Reason::Paused), node, pools).unwrap().message
+            pause(&reporting(record(), Reason::Paused), node, pools).unwrap().message
         };
         let of_pool = message(Some(None), &[pool("p", Some("incident 7"))]);
         assert!(of_pool.starts_with("NodeIPPool p is paused (incident 7)"), "{of_pool}");
@@ -227,14 +227,14 @@ mod tests {
 
     #[test]
     fn a_node_that_was_paused_stays_so_when_it_is_deleted_until_a_person_releases_it() {
-        let mut record = said(record(), Reason::Paused);
+        let mut record = reporting(record(), Reason::Paused);
         assert_eq!(decided(&record, None, &[]), Some(Reason::Paused));
         record.annotations_mut().insert(names::RELEASE.into(), "true".into());
         assert_eq!(decided(&record, None, &[]), None);
         // Another Node of that name has its own annotations.
         assert_eq!(decided(&record, Some(None), &[]), None);
         // The pool is still there to be asked.
-        let by_pool = said(self::record(), Reason::PoolPaused);
+        let by_pool = reporting(self::record(), Reason::PoolPaused);
         assert_eq!(decided(&by_pool, None, &[pool("p", None)]), None);
     }
 
@@ -243,18 +243,19 @@ mod tests {
         let held = pool("p", Some("incident 7"));
         let (free, other) = (pool("p", None), pool("q", None));
         let mut record = record();
-        let mut say = |pause: Option<Pause>| {
-            let said = pause.expect("it is paused").verdict().condition(PAUSED, None, Timestamp::UNIX_EPOCH);
-            record.status.get_or_insert_default().conditions = vec![said];
+        let mut report = |pause: Option<Pause>| {
+            let condition =
+                pause.expect("it is paused").verdict().condition(PAUSED, None, Timestamp::UNIX_EPOCH);
+            record.status.get_or_insert_default().conditions = vec![condition];
             record.clone()
         };
-        let paused = say(pause(&self::record(), Some(None), std::slice::from_ref(&held)));
+        let paused = report(pause(&self::record(), Some(None), std::slice::from_ref(&held)));
         // The message is the same from then on, whichever operator leads, and whether the Node lives or not.
         let gone = pause(&paused, Some(None), std::slice::from_ref(&other));
         let message = gone.clone().map(|pause| pause.message).unwrap_or_default();
         assert!(message.starts_with("NodeIPPool p was paused when it was deleted"), "{message}");
         assert!(message.ends_with("nodeipallocation n1 vnetpool.io/release=true"), "{message}");
-        let mut paused = say(gone);
+        let mut paused = report(gone);
         assert_eq!(decided(&paused, None, &[]), Some(Reason::PoolPaused));
         // A pool that is there says for itself.
         assert_eq!(decided(&paused, Some(None), &[free, other]), None);
@@ -268,8 +269,8 @@ mod tests {
         // Its pool p is gone, and q is to serve it.
         let of_other = pause(&record(), Some(None), &[pool("q", Some("incident 7"))]).unwrap();
         let mut record = record();
-        let said = of_other.verdict().condition(PAUSED, None, Timestamp::UNIX_EPOCH);
-        record.status.get_or_insert_default().conditions.push(said);
+        let condition = of_other.verdict().condition(PAUSED, None, Timestamp::UNIX_EPOCH);
+        record.status.get_or_insert_default().conditions.push(condition);
         assert_eq!(decided(&record, Some(None), &[pool("q", None)]), None);
     }
 }

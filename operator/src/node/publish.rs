@@ -86,7 +86,8 @@ pub fn adopts(allocation: &NodeIPAllocation, seen: &Seen) -> bool {
     match &seen.adoption {
         Some(adoption) => adoption.left > 0,
         None if seen.is_read => false,
-        None => condition::find(allocation.conditions(), ADOPTED).is_some_and(|said| said.status == "False"),
+        None => condition::find(allocation.conditions(), ADOPTED)
+            .is_some_and(|condition| condition.status == "False"),
     }
 }
 

@@ -27,7 +27,7 @@ pub async fn follow(ctx: Arc<Context>) {
 fn changed(ctx: &Context, subnet: &ResourceId, news: News) {
     let has_room = || {
         let free = ctx.networks.subnet(subnet).map(|subnet| subnet.free);
-        matches!(free, Some(Free::Told(count)) if count > 0)
+        matches!(free, Some(Free::Counted(count)) if count > 0)
     };
     if news == News::Network || (news == News::Free && has_room()) {
         let mut shortages = lock(&ctx.shortages);

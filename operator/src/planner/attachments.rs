@@ -199,9 +199,9 @@ pub fn holders(
 ) -> HashMap<Ipv4Addr, String> {
     let marked = held.iter().filter(|one| marks.contains_key(&one.name));
     let marked: HashSet<Ipv4Addr> = marked.filter_map(|one| Some(one.address?.addr())).collect();
-    let told = wishes.iter().filter_map(|(uid, wish)| Some((wish.address?, uid.clone())));
-    let told = told.filter(|(address, _)| !marked.contains(address));
-    told.chain(confirmed.filter(|(address, _)| marked.contains(address))).collect()
+    let reported = wishes.iter().filter_map(|(uid, wish)| Some((wish.address?, uid.clone())));
+    let reported = reported.filter(|(address, _)| !marked.contains(address));
+    reported.chain(confirmed.filter(|(address, _)| marked.contains(address))).collect()
 }
 
 /// `public_id` names the public address of a pod by its UID.
@@ -238,8 +238,8 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
                 let stays = !has_moved(entry, uid, holder, facts);
                 match (grants.get(uid).filter(|_| stays), refused.get(uid).filter(|_| stays)) {
                     (Some(grant), _) => granted(entry, mark, grant, holder, facts),
-                    (None, Some(&told)) if has_something(entry, mark, facts) => {
-                        plan.invalid[told].message += " Until it ends it keeps what it has.";
+                    (None, Some(&index)) if has_something(entry, mark, facts) => {
+                        plan.invalid[index].message += " Until it ends it keeps what it has.";
                         Outcome { mark: Some(mark.clone()), ..Outcome::default() }
                     }
                     (None, _) => ending(entry, mark, facts),
@@ -281,8 +281,8 @@ fn found(entry: &IpConfiguration, holder: Option<&str>, offered: &Attachments) -
 /// has no address for a moment; this one waits for it. It also waits while the kubelet still names the pod,
 /// though another pod has the address: a mark that was removed would come back at once, by that report.
 fn has_moved(entry: &IpConfiguration, uid: &str, holder: Option<&str>, facts: &Facts) -> bool {
-    let told = facts.wishes.get(uid).and_then(|wish| wish.address);
-    let is_reported_here = told.is_some() && told == entry.address.map(|address| address.addr());
+    let reported = facts.wishes.get(uid).and_then(|wish| wish.address);
+    let is_reported_here = reported.is_some() && reported == entry.address.map(|address| address.addr());
     let is_anothers = holder.is_some_and(|holder| holder != uid);
     let waits = is_reported_here && entry.attached.is_empty();
     facts.confirmed
@@ -398,12 +398,12 @@ impl Plan {
     /// Takes in what is next for each: the kind of step that comes first, for all that need it, and what is
     /// done beside it.
     fn take(&mut self, next: Vec<Next>, batch: usize) {
-        let (mut detach, mut look_up, mut attach) = (vec![], vec![], vec![]);
+        let (mut detach, mut unknown, mut attach) = (vec![], vec![], vec![]);
         for one in next {
             match one {
                 Next::Detach(name) => detach.push(name),
                 Next::Delete(id) => self.delete.push(id),
-                Next::LookUp(id) => look_up.push(id),
+                Next::LookUp(id) => unknown.push(id),
                 Next::Make(one) => self.make.push(one),
                 Next::Attach(one) => attach.push(one),
             }
@@ -415,8 +415,8 @@ impl Plan {
         attach.truncate(batch.max(1));
         self.step = if !detach.is_empty() {
             Some(Step::Detach(detach))
-        } else if !look_up.is_empty() {
-            Some(Step::LookUp(look_up))
+        } else if !unknown.is_empty() {
+            Some(Step::LookUp(unknown))
         } else {
             (!attach.is_empty()).then_some(Step::Attach(attach))
         };

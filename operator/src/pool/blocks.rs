@@ -53,13 +53,13 @@ impl Blocks {
 
     /// How many of the network's private addresses are taken, at least and at most.
     pub fn taken(&self, vnet: &ResourceId, usages: &Usages) -> (u32, u32) {
-        let told: u32 = usages.values().map(|usage| usage.used).fold(0, u32::saturating_add);
+        let counted: u32 = usages.values().map(|usage| usage.used).fold(0, u32::saturating_add);
         let blocks = self.around(vnet).map(|(_, blocks)| blocks).fold(0, u32::saturating_add);
-        let fewer = told.saturating_sub(blocks.saturating_mul(BLOCK - 1));
+        let fewer = counted.saturating_sub(blocks.saturating_mul(BLOCK - 1));
         match self.reading(vnet, usages) {
-            Reading::Once => (told, told),
+            Reading::Once => (counted, counted),
             Reading::Each => (fewer, fewer),
-            Reading::Either => (fewer, told),
+            Reading::Either => (fewer, counted),
         }
     }
 

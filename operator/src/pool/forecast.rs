@@ -28,7 +28,7 @@ pub fn report(
         let known = known(&subnet.id);
         subnet.size = known.as_ref().map(|known| known.size);
         let free = known.map(|known| known.free).unwrap_or_default();
-        if let Free::Told(free) = free {
+        if let Free::Counted(free) = free {
             subnet.free = Some(free);
         }
         frees.push(free);
@@ -75,7 +75,7 @@ fn forecast(
             ),
         ));
     }
-    match untold(frees.iter().zip(subnets.iter().map(|subnet| &*subnet.id)), before.is_some()) {
+    match uncounted(frees.iter().zip(subnets.iter().map(|subnet| &*subnet.id)), before.is_some()) {
         Some(verdict) => verdict,
         None if subnets.is_empty() => Some(Verdict::no(Reason::NoNodes, "no node is served by this pool")),
         // Without counts, each of which would be news: they are in status.subnets.
@@ -87,7 +87,7 @@ fn forecast(
 }
 
 /// The verdict while not all of these are known. `Some(None)` leaves the last report.
-fn untold<'a, T: PartialEq + 'a>(
+fn uncounted<'a, T: PartialEq + 'a>(
     hints: impl Iterator<Item = (&'a Hint<T>, &'a str)>,
     is_reported: bool,
 ) -> Option<Option<Verdict>> {
@@ -100,12 +100,12 @@ fn untold<'a, T: PartialEq + 'a>(
                 );
                 return Some(Some(Verdict::unknown(*reason, message)));
             }
-            Hint::Untold => {
+            Hint::Uncounted => {
                 let message = format!("Azure doesn't tell how many addresses are free in {id}");
                 return Some(Some(Verdict::unknown(Reason::Untold, message)));
             }
             Hint::Pending => is_pending = true,
-            Hint::Told(_) => {}
+            Hint::Counted(_) => {}
         }
     }
     // The last report stands until Azure has answered, in a moment: otherwise each start of the operator
@@ -144,14 +144,14 @@ mod tests {
     }
 
     /// The verdict for this much knowledge.
-    fn said(percent: u32, known: Option<Subnet>, before: &[Condition]) -> NodeIPPoolStatus {
+    fn reported(percent: u32, known: Option<Subnet>, before: &[Condition]) -> NodeIPPoolStatus {
         let mut status = status(before);
         report(&pool(percent), &mut status, |_| known.clone(), Timestamp::UNIX_EPOCH);
         status
     }
 
-    fn told(free: u32) -> Option<Subnet> {
-        Some(Subnet { size: 200, free: Free::Told(free) })
+    fn known(free: u32) -> Option<Subnet> {
+        Some(Subnet { size: 200, free: Free::Counted(free) })
     }
 
     fn exhausting(status: &NodeIPPoolStatus) -> &Condition {
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_subnet_is_exhausting_below_the_share_and_not_at_it() {
         for (free, turned) in [(20, "False"), (19, "True"), (0, "True"), (200, "False")] {
-            let status = said(10, told(free), &[]);
+            let status = reported(10, known(free), &[]);
             assert_eq!(exhausting(&status).status, turned, "{free}");
             assert_eq!((status.subnets[0].size, status.subnets[0].free), (Some(200), Some(free)));
         }
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_message_names_the_subnet_the_figures_and_the_remedy() {
-        let status = said(10, told(3), &[]);
+        let status = reported(10, known(3), &[]);
         let condition = exhausting(&status);
         assert_eq!(condition.reason, "FewFree");
         for part in [ID, "3 of 200", "10 % of NodeIPPool p", "lower minimum"] {
@@ -179,32 +179,32 @@ mod tests {
 
     #[test]
     fn a_subnet_around_the_limit_does_not_flap() {
-        let mut before = said(10, told(19), &[]).conditions;
+        let mut before = reported(10, known(19), &[]).conditions;
         for (free, turned) in [(20, "True"), (24, "True"), (25, "False"), (20, "False"), (19, "True")] {
-            before = said(10, told(free), &before).conditions;
+            before = reported(10, known(free), &before).conditions;
             assert_eq!(before[0].status, turned, "{free}");
         }
     }
 
     #[test]
     fn zero_percent_switches_it_off() {
-        assert_eq!(exhausting(&said(0, told(0), &[])).status, "False");
+        assert_eq!(exhausting(&reported(0, known(0), &[])).status, "False");
     }
 
     #[test]
     fn a_subnets_last_forecast_stands_while_azure_was_not_asked() {
         let pending = Some(Subnet { size: 200, free: Free::Pending });
-        assert_eq!(exhausting(&said(10, pending.clone(), &[])).reason, "Pending");
-        let before = said(10, told(3), &[]).conditions;
-        assert_eq!(exhausting(&said(10, pending, &before)), &before[0]);
-        assert_eq!(exhausting(&said(10, None, &before)), &before[0]);
+        assert_eq!(exhausting(&reported(10, pending.clone(), &[])).reason, "Pending");
+        let before = reported(10, known(3), &[]).conditions;
+        assert_eq!(exhausting(&reported(10, pending, &before)), &before[0]);
+        assert_eq!(exhausting(&reported(10, None, &before)), &before[0]);
     }
 
     #[test]
     fn without_permission_the_hint_is_absent_and_the_condition_names_the_grant() {
         let denied =
             Free::Unreadable { reason: Reason::PermissionDenied, message: "Grant usages/read".into() };
-        let status = said(10, Some(Subnet { size: 200, free: denied }), &[]);
+        let status = reported(10, Some(Subnet { size: 200, free: denied }), &[]);
         let condition = exhausting(&status);
         assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("Unknown", "PermissionDenied"));
         assert!(condition.message.contains("Grant usages/read") && condition.message.contains(ID));
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_subnet_that_azure_has_no_figure_for_is_unknown() {
-        let status = said(10, Some(Subnet { size: 200, free: Free::Untold }), &[]);
+        let status = reported(10, Some(Subnet { size: 200, free: Free::Uncounted }), &[]);
         assert_eq!(exhausting(&status).status, "Unknown");
     }
 }

@@ -17,11 +17,12 @@ pub fn report<'a>(
     nodes: impl Iterator<Item = &'a NodeIPAllocation>,
     now: Timestamp,
 ) {
-    let says = |node: &'a NodeIPAllocation| {
-        let said = condition::find(node.conditions(), SELECTED).filter(|said| said.status == "False")?;
-        Some((node.name_any(), said))
+    let departure = |node: &'a NodeIPAllocation| {
+        let condition =
+            condition::find(node.conditions(), SELECTED).filter(|condition| condition.status == "False")?;
+        Some((node.name_any(), condition))
     };
-    let mut leaving: Vec<(String, &Condition)> = nodes.filter_map(says).collect();
+    let mut leaving: Vec<(String, &Condition)> = nodes.filter_map(departure).collect();
     leaving.sort_by(|a, b| a.0.cmp(&b.0));
     let verdict = match leaving.as_slice() {
         [] if condition::find(&status.conditions, SELECTED).is_none() => return,
@@ -51,9 +52,9 @@ mod tests {
         let object =
             json!({"metadata": {"name": name}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}});
         let mut node: NodeIPAllocation = serde_json::from_value(object).unwrap();
-        let said = message
+        let condition = message
             .map(|text| Verdict::no(Reason::NoPool, text).condition(SELECTED, None, Timestamp::UNIX_EPOCH));
-        node.status.get_or_insert_default().conditions.extend(said);
+        node.status.get_or_insert_default().conditions.extend(condition);
         node
     }
 
@@ -66,8 +67,9 @@ mod tests {
             condition::find(&status.conditions, SELECTED).cloned()
         };
         assert_eq!(report(&[node("a", None)]), None);
-        let said = report(&[node("b", Some("Until noon.")), node("a", None), node("c", Some("x"))]).unwrap();
-        assert_eq!(said.message, "2 nodes leave NodeIPPool p: b, c. Of the first: Until noon.");
+        let condition =
+            report(&[node("b", Some("Until noon.")), node("a", None), node("c", Some("x"))]).unwrap();
+        assert_eq!(condition.message, "2 nodes leave NodeIPPool p: b, c. Of the first: Until noon.");
         assert_eq!(report(&[node("a", None)]).unwrap().status, "True");
     }
 }

@@ -147,18 +147,18 @@ mod tests {
         names.iter().map(|name| (*name).to_owned()).collect()
     }
 
-    fn told(spec: Value, nodes: &[Node]) -> (String, String) {
+    fn reported(spec: Value, nodes: &[Node]) -> (String, String) {
         let pool = NodeIPPool::new("p", serde_json::from_value(spec).unwrap());
         let mut status = NodeIPPoolStatus::default();
         report(&pool, &mut status, nodes.iter(), &images_for(&["amd64"]), Timestamp::UNIX_EPOCH);
-        let said = condition::find(&status.conditions, NODES_SUPPORTED).unwrap();
-        (said.reason.clone(), said.message.clone())
+        let condition = condition::find(&status.conditions, NODES_SUPPORTED).unwrap();
+        (condition.reason.clone(), condition.message.clone())
     }
 
     #[test]
     fn windows_nodes_that_a_pool_selects_are_named() {
         let nodes = [node("l1", "linux"), node("w2", "windows"), node("w1", "windows")];
-        let (reason, message) = told(json!({}), &nodes);
+        let (reason, message) = reported(json!({}), &nodes);
         assert_eq!(reason, "WindowsNodes");
         assert!(message.contains("Windows") && message.contains(": w1, w2."), "{message}");
         assert!(!message.contains("l1"), "{message}");
@@ -171,7 +171,7 @@ mod tests {
         let nodes =
             [labelled("aci", json!({ "type": "virtual-kubelet" })), serde_json::from_value(tainted).unwrap()];
         assert!(nodes.iter().all(is_never_served));
-        let (reason, message) = told(json!({}), &nodes);
+        let (reason, message) = reported(json!({}), &nodes);
         assert_eq!(reason, "VirtualNodes");
         assert!(message.contains(": aci, other."), "{message}");
     }
@@ -180,7 +180,7 @@ mod tests {
     fn nodes_of_an_architecture_without_an_image_are_named_with_those_that_have_one() {
         let arm =
             |name| labelled(name, json!({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64" }));
-        let (reason, message) = told(json!({}), &[arm("a2"), node("l1", "linux"), arm("a1")]);
+        let (reason, message) = reported(json!({}), &[arm("a2"), node("l1", "linux"), arm("a1")]);
         assert_eq!(reason, "ForeignArchitecture");
         assert!(message.contains("images for amd64 (") && message.contains(": a1, a2."), "{message}");
     }
@@ -208,18 +208,18 @@ mod tests {
             node("l1", "linux"),
             labelled("arm", json!({ "kubernetes.io/arch": "arm64" })),
         ];
-        let (reason, message) = told(json!({}), &nodes);
+        let (reason, message) = reported(json!({}), &nodes);
         assert_eq!(reason, "WindowsNodes");
         assert!(message.contains("Windows and leaves these nodes alone: w1."), "{message}");
         assert!(message.contains("of other architectures are left alone: arm."), "{message}");
         assert!(message.contains("have no NIC and are left alone: aci."), "{message}");
-        assert_eq!(told(json!({}), &nodes[2..]).0, "ForeignArchitecture");
+        assert_eq!(reported(json!({}), &nodes[2..]).0, "ForeignArchitecture");
     }
 
     #[test]
     fn a_pool_without_unsupported_nodes_reports_supported() {
         let nodes = [node("w1", "windows"), node("l1", "linux")];
         let linux = json!({ "nodeSelector": { "matchLabels": { "kubernetes.io/os": "linux" } } });
-        assert_eq!(told(linux, &nodes).0, "Supported");
+        assert_eq!(reported(linux, &nodes).0, "Supported");
     }
 }

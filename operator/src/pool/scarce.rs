@@ -84,26 +84,30 @@ mod tests {
         .unwrap()
     }
 
-    /// What is said of nodes in the subscriptions `A` and `b` where steps in `a` are so coarse.
-    fn told(pool: &NodeIPPool, status: &mut NodeIPPoolStatus, coarseness: u32) -> Option<(String, String)> {
+    /// What is reported of nodes in the subscriptions `A` and `b` where steps in `a` are so coarse.
+    fn reported(
+        pool: &NodeIPPool,
+        status: &mut NodeIPPoolStatus,
+        coarseness: u32,
+    ) -> Option<(String, String)> {
         let nodes = [node("A"), node("b")];
         let coarseness = |subscription: &str| if subscription == "a" { coarseness } else { 1 };
         report(pool, status, nodes.iter(), coarseness, Timestamp::UNIX_EPOCH);
-        let said = condition::find(&status.conditions, WRITES_SCARCE)?;
-        Some((said.status.clone(), said.message.clone()))
+        let condition = condition::find(&status.conditions, WRITES_SCARCE)?;
+        Some((condition.status.clone(), condition.message.clone()))
     }
 
     #[test]
     fn a_pool_names_the_subscription_with_scarce_writes_and_the_remedies() {
         let (pool, mut status) = (pool(json!({})), NodeIPPoolStatus::default());
-        assert_eq!(told(&pool, &mut status, 1), None, "nothing was scarce yet");
-        let (turned, message) = told(&pool, &mut status, 4).unwrap();
+        assert_eq!(reported(&pool, &mut status, 1), None, "nothing was scarce yet");
+        let (turned, message) = reported(&pool, &mut status, 4).unwrap();
         assert_eq!(turned, "True");
         for part in ["subscription a 4 times sizing.batch", "Prefix", "azure.budgetPercent", "NodeIPPool p"] {
             assert!(message.contains(part), "{part}: {message}");
         }
         assert_eq!(status.scarce_writes, [ScarceWrites { subscription: "a".into(), coarseness: 4 }]);
-        assert_eq!(told(&pool, &mut status, 1).unwrap().0, "False");
+        assert_eq!(reported(&pool, &mut status, 1).unwrap().0, "False");
         assert_eq!(status.scarce_writes, []);
     }
 
@@ -111,6 +115,6 @@ mod tests {
     fn a_pool_of_ranges_reports_no_scarce_writes() {
         let route = json!({"podCIDR": "10.128.0.0/16", "routeTableID": "/t"});
         let pool = pool(json!({"mode": "Route", "route": route}));
-        assert_eq!(told(&pool, &mut NodeIPPoolStatus::default(), 4), None);
+        assert_eq!(reported(&pool, &mut NodeIPPoolStatus::default(), 4), None);
     }
 }

@@ -72,21 +72,21 @@ mod tests {
 
     #[test]
     fn the_ranges_kube_proxy_takes_for_pods_are_named_with_the_setting() {
-        let says = |mode: &str, prefix: &str, range: &str| {
+        let advised = |mode: &str, prefix: &str, range: &str| {
             advice(&format!(
                 "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nclusterCIDR: {range}\nconntrack:\n  min: null\n\
                  detectLocal:\n  bridgeInterface: \"\"\n  interfaceNamePrefix: {prefix}\ndetectLocalMode: {mode}\n"
             ))
         };
-        assert!(says("InterfaceNamePrefix", "vnp", "10.0.0.0/8").starts_with("as it should be"));
-        assert!(says("InterfaceNamePrefix", "cali", "\"\"").contains("\"cali\"*"));
-        for (said, part) in [
-            (says("\"\"", "\"\"", "\"\""), "no clusterCIDR"),
-            (says("\"\"", "\"\"", "10.244.0.0/16"), "takes 10.244.0.0/16 for pods"),
-            (says("ClusterCIDR", "\"\"", "10.244.0.0/16"), "takes 10.244.0.0/16 for pods"),
-            (says("NodeCIDR", "\"\"", "\"\""), "detectLocalMode is NodeCIDR"),
+        assert!(advised("InterfaceNamePrefix", "vnp", "10.0.0.0/8").starts_with("as it should be"));
+        assert!(advised("InterfaceNamePrefix", "cali", "\"\"").contains("\"cali\"*"));
+        for (text, part) in [
+            (advised("\"\"", "\"\"", "\"\""), "no clusterCIDR"),
+            (advised("\"\"", "\"\"", "10.244.0.0/16"), "takes 10.244.0.0/16 for pods"),
+            (advised("ClusterCIDR", "\"\"", "10.244.0.0/16"), "takes 10.244.0.0/16 for pods"),
+            (advised("NodeCIDR", "\"\"", "\"\""), "detectLocalMode is NodeCIDR"),
         ] {
-            assert!(said.contains(part) && said.contains("interfaceNamePrefix: vnp"), "{said}");
+            assert!(text.contains(part) && text.contains("interfaceNamePrefix: vnp"), "{text}");
         }
     }
 }

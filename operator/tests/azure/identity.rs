@@ -80,7 +80,7 @@ fn principal<'a>(secret: &'a str, config: &'a Config) -> [(&'a str, &'a str); 3]
     ]
 }
 
-fn said(output: &Output) -> String {
+fn printed(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -89,15 +89,15 @@ async fn a_service_principal_signs_in_with_its_secret_and_a_wrong_one_is_reporte
     let abroad = Abroad::start().await;
     let config = Config::default();
     let output = abroad.preflight(PUBLIC, &principal(&config.application.client_secret, &config)).await;
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", printed(&output));
     assert!(
         String::from_utf8_lossy(&output.stdout)
             .contains("granted    Microsoft.Network/networkInterfaces/write")
     );
     let output = abroad.preflight(PUBLIC, &principal("wrong", &config)).await;
     assert_eq!(output.status.code(), Some(1));
-    let said = said(&output);
-    assert!(said.contains("AADSTS7000215") && said.contains("AZURE_CLIENT_ID"), "{said}");
+    let printed = printed(&output);
+    assert!(printed.contains("AADSTS7000215") && printed.contains("AZURE_CLIENT_ID"), "{printed}");
 }
 
 #[tokio::test]
@@ -112,11 +112,11 @@ async fn a_workload_identity_signs_in_with_its_service_accounts_token() {
     ];
     std::fs::write(&file, trusted_token).unwrap();
     let output = abroad.preflight(PUBLIC, &env).await;
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", printed(&output));
     std::fs::write(&file, "somebody.elses.token").unwrap();
     let output = abroad.preflight(PUBLIC, &env).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("No matching federated identity record"), "{}", said(&output));
+    assert!(printed(&output).contains("No matching federated identity record"), "{}", printed(&output));
 }
 
 #[tokio::test]
@@ -135,9 +135,12 @@ async fn an_entra_that_is_in_trouble_is_unavailable_and_no_refusal() {
             let fault = abroad.sim.order_fault(Fault { method: None, path_contains, count: None, effect });
             let output = abroad.preflight(PUBLIC, identity).await;
             assert_eq!(output.status.code(), Some(1));
-            let said = said(&output);
-            assert!(said.contains("Azure didn't answer about the operator's sign-in"), "{status}: {said}");
-            assert!(!said.contains("Check AZURE_CLIENT_ID"), "{status}: {said}");
+            let printed = printed(&output);
+            assert!(
+                printed.contains("Azure didn't answer about the operator's sign-in"),
+                "{status}: {printed}"
+            );
+            assert!(!printed.contains("Check AZURE_CLIENT_ID"), "{status}: {printed}");
             abroad.sim.lift_fault(fault).unwrap();
             // It wasn't the identity.
             let output = abroad.preflight(PUBLIC, identity).await;
@@ -151,8 +154,8 @@ async fn an_entra_that_is_in_trouble_is_unavailable_and_no_refusal() {
         effect: Effect::CutBody,
     };
     abroad.sim.order_fault(cut);
-    let said = said(&abroad.preflight(PUBLIC, &principal).await);
-    assert!(said.contains("Azure didn't answer about the operator's sign-in"), "{said}");
+    let printed = printed(&abroad.preflight(PUBLIC, &principal).await);
+    assert!(printed.contains("Azure didn't answer about the operator's sign-in"), "{printed}");
 }
 
 #[tokio::test]
@@ -166,7 +169,7 @@ async fn each_cloud_has_an_authority_an_arm_and_an_audience_of_its_own() {
     for (cloud, authority, arm) in table {
         let abroad = Abroad::start().await;
         let output = abroad.preflight(cloud, &principal(&config.application.client_secret, &config)).await;
-        assert!(output.status.success(), "{cloud}: {}", said(&output));
+        assert!(output.status.success(), "{cloud}: {}", printed(&output));
         assert_eq!(abroad.proxy.tunnels(), [format!("{authority}:443"), format!("{arm}:443")]);
         let entra = abroad.asked_entra();
         assert_eq!(entra.len(), 1);
@@ -185,7 +188,7 @@ async fn an_authority_of_ones_own_takes_the_place_of_the_clouds() {
     let mut env = principal(&config.application.client_secret, &config).to_vec();
     env.push(("AZURE_AUTHORITY_HOST", "https://login.private.example/"));
     let output = abroad.preflight(PUBLIC, &env).await;
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", printed(&output));
     assert_eq!(abroad.proxy.tunnels(), ["login.private.example:443", "management.azure.com:443"]);
 }
 
@@ -197,7 +200,7 @@ async fn a_server_with_an_untrusted_certificate_gets_no_secret() {
     let env = principal(&config.application.client_secret, &config);
     let output = abroad.preflight_trusting(&abroad.path("none"), PUBLIC, &env).await;
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("certificate"), "{}", said(&output));
+    assert!(printed(&output).contains("certificate"), "{}", printed(&output));
     assert_eq!(abroad.sim.log().len(), 0);
 }
 

@@ -149,10 +149,11 @@ async fn reservations_are_listed_as_azure_has_them_and_nothing_is_written() {
     world.reserve(&["vnp-1", "vnp-2"]).await.unwrap();
     let before = world.asked().len();
     let view = reserved(&world, world.nic.as_str()).await;
-    let told: Vec<_> = view.reservations.iter().map(|one| (one.name.clone(), one.address.clone())).collect();
+    let listed: Vec<_> =
+        view.reservations.iter().map(|one| (one.name.clone(), one.address.clone())).collect();
     let held: Vec<_> =
         world.held().into_iter().map(|(name, address)| (name, Some(format!("{address}/32")))).collect();
-    assert_eq!((told, view.others, view.error), (held, 1, None));
+    assert_eq!((listed, view.others, view.error), (held, 1, None));
     assert_eq!(world.asked()[before..], ["GET"]);
 
     for wrong in [world.nic.as_str().replace("node-1-nic", "gone-nic"), "gone-nic".to_owned()] {

@@ -181,9 +181,9 @@ fn compute(world: &World, vm: &Vm) -> Value {
 }
 
 fn interface(world: &World, nic: &Nic) -> Value {
-    let told = world.told.as_ref().map(|told| told.get(nic.document["id"].as_str().unwrap_or_default()));
-    let addresses: Vec<Value> = match told {
-        Some(told) => told.cloned().unwrap_or_default(),
+    let stale = world.stale.as_ref().map(|stale| stale.get(nic.document["id"].as_str().unwrap_or_default()));
+    let addresses: Vec<Value> = match stale {
+        Some(stale) => stale.cloned().unwrap_or_default(),
         None => addresses(nic),
     }
     .iter()

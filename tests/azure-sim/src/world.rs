@@ -212,7 +212,7 @@ pub(crate) struct World {
     /// Tokens that were given out.
     pub(crate) tokens: BTreeMap<String, Token>,
     /// The addresses that the metadata service shows while it lags behind, by NIC.
-    pub(crate) told: Option<BTreeMap<String, Vec<Ipv4Addr>>>,
+    pub(crate) stale: Option<BTreeMap<String, Vec<Ipv4Addr>>>,
     macs: u32,
     /// Addresses of NICs that are gone, and when they come free.
     leaving: Vec<(Instant, Ipv4Net)>,
@@ -238,7 +238,7 @@ impl World {
             operations: BTreeMap::new(),
             limits: Limits::new(config.compute_reads),
             tokens: BTreeMap::new(),
-            told: None,
+            stale: None,
             macs: 0,
             leaving: Vec::new(),
         };

@@ -313,19 +313,19 @@ async fn the_metadata_service_wants_its_header_and_no_proxy() {
 #[tokio::test]
 async fn the_metadata_service_lags_behind_the_nic_if_so_set() {
     let scene = Scene::with_writes_of(0.0).await;
-    let told = || async {
+    let listed = || async {
         let path = "/metadata/instance/network/interface/0/ipv4/ipAddress?api-version=2021-02-01";
         let answer = scene.client.send("GET", path, &[("metadata", "true")], None).await.unwrap();
         answer.body.as_array().unwrap().len()
     };
     scene.client.put(&scene.nic, &scene.nic_with("vnp-1").await).await;
-    assert_eq!(told().await, 2);
+    assert_eq!(listed().await, 2);
     let lag = |lags| scene.sim.set(&Settings { metadata_lags: Some(lags), ..Settings::default() }).unwrap();
     lag(true);
     scene.client.put(&scene.nic, &scene.nic_with("vnp-2").await).await;
-    assert_eq!(told().await, 2);
+    assert_eq!(listed().await, 2);
     lag(false);
-    assert_eq!(told().await, 3);
+    assert_eq!(listed().await, 3);
 }
 
 #[tokio::test]

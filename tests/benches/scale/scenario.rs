@@ -151,22 +151,22 @@ impl<'a> Run<'a> {
         let took = self.cost.since(&before);
         let settled = settle(operator).await?;
         let now = Cost::so_far(self.world, operator).await?;
-        let mut told = now.less(&before, phase, took)?;
-        told["trailSeconds"] = json!(now.since(&before) - took);
-        told["settled"] = json!(settled);
+        let mut figures = now.less(&before, phase, took)?;
+        figures["trailSeconds"] = json!(now.since(&before) - took);
+        figures["settled"] = json!(settled);
         if let Some((name, count)) = parts {
-            told[name] = each(&told, count);
+            figures[name] = each(&figures, count);
         }
         self.cost = now;
-        if let (Some(told), Value::Object(more)) = (told.as_object_mut(), more) {
-            told.extend(more);
+        if let (Some(figures), Value::Object(more)) = (figures.as_object_mut(), more) {
+            figures.extend(more);
         }
-        Ok(told)
+        Ok(figures)
     }
 
     /// A standby syncs, the leader is killed and then, with another standby, asked to end.
     async fn takeover(&mut self) -> Result<Value> {
-        let mut told = serde_json::Map::new();
+        let mut figures = serde_json::Map::new();
         for end in ["killed", "asked to end"] {
             let began = Instant::now();
             let identity = self.world.stage.new_identity();
@@ -198,11 +198,11 @@ impl<'a> Run<'a> {
             let one = json!({ "leaderGone": ended, "leaseWon": won, "firstReconciled": first, "allReconciled": all,
                 "azureRequests": requests, "syncSeconds": synced, "standbyMemoryMB": warm.memory[1],
                 "mostMemoryMB": usage.memory[1], "processorSeconds": usage.processor });
-            told.insert(end.to_owned(), one);
+            figures.insert(end.to_owned(), one);
             self.cost = Cost::so_far(self.world, &standby).await?;
             self.operator = Some(standby);
         }
-        Ok(Value::Object(told))
+        Ok(Value::Object(figures))
     }
 
     /// All watches of a leader expire at once, as when etcd was compacted while the API server was away: it

@@ -129,7 +129,8 @@ async fn until_served(world: &World<'_>, mut waiting: Vec<Waiting>) -> Result<Va
     }
     waits.sort_by(f64::total_cmp);
     let (first, last) = (waits.first().context("no nodes")?, waits.last().context("no nodes")?);
-    let told = json!({ "pods": waits.len(), "least": first, "median": waits[waits.len() / 2], "most": last });
-    println!("waits in seconds: {told}");
-    Ok(told)
+    let figures =
+        json!({ "pods": waits.len(), "least": first, "median": waits[waits.len() / 2], "most": last });
+    println!("waits in seconds: {figures}");
+    Ok(figures)
 }

@@ -79,8 +79,8 @@ async fn one_node(
     // A block goes once it is wholly free.
     let in_use = held.values().filter(|one| served.iter().any(|address| one.contains(address))).count();
     let least = wanted.div_ceil(machine.grain).max(in_use);
-    let says = || object.status.as_ref().map(|status| json!(status.conditions).to_string());
-    ensure!(held.len() == least, "{node} holds {held:?}, and {least} are right: {:?}", says());
+    let conditions = || object.status.as_ref().map(|status| json!(status.conditions).to_string());
+    ensure!(held.len() == least, "{node} holds {held:?}, and {least} are right: {:?}", conditions());
     let settled =
         condition::find(object.conditions(), condition::WRITING).is_some_and(|one| one.status == "False");
     ensure!(settled, "{node} is being written");

@@ -13,8 +13,8 @@ use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_process::lock::lock;
 
-/// How often a condition of an object has turned to a reason, or an Event with it was said: by the object's
-/// kind and name, and the reason.
+/// How often a condition of an object has turned to a reason, or an Event with it was published: by the
+/// object's kind and name, and the reason.
 type Seen = BTreeMap<(String, String, String), usize>;
 
 /// What Events of ours are about.
@@ -36,10 +36,10 @@ impl Turns {
     }
 
     /// No Event was published more often than its condition turned, or, of a pod, than there were leaders,
-    /// and of each of these kinds something was said.
-    pub async fn audit(&self, stage: &Stage<'_>, leaders: usize, talked_about: &[&str]) -> Result<()> {
+    /// and there are some about each of these kinds.
+    pub async fn audit(&self, stage: &Stage<'_>, leaders: usize, kinds: &[&str]) -> Result<()> {
         let events = Api::<Event>::all(stage.client.clone()).list(&ListParams::default()).await?;
-        let mut said = Seen::new();
+        let mut published = Seen::new();
         for event in &events {
             let about = &event.involved_object;
             let (Some(kind), Some(name), Some(reason)) = (&about.kind, &about.name, &event.reason) else {
@@ -52,22 +52,22 @@ impl Turns {
                 || Reason::of(reason).is_some_and(|reason| !reason.row().conditions.is_empty());
             if is_of_state {
                 let what = (kind.clone(), name.clone(), reason.clone());
-                *said.entry(what).or_default() += usize::try_from(times)?;
+                *published.entry(what).or_default() += usize::try_from(times)?;
             }
         }
         let turned = lock(&self.seen).clone();
-        for ((kind, name, reason), times) in &said {
-            // What is said of a Node stands in its NodeIPAllocation.
+        for ((kind, name, reason), times) in &published {
+            // What is published about a Node stands in its NodeIPAllocation.
             let stands = if kind == "Node" { "NodeIPAllocation" } else { kind.as_str() };
             let turns = turned.get(&(stands.to_owned(), name.clone(), reason.clone())).copied();
             let most = if kind == "Pod" { leaders } else { turns.unwrap_or_default() };
             ensure!(
                 *times <= most,
-                "{reason} of {kind} {name} was said {times} times, at most {most} are right"
+                "{reason} of {kind} {name} was published {times} times, at most {most} are right"
             );
         }
-        for kind in talked_about {
-            ensure!(said.keys().any(|(about, ..)| about == kind), "nothing was said of any {kind}");
+        for kind in kinds {
+            ensure!(published.keys().any(|(about, ..)| about == kind), "no Event is about any {kind}");
         }
         Ok(())
     }

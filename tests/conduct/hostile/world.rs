@@ -22,9 +22,9 @@ pub enum Scene {
 }
 
 impl Scene {
-    /// Kinds of which something is certainly said meanwhile. With blocks there is little to write, and so
+    /// Kinds about which Events are certainly published. With blocks there is little to write, and so
     /// little that fails.
-    pub fn is_talked_about(self) -> &'static [&'static str] {
+    pub fn kinds_with_events(self) -> &'static [&'static str] {
         match self {
             Scene::Addresses => &["Node", "NodeIPAllocation", "NodeIPPool", "Pod"],
             Scene::Blocks => &["NodeIPPool", "Pod"],
@@ -207,8 +207,8 @@ impl World {
         }
     }
 
-    /// The kubelets tell the addresses of those pods that ask for something: before that, nothing is attached
-    /// to them.
+    /// The kubelets report the addresses of those pods that ask for something: before that, nothing is
+    /// attached to them.
     pub async fn report_addresses(&self, stage: &Stage<'_>) -> Result<()> {
         for pod in self.asking(stage).await?.into_iter().filter(|pod| !pod.is_reported) {
             if stage.agents.addresses(&pod.node).contains_key(&pod.uid) {
@@ -227,7 +227,7 @@ impl World {
             Api::<Pod>::namespaced(stage.client.clone(), "default").list(&ListParams::default()).await?;
         let asking = pods.into_iter().map(|pod| {
             let asks = |annotation: &str, value: &str| {
-                pod.annotations().get(annotation).is_some_and(|said| said == value)
+                pod.annotations().get(annotation).is_some_and(|one| one == value)
             };
             Asking {
                 public_address: asks(PUBLIC_ADDRESS, "true"),

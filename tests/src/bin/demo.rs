@@ -28,21 +28,21 @@ async fn main() -> Result<()> {
         return glimpse::show().await;
     }
     let mut observed = Observed::default();
-    let told = tell(&mut observed).await;
+    let outcome = run(&mut observed).await;
     let file = root().join("target/demo.json");
     std::fs::write(&file, serde_json::to_string_pretty(&observed)? + "\n")?;
     println!("\nWhat was observed is in target/demo.json.");
-    told
+    outcome
 }
 
-async fn tell(observed: &mut Observed) -> Result<()> {
+async fn run(observed: &mut Observed) -> Result<()> {
     let dir = root().join("target/cluster/demo");
     step("Simulated Azure, a control plane, three nodes and a plain VM, each machine a network namespace");
     let start = Instant::now();
     let mut cluster = Cluster::up(&dir, NODES, 1).await?;
     if std::io::stdout().is_terminal() {
         cluster.keep();
-        look_around(&cluster);
+        print_access(&cluster);
     }
     step("helm install vnetpool");
     cluster.install().await?;
@@ -136,12 +136,12 @@ async fn tell(observed: &mut Observed) -> Result<()> {
     ensure!(observed.leaked_records == Some(0), "records are left in the ledgers");
     if std::io::stdout().is_terminal() {
         step("The cluster stays up");
-        look_around(&cluster);
+        print_access(&cluster);
     }
     Ok(())
 }
 
-fn look_around(cluster: &Cluster) {
+fn print_access(cluster: &Cluster) {
     println!("To look around:       export KUBECONFIG={}", cluster.state.kubeconfig.display());
     println!("A kubectl for it:     {}", tool("kubectl").display());
     println!("To take it all down:  make demo-down");

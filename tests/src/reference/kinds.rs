@@ -28,27 +28,27 @@ fn fields(page: &mut String, schema: &Value, path: &str) {
     let required = schema["required"].as_array().cloned().unwrap_or_default();
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}.{name}");
-        let mut says = vec![];
-        says.extend(field["type"].as_str().map(str::to_owned));
+        let mut facts = vec![];
+        facts.extend(field["type"].as_str().map(str::to_owned));
         if let Some(values) = field["enum"].as_array() {
             let values: Vec<_> =
                 values.iter().filter_map(Value::as_str).map(|one| format!("`{one}`")).collect();
-            says.push(format!("one of {}", values.join(", ")));
+            facts.push(format!("one of {}", values.join(", ")));
         }
         let bound = |key: &str| field[key].as_f64();
         match (bound("minimum"), bound("maximum")) {
-            (Some(least), Some(most)) => says.push(format!("{least} to {most}")),
-            (Some(least), None) => says.push(format!("{least} or more")),
+            (Some(least), Some(most)) => facts.push(format!("{least} to {most}")),
+            (Some(least), None) => facts.push(format!("{least} or more")),
             _ => {}
         }
         match &field["default"] {
-            Value::Null if required.contains(&name.as_str().into()) => says.push("required".to_owned()),
+            Value::Null if required.contains(&name.as_str().into()) => facts.push("required".to_owned()),
             Value::Null | Value::Object(_) => {}
-            default => says
+            default => facts
                 .push(format!("default `{}`", default.as_str().map_or(default.to_string(), str::to_owned))),
         }
         let description = field["description"].as_str().unwrap_or_default();
-        let text = format!("`{path}` ({}): {description}", says.join("; "));
+        let text = format!("`{path}` ({}): {description}", facts.join("; "));
         *page += &wrapped("- ", "  ", &text);
         // Conditions are Kubernetes' own, and a selector is the same as a Deployment's.
         if !["conditions", "nodeSelector"].contains(&name.as_str()) {

@@ -16,7 +16,7 @@ fn record(n: u8, state: State, since: u64, pod: &str) -> AddressView {
     }
 }
 
-fn told() -> Answers<NodeView> {
+fn answers() -> Answers<NodeView> {
     let addresses = vec![
         record(10, State::Assigned, 60, "a"),
         record(11, State::Assigned, 60, "gone"),
@@ -30,7 +30,7 @@ fn told() -> Answers<NodeView> {
 fn asked(what: &str) -> Answer {
     let mut objects = fixture::objects();
     objects.pods.retain(|pod| pod.name_any() != "b" || what != "10.240.0.11");
-    who(&objects, &Asked::parse(what), &told()).unwrap()
+    who(&objects, &Asked::parse(what), &answers()).unwrap()
 }
 
 #[test]
@@ -51,9 +51,9 @@ fn states_that_the_ledger_alone_knows_are_shown() {
         [11, 12, 13, 9, 8, 99].map(state),
         ["outlived", "cooling", "leaked", "withdrawn", "lost", "unknown"]
     );
-    let mut told = told();
-    told.values_mut().flatten().for_each(|view| view.lacks_rules = true);
-    let answer = who(&fixture::objects(), &Asked::parse("10.240.0.12"), &told).unwrap();
+    let mut answers = answers();
+    answers.values_mut().flatten().for_each(|view| view.lacks_rules = true);
+    let answer = who(&fixture::objects(), &Asked::parse("10.240.0.12"), &answers).unwrap();
     assert_eq!(answer.addresses[0].state, Standing::Withheld);
     let cooling = asked("10.240.0.12").to_string();
     assert!(cooling.contains("A pod had it 10 s ago; another one can get it in 20s."), "{cooling}");
@@ -89,10 +89,10 @@ fn an_address_that_two_nodes_have_is_a_line_for_each() {
     let mut objects = fixture::objects();
     objects.pods[2] = fixture::pod("c", "node-2", "10.240.0.8");
     objects.allocations[1] = fixture::allocation("node-2", &[8], json!({}));
-    let mut told = told();
+    let mut answers = answers();
     let addresses = vec![record(8, State::Assigned, 5, "c")];
-    told.insert("node-2".into(), Ok(NodeView { addresses, ..NodeView::default() }));
-    let answer = who(&objects, &Asked::parse("10.240.0.8"), &told).unwrap().to_string();
+    answers.insert("node-2".into(), Ok(NodeView { addresses, ..NodeView::default() }));
+    let answer = who(&objects, &Asked::parse("10.240.0.8"), &answers).unwrap().to_string();
     let expected = "\
 ADDRESS      STATE      POD      NODE     POOL      RESERVED ON   AS
 10.240.0.8   lost       shop/b   node-1   default   -             -
@@ -105,10 +105,10 @@ ADDRESS      STATE      POD      NODE     POOL      RESERVED ON   AS
 fn an_address_of_a_pod_that_the_ledger_does_not_have_is_in_doubt() {
     let mut objects = fixture::objects();
     objects.pods.push(fixture::pod("x", "node-1", "10.240.0.13"));
-    let asked = |objects: &Objects, told| who(objects, &Asked::parse("10.240.0.13"), &told).unwrap();
-    assert_eq!(asked(&objects, told()).addresses[0].state, Standing::InDoubt);
+    let asked = |objects: &Objects, answers| who(objects, &Asked::parse("10.240.0.13"), &answers).unwrap();
+    assert_eq!(asked(&objects, answers()).addresses[0].state, Standing::InDoubt);
     assert_eq!(asked(&objects, Answers::new()).addresses[0].state, Standing::Assigned);
-    let mut given_up = told();
+    let mut given_up = answers();
     given_up.get_mut("node-1").unwrap().as_mut().unwrap().relinquished.push("vnp-13".into());
     let answer = asked(&objects, given_up);
     assert_eq!(answer.addresses[0].state, Standing::GivenUp);
@@ -121,12 +121,12 @@ fn a_pod_that_is_gone_is_sought_in_every_ledger() {
     objects.pods.clear();
     let asked = Asked::parse("shop/gone");
     assert_eq!(nodes_to_ask(&objects, &asked), ["node-1", "node-2"]);
-    let answer = who(&objects, &asked, &told()).unwrap();
+    let answer = who(&objects, &asked, &answers()).unwrap();
     let one = &answer.addresses[0];
     assert_eq!((one.address.as_str(), one.state), ("10.240.0.11", Standing::Outlived));
-    let mut told = told();
-    told.insert("node-2".into(), Err("no agent".into()));
-    let error = who(&objects, &Asked::parse("shop/never"), &told).unwrap_err().to_string();
+    let mut answers = answers();
+    answers.insert("node-2".into(), Err("no agent".into()));
+    let error = who(&objects, &Asked::parse("shop/never"), &answers).unwrap_err().to_string();
     for part in ["pod as shop/never", "2 nodes", "node node-2: no agent", "kubectl get pods"] {
         assert!(error.contains(part), "{error}");
     }
@@ -138,12 +138,12 @@ fn reports_of_agents_stand_for_ledgers_that_were_not_read() {
     let holder = |n: u8, pod: &str| json!({"address": format!("10.240.0.{n}"), "pod": format!("shop/{pod}"), "sandbox": "s"});
     let status = json!({"lost": [holder(9, "lost")], "holders": [holder(12, "held")]});
     objects.allocations[0] = fixture::allocation("node-1", &[12], status);
-    let told = |what: &str| {
+    let found = |what: &str| {
         let answer = who(&objects, &Asked::parse(what), &Answers::new()).unwrap();
         (answer.addresses[0].address.clone(), answer.addresses[0].state)
     };
-    assert_eq!(told("shop/lost"), ("10.240.0.9".into(), Standing::Lost));
-    assert_eq!(told("shop/held"), ("10.240.0.12".into(), Standing::Assigned));
+    assert_eq!(found("shop/lost"), ("10.240.0.9".into(), Standing::Lost));
+    assert_eq!(found("shop/held"), ("10.240.0.12".into(), Standing::Assigned));
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn of_pods_on_the_host_network_only_the_one_asked_for_is_named() {
         objects.pods.push(serde_json::from_value(pod).unwrap());
     }
     let pod = |what: &str| {
-        let answer = who(&objects, &Asked::parse(what), &told()).unwrap();
+        let answer = who(&objects, &Asked::parse(what), &answers()).unwrap();
         assert_eq!(answer.addresses[0].state, Standing::NodesOwn);
         answer.addresses[0].pod.clone()
     };

@@ -49,12 +49,12 @@ enum Gauge {
 /// when they were made, so they are taken to leave the window evenly.
 struct Others {
     count: usize,
-    told: Instant,
+    answered: Instant,
 }
 
 impl Others {
     fn gone(&self, span: Duration, now: Instant) -> usize {
-        let part = now.saturating_duration_since(self.told).as_secs_f64() / span.as_secs_f64();
+        let part = now.saturating_duration_since(self.answered).as_secs_f64() / span.as_secs_f64();
         (self.count as f64 * part.min(1.0)) as usize
     }
 }
@@ -133,7 +133,7 @@ impl Meter {
         let gauge = match self {
             Meter::Action { .. } => Gauge::Unlimited,
             Meter::Network { .. } => {
-                let others = Others { count: 0, told: now };
+                let others = Others { count: 0, answered: now };
                 Gauge::Window {
                     capacity: capacity as usize,
                     span: FIVE_MINUTES,
@@ -228,7 +228,7 @@ impl Level {
             Gauge::Bucket { tokens, .. } => *tokens = tokens.min(left),
             Gauge::Window { capacity, used, others, .. } => {
                 let count = capacity.saturating_sub(used.len()).saturating_sub(left as usize);
-                *others = Others { count, told: now };
+                *others = Others { count, answered: now };
             }
         }
     }

@@ -178,9 +178,9 @@ fn a_limit_of_network_reads_holds_no_call_up() {
     let now = Instant::now();
     let mut budget = budget();
     for resource in ["virtualnetworks/v", "virtualnetworks/v/usages"] {
-        let look = about(Kind::Read, resource, "");
-        budget.learn(&look, &Lesson::closed_for_action(Duration::from_secs(372)), now);
-        let ticket = budget.ask(&look, Priority::WaitingPods);
+        let read = about(Kind::Read, resource, "");
+        budget.learn(&read, &Lesson::closed_for_action(Duration::from_secs(372)), now);
+        let ticket = budget.ask(&read, Priority::WaitingPods);
         assert_eq!(budget.grant(now).0, [ticket], "{resource}");
     }
 }
@@ -272,14 +272,14 @@ fn accounts_show_the_spent_the_left_and_the_waiting_calls() {
     budget.ask(&write(), Priority::WarmRefill);
     budget.grant(now);
     let accounts = budget.accounts(now);
-    let told: Vec<_> = accounts
+    let shown: Vec<_> = accounts
         .iter()
         .map(|one| {
             let closed_for = one.closed_for.as_secs();
             (one.limit.as_str(), one.region.as_str(), one.spent, one.left, one.capacity, closed_for)
         })
         .collect();
-    assert_eq!(told, [("arm", "", 3, 157.0, 160.0, 7), ("network", "westeurope", 3, 797.0, 800.0, 0)]);
+    assert_eq!(shown, [("arm", "", 3, 157.0, 160.0, 7), ("network", "westeurope", 3, 797.0, 800.0, 0)]);
     assert_eq!(budget.waiting().map(|(_, count)| count), [0, 0, 0, 1, 0]);
 }
 

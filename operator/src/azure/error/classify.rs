@@ -48,10 +48,10 @@ pub fn classify(
     {
         return Error::NotFound { resource, message };
     }
-    let (class, telling) = codes::class(status, error);
+    let (class, matched) = codes::class(status, error);
     match class {
         Class::SubnetFull => {
-            let subnet = telling.map(|full| subnet_in(&full.message)).unwrap_or_default();
+            let subnet = matched.map(|full| subnet_in(&full.message)).unwrap_or_default();
             Error::SubnetFull { subnet, resource, message }
         }
         Class::NetworkFull => Error::NetworkFull { resource, message },
@@ -70,7 +70,7 @@ pub fn classify(
             Error::Locked { resource, scope, message }
         }
         Class::PolicyForbidden => {
-            let assignment = telling.and_then(assignment_in);
+            let assignment = matched.and_then(assignment_in);
             Error::PolicyForbidden { resource, assignment, message }
         }
         Class::Unattachable(remedy) => Error::Unattachable { resource, remedy, message },

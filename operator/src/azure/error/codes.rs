@@ -176,7 +176,7 @@ pub(super) fn class(status: Option<u16>, error: &ArmError) -> (Class, Option<&Ar
         if row.codes.is_empty() {
             return Some((row.class, None));
         }
-        error.find(row.codes).map(|telling| (row.class, Some(telling)))
+        error.find(row.codes).map(|matched| (row.class, Some(matched)))
     };
     // The last two rows take all other errors.
     TABLE.iter().find_map(fits).unwrap_or((Class::Refused, None))

@@ -22,10 +22,10 @@ enum Conduct {
     Retry(Duration),
     ReadAgain,
     /// A condition, an Event, slow retries.
-    Tell,
+    Wait,
 }
 
-use Conduct::{ReadAgain, Retry, Tell};
+use Conduct::{ReadAgain, Retry, Wait};
 
 struct Row {
     what: &'static str,
@@ -115,10 +115,10 @@ fn rows() -> Vec<Row> {
             ("OperationFailed", Retry(FAILED)), &["NetworkingInternalOperationError", "writes it again"]),
         row("subnet exhausted", 400,
             error("SubnetIsFull", "Subnet nodes with address prefix 10.240.0.0/28 does not have enough capacity for 5 IP addresses."),
-            ("SubnetFull", Tell), &["nodes (10.240.0.0/28)", "for 5 IP addresses", "Free up addresses in it, lower minimum"]),
+            ("SubnetFull", Wait), &["nodes (10.240.0.0/28)", "for 5 IP addresses", "Free up addresses in it, lower minimum"]),
         row("subnet exhausted, found out by the operation", None,
             error("SubnetIsFull", "Subnet nodes with address prefix 10.240.0.0/28 does not have enough capacity for 5 IP addresses."),
-            ("SubnetFull", Tell), &["nodes (10.240.0.0/28)"]),
+            ("SubnetFull", Wait), &["nodes (10.240.0.0/28)"]),
         row("a static address taken", 400,
             error("PrivateIPAddressIsAllocated", "IP configuration /subscriptions/S/vnp-1 is using the private IP address 10.240.0.9 which \
                 is already allocated to resource /subscriptions/S/other."),
@@ -144,13 +144,13 @@ fn rows() -> Vec<Row> {
             ("ResourceBusy", Retry(BUSY)), &["resource X used by resource Y"]),
         row("a provider that isn't registered", 409,
             error("MissingSubscriptionRegistration", "The subscription is not registered to use namespace 'Microsoft.Network'."),
-            ("SubscriptionUnusable", Tell), &["az provider register --namespace Microsoft.Network"]),
+            ("SubscriptionUnusable", Wait), &["az provider register --namespace Microsoft.Network"]),
         row("a disabled subscription", 409,
             error("ReadOnlyDisabledSubscription", "The subscription 'S' is disabled and therefore marked as read only."),
-            ("SubscriptionUnusable", Tell), &["have it enabled again"]),
+            ("SubscriptionUnusable", Wait), &["have it enabled again"]),
         row("a property of a scale set's instance that can't be changed", 409,
             json!({ "code": "PropertyChangeNotAllowed", "message": "Changing property 'osDisk.name' is not allowed.", "target": "osDisk.name" }),
-            ("AzureRefused", Tell), &["osDisk.name", "Change what it objects to"]),
+            ("AzureRefused", Wait), &["osDisk.name", "Change what it objects to"]),
         row("a conflict of an unknown kind", 409,
             error("Novel", "It can't be done now."),
             ("ResourceConflict", Retry(BUSY)), &["Novel", "ever less often"]),
@@ -165,90 +165,90 @@ fn rows() -> Vec<Row> {
             ("Throttled", Retry(THROTTLED)), &["30 s"]),
         row("a scale set's instance with too many ipConfigurations", 400,
             error("SecondaryIpConfigurationCountPerVMSSVMExceeded", "At most 256."),
-            ("QuotaExceeded", Tell), &["256"]),
+            ("QuotaExceeded", Wait), &["256"]),
         row("a second load balancer of a type", 400,
             error("NetworkInterfaceUsesMultipleLoadBalancersOfSameType", "NIC uses load balancers A and B."),
-            ("NotAttachable", Tell), &["give the pods a backend pool of that one"]),
+            ("NotAttachable", Wait), &["give the pods a backend pool of that one"]),
         row("static without an address", 400,
             error("PrivateIPAddressMissing", "Private IP address is required when privateIPAllocationMethod is Static in IP configuration /subscriptions/S/vnp-1."),
-            ("AzureRefused", Tell), &["PrivateIPAddressMissing"]),
+            ("AzureRefused", Wait), &["PrivateIPAddressMissing"]),
         row("the primary removed or renamed", 400,
             error("IpConfigDeleteNotSupported", "IP Configuration ipconfig1 cannot be deleted. Deletion and renaming of primary IP Configuration is not supported"),
-            ("AzureRefused", Tell), &["IpConfigDeleteNotSupported", "ipconfig1"]),
+            ("AzureRefused", Wait), &["IpConfigDeleteNotSupported", "ipconfig1"]),
         row("a secondary in a pool with an outbound rule", 400,
             error(RULE, "OutboundRule /subscriptions/S/r cannot be used with Backend Address Pool /subscriptions/S/p that contains Secondary IPConfig."),
-            ("NotAttachable", Tell), &["give the pods a backend pool without one", "Secondary IPConfig"]),
+            ("NotAttachable", Wait), &["give the pods a backend pool without one", "Secondary IPConfig"]),
         row("a public address's name is taken", 400,
             error("DnsRecordInUse", "DNS record shop.westeurope.cloudapp.azure.com is already used by another public IP."),
-            ("NotAttachable", Tell), &["choose another vnetpool.io/dns-label", "shop.westeurope"]),
+            ("NotAttachable", Wait), &["choose another vnetpool.io/dns-label", "shop.westeurope"]),
         row("the public addresses of a region are used up", 400,
             error("PublicIPCountLimitReached", "Cannot create more than 20 public IP addresses for this subscription in this region."),
-            ("NotAttachable", Tell), &["Have the quota raised", "more than 20"]),
+            ("NotAttachable", Wait), &["Have the quota raised", "more than 20"]),
         row("a public address that another NIC has", 400,
             error("PublicIPAddressCannotBeDeleted", "Public IP address /subscriptions/S/p can not be deleted since it is still allocated \
                 to resource /subscriptions/S/other."),
-            ("AzureRefused", Tell), &["/subscriptions/S/other", "vnetpool.io/gone=true"]),
+            ("AzureRefused", Wait), &["/subscriptions/S/other", "vnetpool.io/gone=true"]),
         row("what is to be attached isn't there", 400,
             error("InvalidResourceReference", "Resource /subscriptions/S/p referenced by resource /subscriptions/S/c was not found."),
-            ("NotAttachable", Tell), &["correct the id in the NodeIPPool's attachments", "/subscriptions/S/p"]),
+            ("NotAttachable", Wait), &["correct the id in the NodeIPPool's attachments", "/subscriptions/S/p"]),
         row("the VM is being deleted", None,
             error("OperationNotAllowed", "Operation 'startTenantUpdate' is not allowed on VM 'x' since the VM is marked for deletion. You can only retry the Delete operation."),
             ("ResourceBusy", Retry(BUSY)), &["marked for deletion"]),
         row("not found, says the gateway", 404,
             error("ResourceNotFound", "The Resource 'Microsoft.Network/networkInterfaces/n-nic' under resource group 'MC_g' was not found."),
-            ("ResourceNotFound", Tell), &["Delete the Node", "was not found"]),
+            ("ResourceNotFound", Wait), &["Delete the Node", "was not found"]),
         row("the resource group is not found", 404,
             error("ResourceGroupNotFound", "Resource group 'MC_g' could not be found."),
-            ("ScopeMissing", Tell), &["'MC_g' could not be found", "resource group", "vnetpool.io/gone=true"]),
+            ("ScopeMissing", Wait), &["'MC_g' could not be found", "resource group", "vnetpool.io/gone=true"]),
         row("the subscription is not found", 404,
             error("SubscriptionNotFound", "The subscription 'S' could not be found."),
-            ("ScopeMissing", Tell), &["'S' could not be found", "vnetpool.io/gone=true"]),
+            ("ScopeMissing", Wait), &["'S' could not be found", "vnetpool.io/gone=true"]),
         row("the parent is not found", 404,
             error("ParentResourceNotFound", "Can not perform requested operation on nested resource."),
-            ("ResourceNotFound", Tell), &["nested resource"]),
+            ("ResourceNotFound", Wait), &["nested resource"]),
         row("not found, says the provider", 404,
             json!({ "code": "NotFound", "message": "Resource /subscriptions/S/nic not found.", "details": [] }),
-            ("ResourceNotFound", Tell), &["Delete the Node"]),
+            ("ResourceNotFound", Wait), &["Delete the Node"]),
         row("a scale set's instance that is gone", 400,
             json!({ "code": "InvalidParameter", "message": "The provided instanceId 7 is not an active Virtual Machine Scale Set VM instanceId.", "target": "instanceId" }),
-            ("ResourceNotFound", Tell), &["instanceId 7"]),
+            ("ResourceNotFound", Wait), &["instanceId 7"]),
         row("a write to a scale set's own NIC", 400,
             error("OperationNotAllowed", "The operation 'write' on resource type 'virtualMachineScaleSets/virtualMachines/networkInterfaces' is disallowed."),
-            ("AzureRefused", Tell), &["is disallowed", "Change what it objects to"]),
+            ("AzureRefused", Wait), &["is disallowed", "Change what it objects to"]),
         row("too many ipConfigurations, whatever the code", 400,
             error("NetworkInterfaceCannotHaveMoreIpConfigurations", "At most 256 IP configurations are allowed."),
-            ("AzureRefused", Tell), &["256"]),
+            ("AzureRefused", Wait), &["256"]),
         row("a missing permission", 403,
             error("AuthorizationFailed", "The client 'c' with object id 'o' does not have authorization to perform action \
                 'Microsoft.Network/networkInterfaces/write' over scope '/subscriptions/S/resourceGroups/MC_g/nic' or the scope is invalid."),
-            ("PermissionDenied", Tell), &["Microsoft.Network/networkInterfaces/write", "/subscriptions/S/resourceGroups/MC_g/nic", "Grant its role"]),
+            ("PermissionDenied", Wait), &["Microsoft.Network/networkInterfaces/write", "/subscriptions/S/resourceGroups/MC_g/nic", "Grant its role"]),
         row("a missing permission on something linked", 403,
             error("LinkedAuthorizationFailed", "The client 'c' with object id 'o' has permission to perform action \
                 'Microsoft.Network/networkInterfaces/write' on scope '/subscriptions/S/nic'; however, it does not have permission to \
                 perform action(s) 'Microsoft.Network/virtualNetworks/subnets/join/action' on the linked scope(s) '/subscriptions/S/subnet' \
                 (respectively) or the linked scope(s) are invalid."),
-            ("PermissionDenied", Tell), &["do Microsoft.Network/virtualNetworks/subnets/join/action on /subscriptions/S/subnet", "Grant its role"]),
+            ("PermissionDenied", Wait), &["do Microsoft.Network/virtualNetworks/subnets/join/action on /subscriptions/S/subnet", "Grant its role"]),
         row("a lock", 409,
             error("ScopeLocked", "The scope '/subscriptions/S/nic' cannot perform write operation because following scope(s) are locked: \
                 '/subscriptions/S/resourceGroups/MC_g'. Please remove the lock and try again."),
-            ("ResourceLocked", Tell), &["Remove the lock on /subscriptions/S/resourceGroups/MC_g"]),
+            ("ResourceLocked", Wait), &["Remove the lock on /subscriptions/S/resourceGroups/MC_g"]),
         row("a policy", 403,
             error("RequestDisallowedByPolicy", POLICY),
-            ("PolicyForbidden", Tell), &["an Azure Policy (/subscriptions/S/providers/Microsoft.Authorization/policyAssignments/5712)",
+            ("PolicyForbidden", Wait), &["an Azure Policy (/subscriptions/S/providers/Microsoft.Authorization/policyAssignments/5712)",
                 "Exempt it, or change the policy"]),
         row("a policy with words of its own", 403,
             json!({ "code": "RequestDisallowedByPolicy", "target": "n-nic",
                 "message": "Resource 'n-nic' was disallowed by policy. Reasons: 'One address a NIC.'. See error details for policy resource IDs.",
                 "additionalInfo": [{ "type": "PolicyViolation", "info": { "policyDefinitionEffect": "Deny",
                     "policyAssignmentId": "/providers/Microsoft.Management/managementGroups/m/providers/Microsoft.Authorization/policyAssignments/one" } }] }),
-            ("PolicyForbidden", Tell), &["managementGroups/m/providers/Microsoft.Authorization/policyAssignments/one", "One address a NIC."]),
+            ("PolicyForbidden", Wait), &["managementGroups/m/providers/Microsoft.Authorization/policyAssignments/one", "One address a NIC."]),
         row("an API version that the cloud doesn't have", 400,
             error("NoRegisteredProviderFound", "No registered resource provider found for location 'usgovvirginia' and API version \
                 '2025-05-01' for type 'networkInterfaces'. The supported api-versions are '2024-03-01, 2023-11-01'."),
-            ("ConfigurationUnusable", Tell), &["networkAPIVersion", "2024-03-01, 2023-11-01"]),
+            ("ConfigurationUnusable", Wait), &["networkAPIVersion", "2024-03-01, 2023-11-01"]),
         row("a full virtual network", 400,
             error("PrivateIPAddressLimitReached", "Cannot create more than 65536 private IP addresses for this virtual network."),
-            ("VirtualNetworkFull", Tell), &["65536", "a block of 16 counts once"]),
+            ("VirtualNetworkFull", Wait), &["65536", "a block of 16 counts once"]),
         row("a server error", 500, error("InternalServerError", "An error occurred."), ("OutcomeUnknown", ReadAgain), &["reads it again"]),
         row("a gateway that gives up", 504, error("GatewayTimeout", "The gateway did not receive a response."), ("OutcomeUnknown", ReadAgain), &["reads it again"]),
     ];
@@ -270,10 +270,10 @@ fn every_refusal_of_azures_has_its_reason_its_remedy_and_its_words() {
         let does = match error.remedy() {
             Remedy::RetryAfter(wait) => Retry(wait),
             Remedy::ReadAgain => ReadAgain,
-            Remedy::WaitForChange { reason: told, retry } => {
-                assert_eq!(told, reason, "{what}");
+            Remedy::WaitForChange { reason: found, retry } => {
+                assert_eq!(found, reason, "{what}");
                 assert!(retry >= Duration::from_secs(60), "{what}: tried again after {retry:?}");
-                Tell
+                Wait
             }
         };
         assert_eq!(does, conduct, "{what}: {text}");
@@ -283,7 +283,7 @@ fn every_refusal_of_azures_has_its_reason_its_remedy_and_its_words() {
         // A missing permission may be on another resource than the written one, and is named instead.
         assert!(text.contains(NIC) || reason == "PermissionDenied", "{what}: which NIC? {text}");
         // Where a person has to act, no sentence is lost to the 1 KiB that an Event takes.
-        assert!(conduct != Tell || text.len() < 1000, "{what}: {} bytes", text.len());
+        assert!(conduct != Wait || text.len() < 1000, "{what}: {} bytes", text.len());
         // A refused request has changed nothing; a lost one may have.
         let refused =
             status.is_some_and(|status| (400..500).contains(&status) && ![404, 412].contains(&status));

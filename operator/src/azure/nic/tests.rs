@@ -153,17 +153,17 @@ fn a_restored_address_is_asked_for_by_itself_and_before_azure_chooses_others() {
     let restore = restore.map(|(name, address)| (name.to_owned(), address.parse().unwrap())).into();
     let after = edit(&before, &Change { restore, ..change(&["vnp-1"], &[]) }).unwrap();
     assert_eq!(names(&after), ["ipconfig1", "vnp-2", "vnp-3", "vnp-1"]);
-    let said =
+    let field_of =
         |index: usize, field: &str| ip_configurations(&after).unwrap()[index]["properties"][field].clone();
     for (index, address) in [(1, "10.240.0.9"), (2, "10.240.0.16/28")] {
-        assert_eq!(said(index, "privateIPAllocationMethod"), "Static");
-        assert_eq!(said(index, "privateIPAddress"), address);
+        assert_eq!(field_of(index, "privateIPAllocationMethod"), "Static");
+        assert_eq!(field_of(index, "privateIPAddress"), address);
     }
     assert_eq!(
-        (said(1, "privateIPAddressPrefixLength"), said(2, "privateIPAddressPrefixLength")),
+        (field_of(1, "privateIPAddressPrefixLength"), field_of(2, "privateIPAddressPrefixLength")),
         (Value::Null, json!(28))
     );
-    assert_eq!(said(3, "privateIPAllocationMethod"), "Dynamic");
+    assert_eq!(field_of(3, "privateIPAllocationMethod"), "Dynamic");
 }
 
 #[test]

@@ -171,9 +171,9 @@ mod tests {
             let begun = orders.begin(&id("u")).unwrap();
             assert!(orders.has(&id("u")) && orders.take().is_empty());
             begun.ended(Done { order: Order::Delete(id("u")), result: Err(error) });
-            let told = orders.take().len();
+            let count = orders.take().len();
             assert!(!orders.has(&id("u")));
-            told
+            count
         };
         let resource = || id("u").to_string();
         assert_eq!(refusals_of(azure::Error::QuotaExceeded { resource: resource(), message: "m".into() }), 1);

@@ -69,14 +69,14 @@ mod tests {
     #[test]
     fn a_hint_has_the_nic_read_once() {
         let (mut hints, now) = (Hints::default(), Instant::now());
-        let told = allocation(&["vnp-1", "vnp-2"], &["vnp-1"], "b1");
-        assert_eq!(hints.due(&told, now), Some(Duration::ZERO));
-        hints.answered(&told, now);
-        hints.note(&told);
-        assert_eq!(hints.due(&told, now + 100 * APART), None, "Azure has said that it is there");
+        let with_hint = allocation(&["vnp-1", "vnp-2"], &["vnp-1"], "b1");
+        assert_eq!(hints.due(&with_hint, now), Some(Duration::ZERO));
+        hints.answered(&with_hint, now);
+        hints.note(&with_hint);
+        assert_eq!(hints.due(&with_hint, now + 100 * APART), None, "Azure has said that it is there");
         // Listed and missed once more, it is news.
         hints.note(&allocation(&["vnp-1", "vnp-2"], &[], "b1"));
-        assert_eq!(hints.due(&told, now + APART), Some(Duration::ZERO));
+        assert_eq!(hints.due(&with_hint, now + APART), Some(Duration::ZERO));
     }
 
     #[test]

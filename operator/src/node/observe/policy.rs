@@ -92,10 +92,11 @@ pub fn decide(facts: Facts) -> Policy {
         (Some(_), None) => Cause::Deselected,
         (None, None) => Cause::Gone,
     };
-    let said = condition::find(allocation.conditions(), SELECTED).filter(|said| said.status == "False");
+    let condition =
+        condition::find(allocation.conditions(), SELECTED).filter(|condition| condition.status == "False");
     // Conditions have whole seconds.
-    let since =
-        said.map_or_else(|| now.round(Unit::Second).unwrap_or(now), |said| said.last_transition_time.0);
+    let since = condition
+        .map_or_else(|| now.round(Unit::Second).unwrap_or(now), |condition| condition.last_transition_time.0);
     let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
     let is_confirmed = pause::is_confirmed_released(allocation);
     let rest = match grace.saturating_sub(passed) {

@@ -72,8 +72,8 @@ impl Recheck {
 /// where the node's agent reports, in this boot, that the service is silent.
 fn is_listed(allocation: &NodeIPAllocation) -> bool {
     let spec = &allocation.spec;
-    let says = allocation.status.as_ref().filter(|status| status.boot_id == spec.boot_id);
-    !says.is_some_and(|status| status.metadata_silent)
+    let status = allocation.status.as_ref().filter(|status| status.boot_id == spec.boot_id);
+    !status.is_some_and(|status| status.metadata_silent)
         && spec.route_table_id.is_none()
         && spec.ip_configurations().all(|one| !one.address.contains('/') || one.address.ends_with("/32"))
 }
@@ -132,7 +132,8 @@ mod tests {
     }
 
     /// Whenever the service falls silent and whenever the NIC is wiped, the NIC is read within a quarter of
-    /// an hour, once the agent has said so; and an agent that says now this and now that costs no more reads.
+    /// an hour, once the agent has reported it; and an agent that reports now this and now that costs no more
+    /// reads.
     #[test]
     fn a_node_whose_metadata_service_falls_silent_has_its_nic_read_within_a_quarter_of_an_hour() {
         let (start, often) = (Instant::now(), Waits::default().unlisted);
@@ -144,8 +145,8 @@ mod tests {
         }
         let (mut known, mut reads) = (start, 0);
         for minute in 0..600 {
-            let (now, said) = (start + minute * 60 * second, (minute % 2 == 0).then_some(often));
-            if Recheck::after("node-1", said, Some(known), start).is_due(now) {
+            let (now, wait) = (start + minute * 60 * second, (minute % 2 == 0).then_some(often));
+            if Recheck::after("node-1", wait, Some(known), start).is_due(now) {
                 (known, reads) = (now, reads + 1);
             }
         }

@@ -52,18 +52,18 @@ mod tests {
         let at = |hour: i64| Timestamp::UNIX_EPOCH + Duration::from_secs(hour as u64 * 3600);
         let mut spec: NodeIPAllocationSpec =
             serde_json::from_value(json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"})).unwrap();
-        let says = |spec: &NodeIPAllocationSpec, hour| {
+        let hours_left = |spec: &NodeIPAllocationSpec, hour| {
             verdict(spec, at(hour)).map(|(_, left)| left.as_secs() / 3600)
         };
         for hour in [0, 1, 9] {
-            assert_eq!(says(&spec, hour), None);
+            assert_eq!(hours_left(&spec, hour), None);
             spec.taken_off_at = noted(&spec.taken_off_at, true, at(hour));
             assert_eq!(noted(&spec.taken_off_at, false, at(hour)), spec.taken_off_at);
         }
-        assert_eq!(says(&spec, 9), Some(15));
-        assert_eq!(says(&spec, 24), None);
+        assert_eq!(hours_left(&spec, 9), Some(15));
+        assert_eq!(hours_left(&spec, 24), None);
         // Two of the last day and a new one.
         spec.taken_off_at = noted(&spec.taken_off_at, true, at(24));
-        assert_eq!((says(&spec, 24), spec.taken_off_at.len()), (Some(1), 3));
+        assert_eq!((hours_left(&spec, 24), spec.taken_off_at.len()), (Some(1), 3));
     }
 }

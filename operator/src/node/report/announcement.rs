@@ -84,10 +84,10 @@ impl Announcement {
         };
         let conditions = conditions::announced(&newest, Timestamp::now());
         let asked = super::apply_conditions(&self.client, &newest, &conditions);
-        let said = timeout(LATE, asked).await;
-        let said = said.unwrap_or_else(|_| Err(kube::Error::Service(Late.into())));
-        let is_ours = said.as_ref().is_ok_and(|said| self.is_ours(said));
-        *lock(&self.answer) = Some((conditions, said));
+        let answer = timeout(LATE, asked).await;
+        let answer = answer.unwrap_or_else(|_| Err(kube::Error::Service(Late.into())));
+        let is_ours = answer.as_ref().is_ok_and(|answer| self.is_ours(answer));
+        *lock(&self.answer) = Some((conditions, answer));
         is_ours
     }
 
@@ -179,16 +179,16 @@ mod tests {
     async fn a_write_is_announced_once_the_api_server_has_confirmed_it() {
         let (announcement, asked) = announcement(("vm", 1), Some(object(1))).await;
         assert!(announcement.is_confirmed().await);
-        let said = lock(&asked)[0]["status"]["conditions"].clone();
-        let said: Vec<Condition> = serde_json::from_value(said).unwrap();
-        assert!(condition::is_true(&said, condition::WRITING), "{said:?}");
+        let conditions = lock(&asked)[0]["status"]["conditions"].clone();
+        let conditions: Vec<Condition> = serde_json::from_value(conditions).unwrap();
+        assert!(condition::is_true(&conditions, condition::WRITING), "{conditions:?}");
     }
 
     #[tokio::test]
     async fn a_spec_of_another_writer_stops_the_write() {
         let (announcement, _) = announcement(("vm", 1), Some(object(2))).await;
         assert!(!announcement.is_confirmed().await);
-        assert!(lock(&announcement.answer).as_ref().is_some_and(|(_, said)| said.is_ok()));
+        assert!(lock(&announcement.answer).as_ref().is_some_and(|(_, answer)| answer.is_ok()));
     }
 
     #[tokio::test]

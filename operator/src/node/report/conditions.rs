@@ -488,8 +488,8 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
         events.push(events::turned(now, "Join"));
     }
     let would = condition::find(next, DRY_RUN).filter(|now| Reason::NothingToDo != now.reason.as_str());
-    let said = condition::find(before, DRY_RUN).map(|was| was.message.as_str());
-    if let Some(now) = would.filter(|now| Some(now.message.as_str()) != said) {
+    let last = condition::find(before, DRY_RUN).map(|was| was.message.as_str());
+    if let Some(now) = would.filter(|now| Some(now.message.as_str()) != last) {
         events.push(events::dry_run(&now.message));
     }
     if let Some(now) = news(FULL, "True") {

@@ -42,8 +42,8 @@ impl Reports {
 
     /// The pods that the agent names now and didn't name before.
     pub fn news_of_refused(&mut self, conditions: &[Condition]) -> Vec<Refusal> {
-        let said = condition::find(conditions, METADATA_REFUSED).filter(|one| one.status == "True");
-        let now = said.map(|one| refusal::refusals(&one.message)).unwrap_or_default();
+        let condition = condition::find(conditions, METADATA_REFUSED).filter(|one| one.status == "True");
+        let now = condition.map(|one| refusal::refusals(&one.message)).unwrap_or_default();
         let before = self.refused.replace(now.clone()).unwrap_or_else(|| now.clone());
         now.difference(&before).cloned().collect()
     }
@@ -84,19 +84,19 @@ mod tests {
         let refusal = |service, pod: &str| Refusal { service, pod: pod.to_owned() };
         let (a, b) = (refusal(Service::Metadata, "default/a"), refusal(Service::Metadata, "default/b"));
         let other = refusal(Service::WireServer, "default/a");
-        let says = |refusals: &[&Refusal]| {
+        let conditions = |refusals: &[&Refusal]| {
             let message = refusal::message(&refusals.iter().copied().cloned().collect(), "default");
             [Verdict::yes(Reason::PodsAsk, message).condition(METADATA_REFUSED, None, Timestamp::now())]
         };
         let mut reports = Reports::default();
-        let mut news = |refusals: &[&Refusal]| reports.news_of_refused(&says(refusals));
-        assert!(news(&[&a]).is_empty(), "another operator has said it");
+        let mut news = |refusals: &[&Refusal]| reports.news_of_refused(&conditions(refusals));
+        assert!(news(&[&a]).is_empty(), "another operator has reported it");
         assert!(news(&[&a]).is_empty());
         assert_eq!(news(&[&a, &b]), vec![b.clone()]);
         assert!(news(&[&a, &b]).is_empty());
         assert_eq!(news(&[&a, &b, &other]), vec![other.clone()], "the same pod, and another service");
         assert!(news(&[&b]).is_empty(), "one has gone");
         assert!(reports.news_of_refused(&[]).is_empty());
-        assert_eq!(reports.news_of_refused(&says(&[&b])), vec![b.clone()], "it asks again");
+        assert_eq!(reports.news_of_refused(&conditions(&[&b])), vec![b.clone()], "it asks again");
     }
 }

@@ -41,7 +41,7 @@ pub struct Outlived {
     exceeds_since: Option<(Instant, Timestamp)>,
     since: BTreeMap<Suspect, Instant>,
     /// The last report, and its sandboxes.
-    told: Option<(BTreeSet<Suspect>, String)>,
+    reported: Option<(BTreeSet<Suspect>, String)>,
 }
 
 /// The kinds of report.
@@ -108,7 +108,7 @@ impl Outlived {
         let next = self.since.values().map(|&since| left(since)).filter(|left| !left.is_zero()).min();
         let finding = match due.is_empty() {
             false => Finding::Due(due),
-            true if self.since.is_empty() || self.told.is_some() => Finding::Ended,
+            true if self.since.is_empty() || self.reported.is_some() => Finding::Ended,
             true => Finding::Early,
         };
         (finding, next)
@@ -130,12 +130,12 @@ pub async fn condition(
 ) -> Result<(Option<Verdict>, Option<Duration>), Error> {
     let name = allocation.name_any();
     let pods = ctx.cluster.bound_pods(&name);
-    let said = condition::find(allocation.conditions(), SANDBOXES_ENDED);
+    let condition = condition::find(allocation.conditions(), SANDBOXES_ENDED);
     let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
     let is_answered = allocation.spec.report_holders && lag(allocation, kept::boot_id(node)) == Lag::None;
     let Some(holders) = status.filter(|_| is_answered).map(|status| status.holders.as_slice()) else {
         // An operator that has just started has to learn whether it has ended.
-        outlived.asks |= said.is_some_and(|said| said.status == "False");
+        outlived.asks |= condition.is_some_and(|condition| condition.status == "False");
         let exceeds = status.is_some_and(|status| status.pods as usize > pods.len());
         let counted_at = status.and_then(|status| status.counted_at.as_ref()).map(|at| at.0);
         return Ok((None, outlived.count(exceeds, counted_at, (now, Timestamp::now()))));
@@ -148,14 +148,14 @@ pub async fn condition(
         Finding::Due(due) => due,
         Finding::Early => return Ok((None, next)),
         Finding::Ended => {
-            outlived.told = None;
+            outlived.reported = None;
             let ended =
                 || Verdict::yes(Reason::Ended, "no address is held by the sandbox of a pod that is gone");
-            return Ok((said.is_some().then(ended), next));
+            return Ok((condition.is_some().then(ended), next));
         }
     };
-    let told = outlived.told.take().filter(|(whom, _)| *whom == due);
-    let message = match told {
+    let reported = outlived.reported.take().filter(|(whom, _)| *whom == due);
+    let message = match reported {
         Some((_, message)) => message,
         None => {
             let whole = Api::<NodeIPAllocation>::all(ctx.client.clone()).get(&name).await;
@@ -163,7 +163,7 @@ pub async fn condition(
             message(&name, &due, &status.holders)
         }
     };
-    outlived.told = Some((due, message.clone()));
+    outlived.reported = Some((due, message.clone()));
     Ok((Some(Verdict::no(Reason::SandboxLeft, message)), next))
 }
 
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(outlived.observe(&node, &pods(&["b"]), start).0, Finding::Early);
         assert_eq!(outlived.observe(&node, &pods(&["b"]), start + GRACE).0, due(&[("10.0.0.5", "a")]));
         // After a report, the end is reported, though another sandbox may be next.
-        outlived.told = Some(Default::default());
+        outlived.reported = Some(Default::default());
         assert_eq!(outlived.observe(&node[1..], &pods(&[]), start + GRACE).0, Finding::Ended);
     }
 

@@ -450,30 +450,30 @@ fn only_a_pod_of_a_namespace_that_the_pool_names_orders_a_public_address() {
 
 #[test]
 fn wishes_that_cannot_be_granted_name_the_annotation_and_the_remedy() {
-    let says = |change: fn(&mut World)| {
+    let refusal = |change: fn(&mut World)| {
         let mut world = world(1).wants_public("a").with("a", 1);
         change(&mut world);
         let plan = world.plan();
         assert!(plan.step.is_none() && plan.marks.is_empty());
         plan.invalid[0].message.clone()
     };
-    let none = says(|world| world.offered.public_address_namespaces.clear());
+    let none = refusal(|world| world.offered.public_address_namespaces.clear());
     assert!(none.contains("attachments.publicAddressNamespaces") && none.contains("\"default\""), "{none}");
-    assert!(says(|world| world.impossible = Some("not here")).contains("not here"));
+    assert!(refusal(|world| world.impossible = Some("not here")).contains("not here"));
     assert!(
-        says(|world| world.wishes.get_mut("a").unwrap().public_address = Some("yes".into()))
+        refusal(|world| world.wishes.get_mut("a").unwrap().public_address = Some("yes".into()))
             .contains("write true or false")
     );
     assert!(
-        says(|world| world.wishes.get_mut("a").unwrap().dns_label = Some("Shop".into()))
+        refusal(|world| world.wishes.get_mut("a").unwrap().dns_label = Some("Shop".into()))
             .contains("lower-case letters")
     );
     assert!(
-        says(|world| world.wishes.get_mut("a").unwrap().backend_pools = Some("web, db".into()))
+        refusal(|world| world.wishes.get_mut("a").unwrap().backend_pools = Some("web, db".into()))
             .contains("\"db\"")
     );
     assert!(
-        says(|world| {
+        refusal(|world| {
             let wish = world.wishes.get_mut("a").unwrap();
             (wish.public_address, wish.dns_label) = (None, Some("shop".into()));
         })
@@ -485,7 +485,7 @@ fn wishes_that_cannot_be_granted_name_the_annotation_and_the_remedy() {
 enum Event {
     Start(u8, u8),
     Stop(u8),
-    Told(u8),
+    Reported(u8),
     Asks(u8, bool, bool),
     Confirmed(bool),
     Wiped(u8),
@@ -499,7 +499,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         (0..3_u8, 1..4_u8).prop_map(|(pod, n)| Event::Start(pod, n)),
         (0..3_u8).prop_map(Event::Stop),
-        (0..3_u8).prop_map(Event::Told),
+        (0..3_u8).prop_map(Event::Reported),
         (0..3_u8, any::<bool>(), any::<bool>()).prop_map(|(pod, web, public)| Event::Asks(pod, web, public)),
         any::<bool>().prop_map(Event::Confirmed),
         (1..4_u8).prop_map(Event::Wiped),
@@ -552,7 +552,7 @@ proptest! {
                     confirmed.retain(|address, _| marked.contains(address));
                     world.confirmed = true;
                 }
-                Event::Told(pod) => {
+                Event::Reported(pod) => {
                     let has = on_node.iter().find(|(_, uid)| **uid == pod.to_string());
                     let wish = world.wishes.get_mut(&pod.to_string());
                     if let (Some(wish), Some((address, _))) = (wish, has) {

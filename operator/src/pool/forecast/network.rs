@@ -13,7 +13,7 @@ use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
-use super::{is_below, untold};
+use super::{is_below, uncounted};
 use crate::azure::{ResourceId, Usages, vnet_of};
 use crate::network::Hint;
 use crate::pool::blocks::Blocks;
@@ -24,7 +24,7 @@ const LIMIT: u32 = 65_536;
 /// A virtual network, and what is known of it.
 struct Known {
     id: ResourceId,
-    told: Hint<Arc<Usages>>,
+    usages: Hint<Arc<Usages>>,
     /// How many addresses are taken, at least and at most, where Azure counts them.
     taken: Option<(u32, u32)>,
 }
@@ -33,14 +33,14 @@ struct Known {
 pub fn report(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
-    told: impl Fn(&ResourceId) -> Hint<Arc<Usages>>,
+    usages: impl Fn(&ResourceId) -> Hint<Arc<Usages>>,
     blocks: &Blocks,
     now: Timestamp,
 ) {
     let vnets = status.subnets.iter().filter_map(|subnet| vnet_of(&subnet.id.parse().ok()?).ok());
     let mut seen = BTreeSet::new();
     let vnets = vnets.filter(|vnet| seen.insert(vnet.key()));
-    let known: Vec<Known> = vnets.map(|id| Known::of(id, &told, blocks)).collect();
+    let known: Vec<Known> = vnets.map(|id| Known::of(id, &usages, blocks)).collect();
     let shown = |one: &Known| NetworkUse {
         id: one.id.to_string(),
         limit: LIMIT,
@@ -55,13 +55,13 @@ pub fn report(
 }
 
 impl Known {
-    fn of(id: ResourceId, told: impl Fn(&ResourceId) -> Hint<Arc<Usages>>, blocks: &Blocks) -> Known {
-        let told = told(&id);
-        let taken = match &told {
-            Hint::Told(usages) => Some(blocks.taken(&id, usages)),
+    fn of(id: ResourceId, usages: impl Fn(&ResourceId) -> Hint<Arc<Usages>>, blocks: &Blocks) -> Known {
+        let usages = usages(&id);
+        let taken = match &usages {
+            Hint::Counted(usages) => Some(blocks.taken(&id, usages)),
             _ => None,
         };
-        Known { id, told, taken }
+        Known { id, usages, taken }
     }
 }
 
@@ -98,7 +98,7 @@ fn forecast(pool: &NodeIPPool, known: &[Known], before: Option<&Condition>) -> O
         );
         return Some(Verdict::unknown(Reason::CountAmbiguous, message));
     }
-    match untold(known.iter().map(|one| (&one.told, one.id.as_str())), before.is_some()) {
+    match uncounted(known.iter().map(|one| (&one.usages, one.id.as_str())), before.is_some()) {
         Some(verdict) => verdict,
         None if known.is_empty() => Some(Verdict::no(Reason::NoNodes, "no node is served by this pool")),
         None => Some(Verdict::no(
@@ -118,9 +118,9 @@ mod tests {
 
     const VNET: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
 
-    /// What a pool says of a network with these figures of the subnets `pods` and `others`, of which `pods`
-    /// has so many blocks.
-    fn said(
+    /// What a pool reports of a network with these figures of the subnets `pods` and `others`, of which
+    /// `pods` has so many blocks.
+    fn reported(
         percent: u32,
         usages: Option<[(u32, u32); 2]>,
         blocks: u32,
@@ -131,9 +131,9 @@ mod tests {
         let subnet = |name: &str| SubnetUse { id: format!("{VNET}/subnets/{name}"), ..Default::default() };
         let subnets = vec![subnet("pods"), subnet("others")];
         let mut status = NodeIPPoolStatus { subnets, conditions: before.to_vec(), ..Default::default() };
-        let told = usages.map_or(Hint::Pending, |usages| {
+        let usages = usages.map_or(Hint::Pending, |usages| {
             let all = ["pods", "others"].into_iter().zip(usages);
-            Hint::Told(Arc::new(
+            Hint::Counted(Arc::new(
                 all.map(|(name, (used, size))| (name.into(), Usage { used, size })).collect(),
             ))
         });
@@ -146,13 +146,13 @@ mod tests {
             ]},
         }))
         .unwrap();
-        report(&pool, &mut status, |_| told.clone(), &Blocks::of([node].iter()), Timestamp::UNIX_EPOCH);
+        report(&pool, &mut status, |_| usages.clone(), &Blocks::of([node].iter()), Timestamp::UNIX_EPOCH);
         status
     }
 
     fn exhausting(status: &NodeIPPoolStatus) -> (&str, &str) {
-        let said = condition::find(&status.conditions, NETWORK_EXHAUSTING).unwrap();
-        (&said.status, &said.reason)
+        let condition = condition::find(&status.conditions, NETWORK_EXHAUSTING).unwrap();
+        (&condition.status, &condition.reason)
     }
 
     const WIDE: u32 = 131_067;
@@ -164,18 +164,18 @@ mod tests {
         for (taken, turned) in
             [(58_982, "False"), (58_983, "True"), (57_345, "True"), (57_344, "False"), (58_900, "False")]
         {
-            let status = said(10, Some([(taken - 1000, WIDE), (1000, WIDE)]), 0, &before);
+            let status = reported(10, Some([(taken - 1000, WIDE), (1000, WIDE)]), 0, &before);
             assert_eq!(exhausting(&status).0, turned, "{taken}");
             assert_eq!(status.networks, [NetworkUse { id: VNET.into(), limit: 65_536, used: Some(taken) }]);
             before = status.conditions;
         }
-        let status = said(10, Some([(60_000, WIDE), (0, WIDE)]), 0, &[]);
+        let status = reported(10, Some([(60_000, WIDE), (0, WIDE)]), 0, &[]);
         for part in [VNET, "60000 of 65536", "10 % of NodeIPPool p", "mode Prefix", "another virtual network"]
         {
             let message = &status.conditions[0].message;
             assert!(message.contains(part), "{part}: {message}");
         }
-        assert_eq!(exhausting(&said(0, Some([(65_536, WIDE), (0, WIDE)]), 0, &[])), ("False", "Off"));
+        assert_eq!(exhausting(&reported(0, Some([(65_536, WIDE), (0, WIDE)]), 0, &[])), ("False", "Off"));
     }
 
     #[test]
@@ -183,7 +183,7 @@ mod tests {
         // 3,900 blocks hold 62,400 addresses.
         const BLOCKS: u32 = 3900;
         let of = |pods: u32, size: u32, others: u32| {
-            exhausting(&said(10, Some([(pods, size), (others, WIDE)]), BLOCKS, &[])).0.to_owned()
+            exhausting(&reported(10, Some([(pods, size), (others, WIDE)]), BLOCKS, &[])).0.to_owned()
         };
         // The figures show that each counts once, or 16 times; nothing else is there, or much.
         assert_eq!([of(3900, WIDE, 0), of(3900, WIDE, 56_000)], ["False", "True"]);
@@ -195,8 +195,8 @@ mod tests {
 
     #[test]
     fn a_networks_last_forecast_stands_until_azure_was_asked() {
-        assert_eq!(exhausting(&said(10, None, 0, &[])), ("Unknown", "Pending"));
-        let before = said(10, Some([(60_000, WIDE), (0, WIDE)]), 0, &[]).conditions;
-        assert_eq!(said(10, None, 0, &before).conditions, before);
+        assert_eq!(exhausting(&reported(10, None, 0, &[])), ("Unknown", "Pending"));
+        let before = reported(10, Some([(60_000, WIDE), (0, WIDE)]), 0, &[]).conditions;
+        assert_eq!(reported(10, None, 0, &before).conditions, before);
     }
 }

@@ -34,7 +34,7 @@ impl Azure {
         world.config.synchronous = synchronous.unwrap_or(world.config.synchronous);
         world.config.limits = limits.unwrap_or(world.config.limits);
         if let Some(lags) = metadata_lags {
-            world.told = lags.then(|| imds::listed(&world));
+            world.stale = lags.then(|| imds::listed(&world));
         }
         Ok(())
     }

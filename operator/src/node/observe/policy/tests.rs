@@ -26,9 +26,9 @@ fn served(change: Value) -> NodeIPAllocation {
     serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": spec})).unwrap()
 }
 
-fn said(mut allocation: NodeIPAllocation, second: i64) -> NodeIPAllocation {
-    let said = Verdict::no(Reason::NoPool, "").condition(SELECTED, None, at(second));
-    allocation.status.get_or_insert_default().conditions.push(said);
+fn reporting(mut allocation: NodeIPAllocation, second: i64) -> NodeIPAllocation {
+    let condition = Verdict::no(Reason::NoPool, "").condition(SELECTED, None, at(second));
+    allocation.status.get_or_insert_default().conditions.push(condition);
     allocation
 }
 
@@ -54,7 +54,7 @@ fn the_policy_of_a_pool_that_is_gone_holds_for_the_grace_as_the_object_records_i
     assert_eq!(held.spec.snat.non_masquerade_cidrs, ["10.0.0.0/8"]);
     assert_eq!(held.spec.application_security_groups.as_ref().unwrap().ids, ["g"]);
     // The clock is in the API: the next leader goes on with it.
-    let allocation = said(served(json!({})), 100);
+    let allocation = reporting(served(json!({})), 100);
     assert_eq!(rest(&decided(&allocation, None, None, 999)), Some(Rest::Lasts(Duration::from_secs(1))));
     let over = decided(&allocation, None, None, 1000);
     assert_eq!((over.pool.is_none(), rest(&over)), (true, Some(Rest::Over)));
@@ -78,7 +78,7 @@ fn a_pool_made_again_serves_at_once_and_one_that_selects_no_more_holds_as_it_sta
 #[test]
 fn a_pool_with_an_unreadable_selector_keeps_its_nodes_for_any_time() {
     let broken = pool("p", json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}));
-    let allocation = said(served(json!({})), 0);
+    let allocation = reporting(served(json!({})), 0);
     for selected in [None, pool("default", json!({}))] {
         let policy = decided(&allocation, selected, broken.clone(), 1_000_000);
         assert_eq!((policy.pool == broken, rest(&policy)), (true, Some(Rest::Open)));
@@ -151,7 +151,7 @@ fn a_node_is_needy_if_its_pods_exceed_its_sizing_and_the_edit_gives_more() {
 fn a_paused_node_stays_with_its_pool_though_another_selects_it() {
     let (p, other) = (pool("p", json!({})), pool("other", json!({})));
     let held = |last: Option<Arc<NodeIPPool>>| {
-        let node = said(served(json!({})), 0);
+        let node = reporting(served(json!({})), 0);
         let now = at(1_000_000);
         decide(Facts { allocation: &node, selected: other.clone(), last, is_paused: true, grace: GRACE, now })
     };
@@ -207,7 +207,7 @@ fn a_range_goes_over_to_a_pool_that_it_is_part_of() {
 #[test]
 fn a_coming_change_of_pool_is_reported_with_its_time_and_both_remedies() {
     let verdict = |change: Option<Change>| change.unwrap().verdict("n1", "p", GRACE).message;
-    let node = said(served(json!({})), 100);
+    let node = reporting(served(json!({})), 100);
     let waits = verdict(decided(&node, pool("other", json!({})), pool("p", json!({})), 100).change);
     for part in ["NodeIPPool other", "node n1", "Until 1970-01-01T00:16:40Z, 15 minutes", "release=true"] {
         assert!(waits.contains(part), "{part} isn't in {waits}");
