@@ -1,5 +1,5 @@
-//! A panic ends the work on one object, not the process: the next leader would meet the same object, and panic,
-//! too.
+//! A panic ends the work on one object, not the process: the next leader would meet the same object, and
+//! panic, too.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -16,12 +16,13 @@ const LATER: Duration = Duration::from_secs(60);
 #[error("panicked, which is a bug; the log has its place")]
 pub struct Panicked;
 
-/// Does the work. State that it may have changed half counts as lost: the caller doesn't use it again.
+/// Does the work. State that it may have changed half counts as lost: the caller doesn't use it again. No
+/// `async fn`, which would have room for the work twice: thousands may be under way.
 ///
 /// # Errors
 /// When it panicked.
-pub async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
-    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| Panicked)
+pub fn caught<T>(work: impl Future<Output = T>) -> impl Future<Output = Result<T, Panicked>> {
+    AssertUnwindSafe(work).catch_unwind().map(|done| done.map_err(|_| Panicked))
 }
 
 /// Reconciles an object, or leaves it for later.

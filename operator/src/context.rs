@@ -46,8 +46,8 @@ pub struct Context {
     pub rollouts: Arc<Mutex<Rollouts>>,
     /// When this process began to lead.
     pub started: Instant,
-    /// This process has seen the API server's store go back to an earlier state, or no operator led for so long
-    /// before it that nobody would have seen that. So no `spec` is believed before its NIC was read.
+    /// This process has seen the API server's store go back to an earlier state, or no operator led for so
+    /// long before it that nobody would have seen that. So no `spec` is believed before its NIC was read.
     pub may_be_set_back: bool,
     pub waits: Waits,
 }

@@ -111,7 +111,7 @@ impl Candidate {
     /// Waits until this replica leads. Errors of the API server are logged and retried.
     ///
     /// # Errors
-    /// When the store turns out to be set back: whatever this replica has cached is of a state that never was.
+    /// When the store turns out to be set back: what this replica has cached is of a state that never was.
     pub async fn acquire(&mut self) -> Result<Leadership<'_>, Lost> {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
@@ -176,8 +176,8 @@ impl Candidate {
         }
     }
 
-    /// Whether the store is back at an earlier state than it was when this replica saw it last: versions of an
-    /// object only grow otherwise.
+    /// Whether the store is back at an earlier state than it was when this replica saw it last: otherwise the
+    /// versions of an object only grow.
     fn is_set_back(&mut self, lease: &Lease) -> bool {
         let found = version(lease);
         let is_back = found < self.newest;

@@ -639,3 +639,20 @@ pub fn a_persons_pool_survives_upgrade_rollback_and_a_new_installation(plane: &C
     ensure!(weight()? == "-7", "a new installation takes it as it is");
     plane.helm(&["uninstall", "vnetpool"]).map(drop)
 }
+
+pub fn the_notes_warn_of_an_identity_that_every_process_of_a_node_can_use(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let notes = |identity: &str| {
+        let identity = format!("azure.identity.type={identity}");
+        let others = "image.registry=registry.example,azure.identity.clientID=c,azure.identity.tenantID=t";
+        let chart = root().join("charts/vnetpool");
+        let chart = chart.to_string_lossy();
+        plane.helm(&["install", "noted", &chart, "--dry-run=client", "--set", &identity, "--set", others])
+    };
+    let warning = "Every process on the host network of a node that has\nthe identity can get one";
+    let printed = notes("ManagedIdentity")?;
+    ensure!(printed.contains(warning) && printed.contains("podMetadataAccess: All"), "{printed}");
+    ensure!(!notes("WorkloadIdentity")?.contains(warning), "warned of what is no danger");
+    Ok(())
+}

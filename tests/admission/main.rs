@@ -60,6 +60,7 @@ fn main() {
         writers::the_operator_writes_spec_and_conditions,
         writers::of_a_node_the_operator_changes_its_own_taint_and_nothing_else,
         writers::the_rights_are_the_least_that_do,
+        chart::the_notes_warn_of_an_identity_that_every_process_of_a_node_can_use,
         chart::a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives,
         chart::a_persons_pool_survives_upgrade_rollback_and_a_new_installation,
     ];

@@ -103,10 +103,26 @@ pub const ALL: &[Mutation] = &[
     Mutation {
         rule: "a_lease_that_was_set_back_ends_leading",
         file: LEADER,
-        from: "version(found) < version(&self.lease)",
-        to: "version(found) > version(&self.lease) && false",
+        from: "found < self.newest",
+        to: "found > self.newest && false",
         program: UNITS,
         tests: &["a_store_that_was_set_back_ends_leading_though_the_lease_still_names_us"],
+    },
+    Mutation {
+        rule: "a_process_that_saw_the_store_go_back_believes_no_record",
+        file: LEADER,
+        from: "self.was_set_back |= is_back",
+        to: "self.was_set_back &= is_back",
+        program: UNITS,
+        tests: &["a_standby_that_sees_the_store_set_back_begins_anew_and_remembers_it"],
+    },
+    Mutation {
+        rule: "nobody_goes_by_an_edited_duration_of_the_lease",
+        file: LEADER,
+        from: "unchanged_since.elapsed() < LEASE",
+        to: "unchanged_since.elapsed() < Duration::from_secs(spec.lease_duration_seconds.unwrap_or_default().max(0) as u64)",
+        program: UNITS,
+        tests: &["an_edited_duration_lets_nobody_lead_sooner_or_later_than_ours"],
     },
     Mutation {
         rule: "a_leader_whose_lease_has_expired_writes_nothing",
