@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "docs/modules.rs"]
+mod modules;
 #[path = "mutations/table.rs"]
 mod mutations;
 #[path = "docs/pages.rs"]
