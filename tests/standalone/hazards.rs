@@ -31,10 +31,21 @@ impl Wired {
 
     /// Whether packets go both ways, under the addresses they should.
     fn holds(&self, stage: &Stage) -> bool {
-        let is = |seen: Result<IpAddr>, expected: Ipv4Addr| seen.is_ok_and(|seen| seen == expected);
-        is(self.reached(stage), OTHER)
-            && is(seen(&self.container, OTHER), self.address)
-            && is(seen(&self.container, INTERNET), VM1)
+        self.is_whole(&self.ends(stage))
+    }
+
+    fn eventually_holds(&self, stage: &Stage, what: &str) {
+        eventually(what, || self.ends(stage), |ends| self.is_whole(ends));
+    }
+
+    /// Whom the container sees, and as whom a VM and the internet see it.
+    fn ends(&self, stage: &Stage) -> [Result<IpAddr, String>; 3] {
+        [self.reached(stage), seen(&self.container, OTHER), seen(&self.container, INTERNET)]
+            .map(|seen| seen.map_err(|error| format!("{error:#}")))
+    }
+
+    fn is_whole(&self, ends: &[Result<IpAddr, String>; 3]) -> bool {
+        *ends == [OTHER, self.address, VM1].map(|address| Ok(IpAddr::from(address)))
     }
 
     /// The container's view of a VM's connection.
@@ -57,9 +68,7 @@ fn undisturbed(stage: &Stage) -> String {
 
 #[track_caller]
 fn eventually_reports(stage: &Stage, what: &str) {
-    eventually(&format!("Undisturbed says {what:?}: {}", undisturbed(stage)), || {
-        undisturbed(stage).contains(what)
-    });
+    eventually(what, || undisturbed(stage), |shown| shown.contains(what));
 }
 
 /// The change that cloud-init's configuration makes (`apply_network_config_for_secondary_ips`), and
@@ -78,7 +87,7 @@ pub fn an_address_that_another_program_puts_on_eth0_is_taken_off_and_reported(
     assert!(path.starts_with("local"), "{path}");
     let agent = stage.start_agent("vm1", &[])?;
     let wired = Wired { agent, ..wired };
-    eventually("the container is reached again", || wired.holds(stage));
+    wired.eventually_holds(stage, "the container is reached again");
     let left = stage.sh("vm1", "ip -brief -4 address show dev eth0");
     let left: Vec<&str> = left.split_whitespace().skip(2).collect();
     assert_eq!(left, ["10.240.0.4/20"], "only the VM's own address is left");
@@ -118,11 +127,11 @@ pub fn systemd_networkd_with_cloud_inits_configuration_does_not_cut_pods_off(
     stage.sh("vm1", "mount -o remount,bind,ro /sys");
     stage.start_daemon("vm1", "/lib/systemd/systemd-networkd")?;
     eventually_reports(stage, "took a pods' address off a link of the node, 4 times so far");
-    eventually("the container is reached", || wired.holds(stage));
+    wired.eventually_holds(stage, "the container is reached");
     let (pid, container) = stage.bare("vm1")?;
     let address = stage.attach("vm1", &["--container", "new", "--pid", &pid.to_string()])?;
     let wired = Wired { container, pid, address, ..wired };
-    eventually("a container that came while networkd runs is reached", || wired.holds(stage));
+    wired.eventually_holds(stage, "a container that came while networkd runs is reached");
     Ok(())
 }
 
@@ -133,7 +142,7 @@ pub fn a_removed_route_is_restored_and_reported(stage: &mut Stage) -> Result<()>
     let address = wired.address;
     for count in 1..=2 {
         stage.sh("vm1", &format!("ip route delete {address}/32"));
-        eventually("the container is reached again", || wired.holds(stage));
+        wired.eventually_holds(stage, "the container is reached again");
         eventually_reports(
             stage,
             &format!("restored the route to a pod, {count} times so far, the last was {address}"),
@@ -151,7 +160,7 @@ pub fn a_rewritten_mac_is_restored_and_reported(stage: &mut Stage) -> Result<()>
     let wired = Wired::up(stage)?;
     let link = wired.link(stage);
     stage.sh("vm1", &format!("ip link set {link} address 02:00:00:00:00:01"));
-    eventually("the container is reached again", || wired.holds(stage));
+    wired.eventually_holds(stage, "the container is reached again");
     eventually_reports(
         stage,
         &format!("restored the MAC of a pod's link, 1 times so far, the last was {}", wired.address),
