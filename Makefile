@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help check test soak conformance nightly mutations bench-scale bench-node bench-wire bench-peers plots book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
-	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
+	check-format check-clippy check-docs check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-conduct-short test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
 
@@ -184,6 +184,10 @@ check-format:
 
 check-clippy:
 	cargo clippy --workspace --all-targets -- -D warnings
+
+# The documentation of the code, private items included: a link that leads nowhere fails.
+check-docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 # A pod's wait stays short: no Kubernetes client and no async runtime in the plugin.
 check-plugin-alone:

@@ -117,6 +117,7 @@ steady() {
   check 'Chart' make check-chart
   tests 'Rust: units, model' make test-units
   check 'Clippy' make check-clippy
+  check 'Documentation of the code' make check-docs
 }
 
 # Half of what needs a cluster with nodes; the other half runs beside it.
