@@ -1,6 +1,8 @@
-# The two images for use: `docker build --platform linux/amd64 --target operator .`, and `--target node-agent`.
+# The two images for use: `docker build --platform linux/amd64 --target operator .`, and
+# `--target node-agent`.
 #
-# Another BASE needs Rust, make and Debian 12's packages; name it by its digest to build from the same one again.
+# Another BASE needs Rust, make and Debian 12's packages; name it by its digest to build from the
+# same one again.
 ARG BASE=rust:1.95-bookworm
 FROM ${BASE} AS build
 WORKDIR /source
@@ -9,8 +11,8 @@ COPY . .
 RUN cargo fetch --locked
 RUN make images-root PROFILE=release
 
-# The test cluster's images are made from what follows, too (tests/cluster/cluster/dockerfile.go). Both programs are on the
-# PATH, so that `kubectl exec` finds them by their names.
+# The test cluster's images are made from what follows, too (tests/cluster/cluster/dockerfile.go). Both
+# programs are on the PATH, so that `kubectl exec` finds them by their names.
 FROM scratch AS operator
 COPY --from=build /source/target/images/operator /
 ENV PATH=/

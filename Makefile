@@ -1,4 +1,5 @@
-# Everything one does with this project, from a clean Debian 12 that has Rust, Go and make; `make help` lists it.
+# Everything one does with this project, from a clean Debian 12 that has Rust, Go and make. `make help`
+# lists it.
 #
 # Builds go one after the other, not side by side: cargo and go keep all cores busy by themselves.
 
@@ -6,7 +7,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help check test soak conformance nightly mutations bench-scale bench-node bench-wire bench-peers plots book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
-	check-format check-clippy check-plugin-alone check-one-build check-go check-chart \
+	check-format check-clippy check-docs check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-conduct-short test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
 
@@ -60,7 +61,8 @@ bench-scale: PARTS = kube helm cluster
 bench-scale: setup cluster-build ## what a cluster of NODES costs, to target/bench/scale.json
 	cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS) $(EACH)
 
-# With the reference plugins and a floor as peers. The harness is built as tests are; only the plugins' own builds count.
+# With the reference plugins and a floor as peers. The harness is built as tests are; only the
+# plugins' own builds count.
 bench-node: setup bench-peers ## what ADD and DEL cost beside other plugins, to target/bench/node.json
 	cargo build --profile plugin --package vnetpool-plugin
 	gcc -O2 -static -o target/bench/floor node-agent/plugin/benches/floor.c
@@ -74,7 +76,8 @@ bench-peers:
 	mkdir -p target/bench
 	cd tests/cluster/plugins && CGO_ENABLED=0 $(GO) build -ldflags "-s -w" -o $(CURDIR)/target/bench/ tool
 
-# The programs come first and the simulator and the planner are shown by themselves, while Kubernetes is still to be built.
+# The programs come first and the simulator and the planner are shown by themselves, while Kubernetes is still
+# to be built.
 demo: PARTS = $(DEMO_PARTS)
 demo: build ## simulated Azure, a three-node cluster, and the main job shown on it
 	@$(OUT)/demo glimpse
@@ -182,6 +185,10 @@ check-format:
 check-clippy:
 	cargo clippy --workspace --all-targets -- -D warnings
 
+# The documentation of the code, private items included: a link that leads nowhere fails.
+check-docs:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+
 # A pod's wait stays short: no Kubernetes client and no async runtime in the plugin.
 check-plugin-alone:
 	@tree=$$(cargo tree --package vnetpool-plugin --edges normal); \
@@ -239,8 +246,8 @@ test-others:
 build-tests:
 	cargo test --workspace --no-run
 
-# Many more cases for every property, a plugin killed in more situations, more seeds of hostile answers, and the
-# chapters on clusters in the opposite order, with those that keep a machine busy for minutes.
+# Many more cases for every property, a plugin killed in more situations, more seeds of hostile answers, and
+# the chapters on clusters in the opposite order, with those that keep a machine busy for minutes.
 test-nightly:
 	PROPTEST_CASES=10000 cargo test --workspace --no-fail-fast --lib
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test kernel -- crashes::

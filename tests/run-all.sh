@@ -1,5 +1,6 @@
 #!/bin/bash
-# run-all.sh [check|test|nightly]: runs the stages of that target, whatever fails before, and ends with the total.
+# run-all.sh [check|test|nightly]: runs the stages of that target, whatever fails before, and ends with
+# the total.
 #
 #   check    what a change is to pass before a review: format, lints, units, the model, most of conduct
 #   test     all that gates a landing
@@ -66,7 +67,8 @@ tests() {
   for one in "${wrong[@]}"; do failures+=("$title: $one"); done
 }
 
-# begin_beside FUNCTION NICENESS: begins stages that run beside the next ones, in a process group of their own.
+# begin_beside FUNCTION NICENESS: begins stages that run beside the next ones, in a process group of
+# their own.
 begin_beside() {
   local lane=$1
   echo "$lane begins beside the next stages; its output follows theirs"
@@ -97,7 +99,8 @@ end_beside() {
   times=("${times_so_far[@]}" "${times[@]}")
 }
 
-# The one thing that the project doesn't bring along: Azure's own documents, which lie beside it where it is developed.
+# The one thing that the project doesn't bring along: Azure's own documents, which lie beside it where it
+# is developed.
 may_skip() { [ ! -d ../shared/azure-spec/specification ]; }
 
 quick() {
@@ -114,6 +117,7 @@ steady() {
   check 'Chart' make check-chart
   tests 'Rust: units, model' make test-units
   check 'Clippy' make check-clippy
+  check 'Documentation of the code' make check-docs
 }
 
 # Half of what needs a cluster with nodes; the other half runs beside it.

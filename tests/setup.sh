@@ -1,6 +1,6 @@
 #!/bin/bash
-# setup.sh TOOL...: sees to what the builds need beyond these tools, which it can't install: Rust's cargo, Go's go. What the
-# test cluster needs is installed by `cluster build`.
+# setup.sh TOOL...: sees to what the builds need beyond these tools, which it can't install: Rust's cargo,
+# Go's go. What the test cluster needs is installed by `cluster build`.
 set -euo pipefail
 
 for tool in "$@"; do
@@ -10,8 +10,8 @@ for tool in "$@"; do
   fi
 done
 
-# A C compiler and a static C library: Rust links with them, and one dependency (ring) has parts in C. nftables and iptables
-# go into an image; jq reads cargo's description of the workspace.
+# A C compiler and a static C library: Rust links with them, and one dependency (ring) has parts in C.
+# nftables and iptables go into an image; jq reads cargo's description of the workspace.
 missing=()
 for package in gcc iptables jq libc6-dev nftables; do
   [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || missing+=("$package")

@@ -10,11 +10,8 @@
 //! anew: the findings of an earlier reconcile or inspection are never trusted.
 
 mod blocking;
-mod install;
 mod keeper;
 mod notes;
-mod restore;
-mod rules;
 mod supply;
 mod tables;
 #[cfg(test)]
@@ -327,7 +324,7 @@ impl Agent {
     /// boot.
     fn want_rules(&mut self, object: &NodeIPAllocation) {
         if object.spec.boot_id == self.boot_id {
-            self.wanted.rules = Some(rules::basis(&object.spec));
+            self.wanted.rules = Some(keeper::basis(&object.spec));
         }
     }
 

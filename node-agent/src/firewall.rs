@@ -92,13 +92,14 @@ fn no_table(family: Family) -> String {
 pub fn arp(ipam_only: bool) -> String {
     let mut text = no_table(Family::Arp);
     if !ipam_only {
-        text.push_str(
-            "table arp vnetpool {\n\
-             \tchain guard {\n\
+        let _ = write!(
+            text,
+            "table arp vnetpool {{\n\
+             \tchain guard {{\n\
              \t\ttype filter hook input priority filter; policy accept;\n\
-             \t\tiifname \"vnp*\" arp operation request counter drop\n\
-             \t}\n\
-             }\n",
+             \t\tiifname \"{LINK_PREFIX}*\" arp operation request counter drop\n\
+             \t}}\n\
+             }}\n"
         );
     }
     text

@@ -1,6 +1,6 @@
 //! Pods whose host ports lead nowhere, because another program has flushed the tables in which portmap keeps
 //! their rules. portmap runs when a pod starts and never again, so only a new pod gets them back. Pure, but
-//! for [`read`] and [`write`].
+//! for [`read`] and [`write()`].
 //!
 //! Nothing else on the node records which pods had such rules. So a file beside the ledger does: what flushes
 //! the tables, as provisioning does, may well restart the agent, too. It changes only with pods that have a

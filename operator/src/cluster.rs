@@ -35,10 +35,10 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use crate::demand::{Demand, Uid};
 use crate::health::Health;
+use crate::left_alone::{self, Architectures};
 use crate::lock::lock;
 use crate::planner::attachments::Wish;
 use crate::pod_cidr;
-use crate::pool::left_alone::{self, Architectures};
 use renewal::Renewal;
 use unreadable::Unknown;
 #[cfg(test)]

@@ -196,6 +196,7 @@ pub fn full(message: &str) -> Event {
     event(Reason::Full, "Reserve", message.to_owned())
 }
 
+/// A NIC was left to another VM. `spec` forgets the NIC right after, so there is this Event and no condition.
 pub fn left_behind(nic: &str, vm: &str) -> Event {
     event(
         Reason::InterfaceLeft,

@@ -29,6 +29,7 @@ mod health;
 mod heap;
 mod ip_configuration;
 mod leader;
+mod left_alone;
 pub mod metrics;
 mod network;
 mod node;
@@ -53,7 +54,7 @@ use vnetpool_process::lock;
 
 pub use context::Waits;
 pub use demand::Uid;
+pub use left_alone::Architectures;
 pub use node::outlook;
 pub use node::{Found, adoption, lost};
 pub use operate::{Config, Error, run};
-pub use pool::left_alone::Architectures;

@@ -53,7 +53,7 @@ use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::NodeIPAllocationSpec;
 
@@ -61,6 +61,7 @@ use crate::azure;
 use crate::cluster::kept;
 use crate::cluster::proof::Unproved;
 use crate::context::Context;
+use crate::events;
 use crate::planner;
 use absences::Recorded;
 use attachments::step;
@@ -256,7 +257,7 @@ async fn observe_and_plan(
     let is_dry_run = ctx.azure.is_dry_run();
     let (plan, rehearsal) = if is_dry_run || progress.pause.is_some() {
         // No address is kept for a pod, and none taken from the pod for which it is kept.
-        progress.attachments = Some(attachments.rehearse(&progress.allocation));
+        progress.attachments = Some(attachments::rehearsed(attachments, &progress.allocation));
         let (plan, rehearsal) = plan.rehearse(seen.observed.grain);
         // For a NIC that isn't known, the writes of a dry run aren't known either.
         (plan, Some(rehearsal).filter(|_| is_dry_run && !seen.is_held_back))
@@ -448,7 +449,8 @@ async fn settle_left(
                 }
             }
             Ok(Some(vm)) => {
-                report::left_behind(ctx, node, &progress.allocation, nic.as_str(), vm.as_str());
+                let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
+                ctx.events.report(&about, events::left_behind(nic.as_str(), vm.as_str()));
             }
             Err(error) => {
                 memory.absences.note(&error, now);

@@ -3,7 +3,7 @@
 mod blocks;
 mod forecast;
 mod leaving;
-pub mod left_alone;
+mod left_alone;
 mod rolling;
 mod scarce;
 

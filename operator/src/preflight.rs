@@ -175,15 +175,17 @@ impl Asked<'_> {
         let vm_read = read(vm_action, vm.resource().to_string());
         let nic = match self.azure.primary_nic(vm, Priority::WaitingPods).await {
             Ok(nic) => nic,
-            Err(azure::Error::Denied { .. }) => return Ok(vec![vm_read.is(Verdict::Missing)]),
+            Err(azure::Error::Denied { .. }) => {
+                return Ok(vec![Finding { need: vm_read, verdict: Verdict::Missing }]);
+            }
             Err(error) => return Err(error.into()),
         };
-        let mut findings = vec![vm_read.is(Verdict::Granted)];
+        let mut findings = vec![Finding { need: vm_read, verdict: Verdict::Granted }];
         let needs = match self.azure.needs(&nic).await {
             Ok(needs) => needs,
             Err(azure::Error::Denied { .. }) => {
                 let nic_read = read(nic_action, nic.to_string());
-                findings.push(nic_read.is(Verdict::Missing));
+                findings.push(Finding { need: nic_read, verdict: Verdict::Missing });
                 return Ok(findings);
             }
             Err(error) => return Err(error.into()),
@@ -244,7 +246,7 @@ impl Asked<'_> {
                 None if need.action.ends_with("/read") => self.read(&need).await?,
                 None => Verdict::Untested(UNREADABLE.into()),
             };
-            findings.push(need.is(verdict));
+            findings.push(Finding { need, verdict });
         }
         Ok(findings)
     }
@@ -270,12 +272,6 @@ impl Asked<'_> {
             Err(azure::Error::Denied { .. }) => Ok(Verdict::Missing),
             Err(error) => Err(error.into()),
         }
-    }
-}
-
-impl Need {
-    fn is(self, verdict: Verdict) -> Finding {
-        Finding { need: self, verdict }
     }
 }
 

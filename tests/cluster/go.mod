@@ -207,7 +207,8 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
-// k8s.io/kubernetes is published without its staging modules' versions; each is pinned to the matching release.
+// k8s.io/kubernetes is published without its staging modules' versions; each is pinned to the
+// matching release.
 replace (
 	k8s.io/api => k8s.io/api v0.36.3
 	k8s.io/apiextensions-apiserver => k8s.io/apiextensions-apiserver v0.36.3

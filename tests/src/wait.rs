@@ -1,17 +1,16 @@
 //! The one way to wait: until a condition holds, or for as long as it has to hold.
 
-use anyhow::{Result, bail};
-use std::fmt::Write;
+mod states;
+
+use anyhow::{Result, anyhow, bail};
+use std::fmt::Debug;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
+use states::{NOT_YET, States};
+
 /// How long between two checks.
 const PAUSE: Duration = Duration::from_millis(250);
-/// So many different states of one wait are reported; further ones are only counted.
-const REPORTED: usize = 6;
-/// So much of a state is reported: some carry whole objects.
-const LENGTH: usize = 240;
-
 /// So much longer than usual a step may take at most on a machine with much other work.
 const MOST_STRAINED: f64 = 4.0;
 
@@ -65,26 +64,42 @@ where
 {
     let begun = Instant::now();
     let mut limit = Limit::new(within);
-    let mut before = Changes::default();
+    let mut before = States::default();
     loop {
         let last = match check().await {
             Ok(Some(value)) => {
-                if let Some(changes) = before.reported() {
-                    println!("{what}: after {:.1} s; before that {changes}", begun.elapsed().as_secs_f64());
+                if let Some(report) = before.before_success(what, begun.elapsed()) {
+                    println!("{report}");
                 }
                 return Ok(value);
             }
-            Ok(None) => "not yet".to_owned(),
+            Ok(None) => NOT_YET.to_owned(),
             Err(error) => format!("{error:#}"),
         };
         if limit.is_over() {
-            let changes = before.reported().map(|changes| format!(" (in the meantime {changes})"));
-            let (within, took) = (within.as_secs(), begun.elapsed().as_secs());
-            bail!("{what}: not within {within} s, after {took} s: {last}{}", changes.unwrap_or_default());
+            bail!(before.in_vain(what, within, begun.elapsed(), &last));
         }
         before.saw(begun.elapsed(), last);
         sleep(PAUSE).await;
     }
+}
+
+/// [`eventually`] in a test without a runtime: observes until the state is right.
+///
+/// # Errors
+/// When none was in time; with the last state and those before.
+pub fn eventually_right<S: Debug>(
+    what: &str,
+    within: Duration,
+    observe: impl Fn() -> S,
+    is_right: impl Fn(&S) -> bool,
+) -> Result<S> {
+    let check = async || {
+        let state = observe();
+        if is_right(&state) { Ok(Some(state)) } else { Err(anyhow!("{state:?}")) }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    runtime.block_on(eventually(what, within, check))
 }
 
 /// Runs `check` a few times a second, for so long, and at the very end; it must succeed each time.
@@ -106,48 +121,6 @@ where
             return Ok(());
         }
         sleep(PAUSE).await;
-    }
-}
-
-/// The states that a wait has seen, each as often as it came anew.
-#[derive(Default)]
-struct Changes {
-    reported: Vec<(Duration, String)>,
-    last: String,
-    more: usize,
-}
-
-impl Changes {
-    fn saw(&mut self, after: Duration, state: String) {
-        if state == self.last {
-            return;
-        }
-        if self.reported.len() < REPORTED {
-            let mut short: String = state.chars().take(LENGTH).collect();
-            if short.len() < state.len() {
-                short.push('…');
-            }
-            self.reported.push((after, short.replace('\n', " ")));
-        } else {
-            self.more += 1;
-        }
-        self.last = state;
-    }
-
-    /// Empty where there is nothing to report but the time.
-    fn reported(&self) -> Option<String> {
-        if self.reported.iter().all(|(_, state)| state == "not yet") {
-            return None;
-        }
-        let mut text = String::new();
-        for (after, state) in &self.reported {
-            let comma = if text.is_empty() { "" } else { ", then " };
-            let _ = write!(text, "{comma}at {:.1} s: {state}", after.as_secs_f64());
-        }
-        if self.more > 0 {
-            let _ = write!(text, ", then {} other states", self.more);
-        }
-        Some(text)
     }
 }
 
@@ -174,20 +147,31 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_states_before_the_right_one_are_kept_once_each_time_they_come() {
-        let mut changes = Changes::default();
-        assert_eq!(changes.reported(), None);
-        changes.saw(Duration::ZERO, "not yet".to_owned());
-        assert_eq!(changes.reported(), None, "nothing to say but that it took its time");
+        let mut states = States::default();
+        let report = |states: &States| states.before_success("a pod", Duration::from_secs(3));
+        assert_eq!(report(&states), None);
+        states.saw(Duration::ZERO, NOT_YET.to_owned());
+        assert_eq!(report(&states), None, "nothing to say but that it took its time");
         for state in ["wrong", "wrong", "not yet", "wrong"] {
-            changes.saw(Duration::from_secs(1), state.to_owned());
+            states.saw(Duration::from_secs(1), state.to_owned());
         }
-        let reported = changes.reported().unwrap();
+        let reported = report(&states).unwrap();
         assert_eq!(reported.matches("wrong").count(), 2, "{reported}");
         for number in 0..9 {
-            changes.saw(Duration::from_secs(2), format!("{number}{}", "x".repeat(500)));
+            states.saw(Duration::from_secs(2), format!("{number}{}", "x".repeat(500)));
         }
-        let reported = changes.reported().unwrap();
+        let reported = report(&states).unwrap();
         assert!(reported.ends_with(", then 7 other states") && reported.len() < 2000, "{reported}");
+    }
+
+    #[test]
+    fn a_test_without_a_runtime_reports_what_it_observed() {
+        let checks = Cell::new(0);
+        let observe = || checks.replace(checks.get() + 1);
+        assert_eq!(eventually_right("it counts", Duration::from_secs(9), observe, |n| *n == 2).unwrap(), 2);
+        let error =
+            eventually_right("it stops", Duration::ZERO, observe, |n| *n == 2).unwrap_err().to_string();
+        assert_eq!(error, "it stops: not within 0 s, after 0 s: 3");
     }
 
     #[test]

@@ -31,10 +31,21 @@ impl Wired {
 
     /// Whether packets go both ways, under the addresses they should.
     fn holds(&self, stage: &Stage) -> bool {
-        let is = |seen: Result<IpAddr>, expected: Ipv4Addr| seen.is_ok_and(|seen| seen == expected);
-        is(self.reached(stage), OTHER)
-            && is(seen(&self.container, OTHER), self.address)
-            && is(seen(&self.container, INTERNET), VM1)
+        self.is_whole(&self.ends(stage))
+    }
+
+    fn eventually_holds(&self, stage: &Stage, what: &str) {
+        eventually(what, || self.ends(stage), |ends| self.is_whole(ends));
+    }
+
+    /// Whom the container sees, and as whom a VM and the internet see it.
+    fn ends(&self, stage: &Stage) -> [Result<IpAddr, String>; 3] {
+        [self.reached(stage), seen(&self.container, OTHER), seen(&self.container, INTERNET)]
+            .map(|seen| seen.map_err(|error| format!("{error:#}")))
+    }
+
+    fn is_whole(&self, ends: &[Result<IpAddr, String>; 3]) -> bool {
+        *ends == [OTHER, self.address, VM1].map(|address| Ok(IpAddr::from(address)))
     }
 
     /// The container's view of a VM's connection.
@@ -57,9 +68,7 @@ fn undisturbed(stage: &Stage) -> String {
 
 #[track_caller]
 fn eventually_reports(stage: &Stage, what: &str) {
-    eventually(&format!("Undisturbed says {what:?}: {}", undisturbed(stage)), || {
-        undisturbed(stage).contains(what)
-    });
+    eventually(what, || undisturbed(stage), |shown| shown.contains(what));
 }
 
 /// The change that cloud-init's configuration makes (`apply_network_config_for_secondary_ips`), and
@@ -78,7 +87,7 @@ pub fn an_address_that_another_program_puts_on_eth0_is_taken_off_and_reported(
     assert!(path.starts_with("local"), "{path}");
     let agent = stage.start_agent("vm1", &[])?;
     let wired = Wired { agent, ..wired };
-    eventually("the container is reached again", || wired.holds(stage));
+    wired.eventually_holds(stage, "the container is reached again");
     let left = stage.sh("vm1", "ip -brief -4 address show dev eth0");
     let left: Vec<&str> = left.split_whitespace().skip(2).collect();
     assert_eq!(left, ["10.240.0.4/20"], "only the VM's own address is left");
@@ -118,11 +127,11 @@ pub fn systemd_networkd_with_cloud_inits_configuration_does_not_cut_pods_off(
     stage.sh("vm1", "mount -o remount,bind,ro /sys");
     stage.start_daemon("vm1", "/lib/systemd/systemd-networkd")?;
     eventually_reports(stage, "took a pods' address off a link of the node, 4 times so far");
-    eventually("the container is reached", || wired.holds(stage));
+    wired.eventually_holds(stage, "the container is reached");
     let (pid, container) = stage.bare("vm1")?;
     let address = stage.attach("vm1", &["--container", "new", "--pid", &pid.to_string()])?;
     let wired = Wired { container, pid, address, ..wired };
-    eventually("a container that came while networkd runs is reached", || wired.holds(stage));
+    wired.eventually_holds(stage, "a container that came while networkd runs is reached");
     Ok(())
 }
 
@@ -133,7 +142,7 @@ pub fn a_removed_route_is_restored_and_reported(stage: &mut Stage) -> Result<()>
     let address = wired.address;
     for count in 1..=2 {
         stage.sh("vm1", &format!("ip route delete {address}/32"));
-        eventually("the container is reached again", || wired.holds(stage));
+        wired.eventually_holds(stage, "the container is reached again");
         eventually_reports(
             stage,
             &format!("restored the route to a pod, {count} times so far, the last was {address}"),
@@ -141,7 +150,7 @@ pub fn a_removed_route_is_restored_and_reported(stage: &mut Stage) -> Result<()>
     }
     let link = wired.link(stage);
     stage.sh("vm1", &format!("ip link set {link} down"));
-    eventually("the link is up again", || wired.holds(stage));
+    wired.eventually_holds(stage, "the link is up again");
     eventually_reports(stage, "set a pod's link up, 1 times so far");
     Ok(())
 }
@@ -151,7 +160,7 @@ pub fn a_rewritten_mac_is_restored_and_reported(stage: &mut Stage) -> Result<()>
     let wired = Wired::up(stage)?;
     let link = wired.link(stage);
     stage.sh("vm1", &format!("ip link set {link} address 02:00:00:00:00:01"));
-    eventually("the container is reached again", || wired.holds(stage));
+    wired.eventually_holds(stage, "the container is reached again");
     eventually_reports(
         stage,
         &format!("restored the MAC of a pod's link, 1 times so far, the last was {}", wired.address),
@@ -168,13 +177,13 @@ fn sysctl(stage: &Stage, key: &str, value: &str) -> Result<()> {
 pub fn forwarding_turned_off_is_turned_on_and_reported(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
     sysctl(stage, "ipv4/ip_forward", "0")?;
-    eventually("packets are forwarded again", || wired.holds(stage));
+    wired.eventually_holds(stage, "packets are forwarded again");
     eventually_reports(stage, "turned IP forwarding on");
     sysctl(stage, "ipv4/conf/eth0/forwarding", "0")?;
-    eventually("packets of one link are forwarded again", || wired.holds(stage));
+    wired.eventually_holds(stage, "packets of one link are forwarded again");
     eventually_reports(stage, "the last was ipv4/conf/eth0/forwarding");
     sysctl(stage, &format!("ipv4/conf/{}/forwarding", wired.link(stage)), "0")?;
-    eventually("packets of the pod are forwarded again", || wired.holds(stage));
+    wired.eventually_holds(stage, "packets of the pod are forwarded again");
     Ok(())
 }
 
@@ -203,10 +212,9 @@ pub fn a_new_mtu_of_the_nodes_is_the_next_containers(stage: &mut Stage) -> Resul
     let start = Instant::now();
     for new in [1450, 1350, 1440, 1360, 1430, 1400] {
         stage.sh("vm1", &format!("ip link set eth0 mtu {new}"));
-        eventually("the configuration has the new MTU", || {
-            let configuration = stage.sh("vm1", "cat /etc/cni/net.d/10-vnetpool.conflist");
-            configuration.contains(&format!("\"mtu\": {new}"))
-        });
+        let configuration = || stage.sh("vm1", "cat /etc/cni/net.d/10-vnetpool.conflist");
+        let has_it = |text: &String| text.contains(&format!("\"mtu\": {new}"));
+        eventually("the configuration has the new MTU", configuration, has_it);
     }
     assert!(start.elapsed() < patience(Duration::from_secs(30)), "it took {:?}", start.elapsed());
     let (pid, container) = stage.bare("vm1")?;
@@ -231,7 +239,7 @@ fn firewall(stage: &mut Stage, commands: &[&str], chain: &str) -> Result<()> {
     wired.agent.stop();
     let agent = stage.start_agent("vm1", &["--open-forward"])?;
     let wired = Wired { agent, ..wired };
-    eventually("pods are let through", || wired.holds(stage));
+    wired.eventually_holds(stage, "pods are let through");
     eventually_reports(stage, "True (Repaired): put rules before somebody's firewall");
     assert!(undisturbed(stage).contains(chain), "{}", undisturbed(stage));
     // The rules that were put in go again with the rest of ours, and nothing else.
@@ -277,7 +285,7 @@ pub fn a_firewall_of_nftables_that_rejects_is_named_and_opened_only_if_asked_for
 /// fight goes on for as long as the other fights, at one repair a second.
 pub fn a_flushed_ruleset_is_back_within_a_second_and_reported(stage: &mut Stage) -> Result<()> {
     let wired = Wired::up(stage)?;
-    let table = |stage: &Stage| stage.sh("vm1", "nft list tables").contains("inet vnetpool");
+    let tables = || stage.sh("vm1", "nft list tables");
     // A hostPort of the container, as the reference plugin makes it when a pod starts.
     let script = tempfile::NamedTempFile::new()?;
     let result = json!({ "cniVersion": "1.0.0", "ips": [{ "address": format!("{}/32", wired.address) }] });
@@ -289,11 +297,11 @@ pub fn a_flushed_ruleset_is_back_within_a_second_and_reported(stage: &mut Stage)
     stage.sh("vm1", &format!("sh {}", script.path().display()));
     // A change that has the agent inspect before the flush.
     stage.sh("vm1", "nft flush chain inet vnetpool egress");
-    eventually("the rule is back", || wired.holds(stage));
+    wired.eventually_holds(stage, "the rule is back");
     for count in 1..=3 {
         stage.sh("vm1", "nft flush ruleset");
         let flushed = Instant::now();
-        eventually("the table is back", || table(stage));
+        eventually("the table is back", tables, |tables| tables.contains("inet vnetpool"));
         assert!(flushed.elapsed() < Duration::from_secs(2), "it took {:?}", flushed.elapsed());
         eventually_reports(stage, &format!("put Vnetpool's nftables table back, {}", 2 * count + 1));
         assert!(wired.holds(stage));
@@ -301,7 +309,7 @@ pub fn a_flushed_ruleset_is_back_within_a_second_and_reported(stage: &mut Stage)
     eventually_reports(stage, "the hostPort of pods web leads nowhere");
     // By a program that leaves the table and takes a rule out.
     stage.sh("vm1", "nft flush chain inet vnetpool egress");
-    eventually("the rule is back", || wired.holds(stage));
+    wired.eventually_holds(stage, "the rule is back");
     eventually_reports(
         stage,
         "put Vnetpool's nftables table back, 8 times so far, the last was table inet vnetpool",

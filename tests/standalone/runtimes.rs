@@ -16,7 +16,7 @@ use std::process::Command;
 fn every_path_holds(stage: &mut Stage, container: &File, address: Ipv4Addr) -> Result<()> {
     let own = IpAddr::from(address);
     stage.surround()?;
-    eventually("the container answers its node", || seen(&stage.machine("vm1"), address).is_ok());
+    eventually("the container answers its node", || seen(&stage.machine("vm1"), address), Result::is_ok);
     for (machine, its_address) in [("other", OTHER), ("vm1", VM1), ("peer", PEER), ("premises", PREMISES)] {
         assert_eq!(seen(container, its_address)?, own, "as {machine} sees it");
         assert_eq!(seen(&stage.machine(machine), address)?, IpAddr::from(its_address));
@@ -126,9 +126,8 @@ pub fn a_container_of_docker_is_attached_and_every_path_holds(stage: &mut Stage)
     stage.boot("vm1", 4)?;
     // No process on this machine may lower its score, and a plain folder works on any disk.
     stage.start_daemon("vm1", "/usr/sbin/dockerd --oom-score-adjust 0 --storage-driver vfs")?;
-    eventually("dockerd answers", || {
-        stage.on("vm1", "/usr/bin/docker").arg("version").output().unwrap().status.success()
-    });
+    let version = || stage.on("vm1", "/usr/bin/docker").arg("version").output().unwrap();
+    eventually("dockerd answers", version, |output| output.status.success());
     let agent = stage.start_agent("vm1", &[])?;
     stage.sh("vm1", &format!("/usr/bin/docker import {} probe", archive.display()));
     let run = "/usr/bin/docker run --detach --network none --name web probe /probe serve --listen :8080";
@@ -138,14 +137,14 @@ pub fn a_container_of_docker_is_attached_and_every_path_holds(stage: &mut Stage)
     let container = stage.namespace_of("vm1", pid.parse()?)?;
     // dockerd sets the policy of the forward chain to drop when it is the one that turns forwarding on: the
     // agent names that, and opens the chain only if configured to.
-    let shows = |stage: &Stage, what: &str| stage.call_agent("vm1", &["status"]).unwrap().contains(what);
+    let status = || stage.call_agent("vm1", &["status"]).unwrap();
     let named =
         "Undisturbed: False (InTheWay): chain FORWARD of table ip filter drops what pods send or receive";
-    eventually("docker's chain is named", || shows(stage, named));
+    eventually("docker's chain is named", status, |shown| shown.contains(named));
     assert_eq!(failing(&container, OTHER)?, ErrorKind::TimedOut);
     agent.stop();
     let _agent = stage.start_agent("vm1", &["--open-forward"])?;
-    eventually("docker's chain is open", || seen(&container, OTHER).is_ok());
+    eventually("docker's chain is open", || seen(&container, OTHER), Result::is_ok);
     every_path_holds(stage, &container, address)?;
     stage.sh("vm1", "/usr/bin/docker rm --force web");
     Ok(())

@@ -12,17 +12,18 @@
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
+use std::fmt::Debug;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 use vnetpool_tests::cluster::{programs, tool};
-use vnetpool_tests::wait::Limit;
+use vnetpool_tests::wait::eventually_right;
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -113,14 +114,10 @@ pub fn run(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-/// Checks until this holds.
+/// Observes until the state is right.
 #[track_caller]
-pub fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let mut limit = Limit::new(PATIENCE);
-    while !holds() {
-        assert!(!limit.is_over(), "not within {PATIENCE:?}: {what}");
-        thread::sleep(Duration::from_millis(50));
-    }
+pub fn eventually<S: Debug>(what: &str, observe: impl Fn() -> S, is_right: impl Fn(&S) -> bool) {
+    eventually_right(what, PATIENCE, observe, is_right).unwrap_or_else(|error| panic!("{error:#}"));
 }
 
 impl Stage {
@@ -176,7 +173,7 @@ impl Stage {
             self.processes.push(probe.spawn()?);
         }
         for machine in machines {
-            eventually("a machine answers", || is_answering(&self.machine(machine)));
+            eventually("a machine answers", || answer_of(&self.machine(machine)), Result::is_ok);
         }
         Ok(())
     }
@@ -277,9 +274,8 @@ impl Stage {
         let pid = child_of(process.id())?;
         let agent = Agent { process, pid };
         let is_there = ["-e", "/etc/cni/net.d/10-vnetpool.conflist"];
-        eventually("the agent has installed its plugin", || {
-            self.on(vm, "test").args(is_there).status().is_ok_and(|status| status.success())
-        });
+        let observe = || self.on(vm, "test").args(is_there).status().unwrap();
+        eventually("the agent has installed its plugin", observe, ExitStatus::success);
         Ok(agent)
     }
 
@@ -306,10 +302,9 @@ impl Stage {
     /// Makes a resource, and waits until it is there.
     fn make(&self, resource: &str, properties: &Value) -> Result<()> {
         self.arm("PUT", resource, &json!({ "location": "westeurope", "properties": properties }))?;
-        eventually(resource, || {
-            let now = self.arm("GET", resource, &Value::Null).unwrap();
-            now["properties"]["provisioningState"] == "Succeeded"
-        });
+        let state =
+            || self.arm("GET", resource, &Value::Null).unwrap()["properties"]["provisioningState"].take();
+        eventually(resource, state, |state| *state == "Succeeded");
         Ok(())
     }
 
@@ -361,7 +356,7 @@ impl Stage {
             .arg(probe_program()?);
         let pid = self.start(process, vm)?.parse()?;
         let netns = self.namespace_of(vm, pid)?;
-        eventually("a container answers", || is_answering(&netns));
+        eventually("a container answers", || answer_of(&netns), Result::is_ok);
         Ok((pid, netns))
     }
 }
@@ -401,7 +396,8 @@ impl Drop for Agent {
 /// The process that this one has started, as soon as it has.
 fn child_of(pid: u32) -> Result<u32> {
     let children = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    eventually("a process has started another", || children().is_ok_and(|children| !children.is_empty()));
+    let is_there = |children: &io::Result<String>| children.as_ref().is_ok_and(|all| !all.is_empty());
+    eventually("a process has started another", children, is_there);
     Ok(children()?.split_whitespace().next().context("no child")?.parse()?)
 }
 
@@ -424,8 +420,8 @@ pub fn inside<T: Send>(netns: &File, work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Whether the server in a network namespace is up.
-fn is_answering(netns: &File) -> bool {
-    inside(netns, || TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).is_ok())
+fn answer_of(netns: &File) -> io::Result<TcpStream> {
+    inside(netns, || TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)))
 }
 
 /// The body of a good answer.

@@ -18,19 +18,18 @@ pub fn an_address_that_leaves_the_nic_and_comes_back_stays_with_its_container(
     agent.stop();
     stage.give("vm1", 0)?;
     let agent = stage.start_agent("vm1", &["--cooldown", "1h"])?;
-    let shows = |stage: &Stage, what: &str| {
-        let shown = stage.call_agent("vm1", &["status"]).unwrap();
-        shown.contains(what)
+    let status = |stage: &Stage| stage.call_agent("vm1", &["status"]).unwrap();
+    let shows = |stage: &Stage, what: &str| status(stage).contains(what);
+    let eventually_shows = |stage: &Stage, what: &str| {
+        eventually(what, || status(stage), |shown| shown.contains(what));
     };
-    eventually("the address is told to be gone", || {
-        shows(stage, "AssignmentsBacked: False (AddressVanished)")
-    });
+    eventually_shows(stage, "AssignmentsBacked: False (AddressVanished)");
     assert!(shows(stage, "no longer the VM's: 1 in use, 0 not"));
     assert_eq!(failing(&container, OTHER)?, ErrorKind::TimedOut, "Azure no longer lets it through");
     agent.stop();
     stage.give("vm1", 1)?;
     let agent = stage.start_agent("vm1", &["--cooldown", "1h"])?;
-    eventually("the address is back", || shows(stage, "AssignmentsBacked: True (Backed)"));
+    eventually_shows(stage, "AssignmentsBacked: True (Backed)");
     assert_eq!(seen(&container, OTHER)?, IpAddr::from(address));
     assert!(shows(stage, "holds 1 addresses: 1 assigned, 0 cooling, 0 free"), "it was handed out only once");
     // Free, gone and back, it still rests for as long as it would have.
@@ -38,11 +37,11 @@ pub fn an_address_that_leaves_the_nic_and_comes_back_stays_with_its_container(
     agent.stop();
     stage.give("vm1", 0)?;
     let agent = stage.start_agent("vm1", &["--cooldown", "1h"])?;
-    eventually("the free address is gone", || shows(stage, "holds 0 addresses"));
+    eventually_shows(stage, "holds 0 addresses");
     agent.stop();
     stage.give("vm1", 1)?;
     let _agent = stage.start_agent("vm1", &["--cooldown", "1h"])?;
-    eventually("the free address is back", || shows(stage, "0 assigned, 1 cooling, 0 free"));
+    eventually_shows(stage, "0 assigned, 1 cooling, 0 free");
     Ok(())
 }
 

@@ -35,9 +35,8 @@ pub fn the_documented_commands_for_a_plain_vm_work(stage: &mut Stage) -> Result<
     symlink(cnitool_program()?, folder.join("bin/cnitool"))?;
     stage.boot("vm1", 4)?;
     stage.start_daemon("vm1", "/usr/sbin/dockerd --oom-score-adjust 0 --storage-driver vfs")?;
-    eventually("dockerd answers", || {
-        stage.on("vm1", "/usr/bin/docker").arg("version").output().unwrap().status.success()
-    });
+    let version = || stage.on("vm1", "/usr/bin/docker").arg("version").output().unwrap();
+    eventually("dockerd answers", version, |output| output.status.success());
     let root = folder.join("server");
     fs::create_dir_all(&root)?;
     fs::copy(probe_program()?, root.join("probe"))?;
@@ -57,7 +56,8 @@ pub fn the_documented_commands_for_a_plain_vm_work(stage: &mut Stage) -> Result<
         stage.keep(agent.spawn()?);
     }
     let status = |stage: &Stage| stage.call_agent("vm1", &["status"]).unwrap_or_default();
-    eventually("the agent has the VM's addresses", || status(stage).starts_with("holds 4 addresses"));
+    let holds = "holds 4 addresses";
+    eventually("the agent has the VM's addresses", || status(stage), |shown| shown.starts_with(holds));
     for snippet in snippets::of("plain-vm")? {
         ensure!(!typed(stage, &snippet)?.is_empty(), "{}: prints nothing", snippet.place);
     }
@@ -68,7 +68,8 @@ pub fn the_documented_commands_for_a_plain_vm_work(stage: &mut Stage) -> Result<
     for snippet in &end {
         typed(stage, snippet)?;
     }
-    eventually("no container has an address", || status(stage).starts_with("holds 4 addresses: 0 assigned"));
+    let none = "holds 4 addresses: 0 assigned";
+    eventually("no container has an address", || status(stage), |shown| shown.starts_with(none));
     run(stage.on("vm1", "sh").args(["-c", "kill $(cat \"$0\")"]).arg(folder.join("agent.pid")))?;
     typed(stage, &cleanup)?;
     for path in ["/opt/cni/bin/vnetpool", "/etc/cni/net.d/10-vnetpool.conflist"] {

@@ -12,14 +12,15 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- end }}
 
-{{/* What selects the pods of a component. It can't be changed once installed, so nothing of the release is in it. */}}
+{{/* What selects the pods of a component. It can't be changed once installed, so nothing of the
+release is in it. */}}
 {{- define "vnetpool.selector" -}}
 app.kubernetes.io/name: vnetpool
 app.kubernetes.io/component: {{ last . }}
 {{- end }}
 
-{{/* The same and further ones of the values'. Argument: (list . "component" .Values.operator.podLabels). No value takes a pod from
-its Deployment or DaemonSet. */}}
+{{/* The same and further ones of the values'. Argument: (list . "component" .Values.operator.podLabels). No
+value takes a pod from its Deployment or DaemonSet. */}}
 {{- define "vnetpool.labelsWith" -}}
 {{- $component := list (first .) (index . 1) -}}
 {{- $selected := include "vnetpool.selector" $component | fromYaml -}}
@@ -48,8 +49,8 @@ imagePullSecrets:
 {{- end -}}
 {{- end }}
 
-{{/* What the operator's pods and the hook's tolerate: all that keeps other pods away before there is a pod network; and the
-values' own. */}}
+{{/* What the operator's pods and the hook's tolerate: all that keeps other pods away before there is a pod
+network; and the values' own. */}}
 {{- define "vnetpool.tolerations" -}}
 - { key: node.kubernetes.io/not-ready, operator: Exists }
 - { key: node.kubernetes.io/network-unavailable, operator: Exists }
@@ -84,8 +85,9 @@ Argument: (list . "operator" .Values.operator). */}}
 { key: kubernetes.io/arch, operator: In, values: {{ include "vnetpool.architectures" . }} }
 {{- end }}
 
-{{/* An affinity, and besides only nodes for which all of these expressions hold. Argument: (list .Values.operator.affinity
-(list expression …)). One of its terms is enough for a node, so each gets the expressions. */}}
+{{/* An affinity, and besides only nodes for which all of these expressions hold. Argument:
+(list .Values.operator.affinity (list expression …)). One of its terms is enough for a node, so each gets
+the expressions. */}}
 {{- define "vnetpool.onlyOn" -}}
 {{- $own := last . -}}
 {{- $required := "requiredDuringSchedulingIgnoredDuringExecution" -}}
@@ -134,8 +136,9 @@ system:serviceaccount:{{ .Release.Namespace }}:vnetpool-operator
 system:serviceaccount:{{ .Release.Namespace }}:vnetpool-node-agent
 {{- end }}
 
-{{/* Where a program listens. Argument: (list . PORT). It is on the host's network, where every pod and the whole VNet could ask:
-probes come from the node itself, and others see metrics only where the values allow it. */}}
+{{/* Where a program listens. Argument: (list . PORT). It is on the host's network, where every pod and the
+whole VNet could ask: probes come from the node itself, and others see metrics only where the values allow
+it. */}}
 {{- define "vnetpool.addresses" -}}
 - name: VNETPOOL_ADMIN_ADDRESS
   value: 127.0.0.1:{{ last . }}
@@ -148,7 +151,8 @@ probes come from the node itself, and others see metrics only where the values a
 {{- end }}
 {{- end }}
 
-{{/* A component's probes. Argument: .Values.operator or .Values.nodeAgent. Values that an upgrade reuses may lack them. */}}
+{{/* A component's probes. Argument: .Values.operator or .Values.nodeAgent. Values that an upgrade reuses may
+lack them. */}}
 {{- define "vnetpool.probes" -}}
 livenessProbe:
   httpGet: { host: 127.0.0.1, path: /healthz, port: admin }
@@ -162,7 +166,8 @@ readinessProbe:
   {{- end }}
 {{- end }}
 
-{{/* Where the agents may run: not on a virtual kubelet's node, where none could ever start, whatever else the values ask for. */}}
+{{/* Where the agents may run: not on a virtual kubelet's node, where none could ever start, whatever else the
+values ask for. */}}
 {{- define "vnetpool.nodeAgentAffinity" -}}
 {{- $real := dict "key" "type" "operator" "NotIn" "values" (list "virtual-kubelet") -}}
 {{ include "vnetpool.onlyOn" (list .Values.nodeAgent.affinity (list $real (include "vnetpool.imagesRun" . | fromYaml))) }}

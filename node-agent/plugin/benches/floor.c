@@ -1,6 +1,6 @@
-/* The least that a plugin of this wiring can do, as a static program: the floor of the bench beside this file.
- * It keeps a lease as a file, asks nothing twice and checks nothing. Its DEL gives the lease and the route back,
- * and leaves the link to the end of the pod's namespace.
+/* The least that a plugin of this wiring can do, as a static program: the floor of the bench beside this
+ * file. It keeps a lease as a file, asks nothing twice and checks nothing. Its DEL gives the lease and the
+ * route back, and leaves the link to the end of the pod's namespace.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

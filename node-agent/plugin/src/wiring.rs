@@ -48,7 +48,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use crate::sandbox::{Pod, Sandbox};
 
-use neighbours::Neighbour;
+use messages::Neighbour;
 use netlink::{Change, Destination, Netlink, link_indexed, link_named};
 
 pub use addresses::{LinkAddress, addresses, remove_address};

@@ -3,6 +3,10 @@
 //! It inspects all of it at once, in a task of its own, since an inspection runs other programs and lists
 //! what grows with the pods: a pod that waits for an address never waits for an inspection.
 
+mod install;
+mod restore;
+mod rules;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::timeout};
@@ -14,7 +18,6 @@ use vnetpool_plugin::{
 
 use super::blocking::blocking;
 use super::notes::{Finding, Notes, Reserved};
-use super::restore::Firewalls;
 use super::tables::Tables;
 use crate::{
     chain,
@@ -26,11 +29,14 @@ use crate::{
     sweep::{self, Sweep},
 };
 
+use restore::Firewalls;
+pub(super) use rules::basis;
+
 /// The purpose of an inspection. A change of it has the node inspected soon.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Wanted {
-    /// The source of the rules, see [`rules::basis`](super::rules::basis): the latest spec for this node and
-    /// boot, which outlives its object for the pods that still run. `None` if there was none.
+    /// The source of the rules, see [`basis`]: the latest spec for this node and boot, which outlives its
+    /// object for the pods that still run. `None` if there was none.
     pub rules: Option<NodeIPAllocationSpec>,
     /// Whether pods may come: the node has had an address.
     pub installs: bool,
@@ -53,29 +59,29 @@ pub(super) struct Inspected {
 #[derive(Debug)]
 pub(super) struct Keeper {
     pub(super) config: Config,
-    pub(super) store: Store,
-    pub(super) metrics: Metrics,
-    pub(super) notes: Notes,
-    pub(super) tables: Tables,
+    store: Store,
+    metrics: Metrics,
+    notes: Notes,
+    tables: Tables,
     /// Whether this process has seen to forwarding.
-    pub(super) has_forwarded: bool,
+    has_forwarded: bool,
     /// Whether this process has seen to the packets of bridged pods.
-    pub(super) has_routed_bridged: bool,
+    has_routed_bridged: bool,
     /// Whether this process has seen to the pods' links.
-    pub(super) has_restored: bool,
+    has_restored: bool,
     sweep: Sweep,
-    pub(super) chained: chain::Finder,
+    chained: chain::Finder,
     /// Whether this process has seen to the CNI files.
-    pub(super) has_installed: bool,
+    has_installed: bool,
     /// Held while they are put in place: an inspection that was broken off may still be at it beside the
     /// next.
     pub(super) installing: Arc<tokio::sync::Mutex<()>>,
-    pub(super) refusals: Refusals,
-    pub(super) host_ports: HostPorts,
+    refusals: Refusals,
+    host_ports: HostPorts,
     /// As they were read last.
-    pub(super) firewalls: Option<Firewalls>,
+    firewalls: Option<Firewalls>,
     /// The links that pods get out by, for the watch of the kernel.
-    pub(super) uplinks: watch::Sender<Uplinks>,
+    uplinks: watch::Sender<Uplinks>,
     /// Why changes of the ledger go unseen until the next check.
     unwatched: watch::Receiver<Option<String>>,
     /// The obstacles that this inspection has found.
@@ -215,11 +221,11 @@ impl Keeper {
         links.is_ok()
     }
 
-    pub(super) fn repaired(&self, kind: Kind, what: String) {
+    fn repaired(&self, kind: Kind, what: String) {
         self.notes.repaired(kind, what);
     }
 
-    pub(super) fn stands(&mut self, what: impl Into<String>) {
+    fn stands(&mut self, what: impl Into<String>) {
         self.standing.insert(what.into());
     }
 

@@ -61,7 +61,7 @@ fn has_inspected(agent: &mut Agent) {
 fn ruled(root: &Path) -> (Agent, NodeIPAllocation) {
     let mut agent = agent(root);
     let object = object(&agent, 2, 1, "192.168.0.0/16");
-    agent.wanted.rules = Some(rules::basis(&object.spec));
+    agent.wanted.rules = Some(keeper::basis(&object.spec));
     has_inspected(&mut agent);
     (agent, object)
 }
@@ -136,7 +136,7 @@ async fn findings_of_an_inspection_are_in_every_report_so_that_a_new_spec_is_one
     let mut agent = agent(root.path());
     let installed = Finding { type_: condition::CNI_INSTALLED, verdict: Verdict::yes(Reason::Installed, "") };
     let first = object(&agent, 2, 1, "192.168.0.0/16");
-    agent.wanted.rules = Some(rules::basis(&first.spec));
+    agent.wanted.rules = Some(keeper::basis(&first.spec));
     has_inspected(&mut agent);
     agent.inspected.findings.push(installed);
     for (generation, count) in [(2, 1), (3, 2)] {
@@ -172,7 +172,7 @@ async fn an_agent_without_a_ledger_is_not_ready_though_it_is_installed() {
     agent.reconcile(None).await.unwrap();
     assert!(!agent.is_ready());
     let first = object(&agent, 2, 1, "192.168.0.0/16");
-    agent.wanted.rules = Some(rules::basis(&first.spec));
+    agent.wanted.rules = Some(keeper::basis(&first.spec));
     has_inspected(&mut agent);
     agent.inspected.is_installed = true;
     agent.reconcile(Some(&first)).await.unwrap();
@@ -450,7 +450,7 @@ async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let mut agent = agent(&dir);
     let object = object(&agent, 2, 2, "192.168.0.0/16");
-    agent.wanted.rules = Some(rules::basis(&object.spec));
+    agent.wanted.rules = Some(keeper::basis(&object.spec));
     has_inspected(&mut agent);
     // The writer of this waits for a reader.
     agent.config.sysctl_net_dir = dir.join("net");

@@ -8,7 +8,7 @@ use kube::api::ObjectMeta;
 use vnetpool_crds::allocation::{Holder, NodeIPAllocationStatus};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
 
-use crate::pool::left_alone::is_never_served;
+use crate::left_alone::is_never_served;
 
 /// Of the annotations, keeps only that one.
 fn keep_pause(metadata: &mut ObjectMeta) {

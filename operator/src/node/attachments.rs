@@ -81,12 +81,10 @@ pub fn plan(
     plan
 }
 
-impl Plan {
-    /// The plan without any effect: the marks and public addresses are those that `spec` shows.
-    pub fn rehearse(self, allocation: &NodeIPAllocation) -> Plan {
-        let (marks, recorded) = (marks(allocation), recorded(allocation));
-        Plan { marks, recorded, step: None, make: vec![], delete: vec![], ..self }
-    }
+/// The plan without any effect: the marks and public addresses are those that `spec` shows.
+pub fn rehearsed(plan: Plan, allocation: &NodeIPAllocation) -> Plan {
+    let (marks, recorded) = (marks(allocation), recorded(allocation));
+    Plan { marks, recorded, step: None, make: vec![], delete: vec![], ..plan }
 }
 
 /// Azure attaches to single addresses of ordinary NICs only.

@@ -122,9 +122,10 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     }
 }
 
-/// The remedy for Azure's error was decided when it happened, see [`Setback::after`]: it holds the next
-/// reconcile back from Azure, and from nothing else. All other clocks of the node go on in that. The API
-/// server's errors are retried ever less often.
+/// The remedy for Azure's error was decided when it happened, see
+/// [`Setback::after`](super::setback::Setback::after): it holds the next reconcile back from Azure, and from
+/// nothing else. All other clocks of the node go on in that. The API server's errors are retried ever less
+/// often.
 fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
     Action::requeue(match error {
         Error::Find(_) | Error::Left(_) | Error::Write(_) => SOON,

@@ -20,8 +20,8 @@ use super::{backend, need};
 use crate::azure::ResourceId;
 use crate::context::Waits;
 pub use crate::demand::pod::needs_address;
+pub use crate::left_alone::is_never_served;
 use crate::planner::{self, Demand, Observed, Plan};
-pub use crate::pool::left_alone::is_never_served;
 
 /// The facts about a node that are known without Azure.
 pub struct Facts<'a> {

@@ -239,12 +239,6 @@ async fn apply_conditions(
     Ok(answer)
 }
 
-/// The NIC of these interfaces was left to another VM: reported once, because `spec` forgets it right after.
-pub fn left_behind(ctx: &Context, node: &Node, allocation: &NodeIPAllocation, nic: &str, vm: &str) {
-    let about = [node.object_ref(&()), allocation.object_ref(&())];
-    ctx.events.report(&about, events::left_behind(nic, vm));
-}
-
 fn ours(allocation: &NodeIPAllocation) -> Vec<Condition> {
     let all = allocation.conditions().iter();
     all.filter(|one| !condition::is_agents(one)).cloned().collect()

@@ -7,15 +7,17 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Node;
+use kube::Resource;
 use tracing::{info, warn};
 use vnetpool_apiserver::doubled;
 use vnetpool_crds::NodeIPAllocation;
 
 use super::lag::{Lag, lag};
-use super::{pause, report};
+use super::pause;
 use crate::azure::{self, Change, Freshness, Nic, Priority, ResourceId, VmId};
 use crate::cluster::kept;
 use crate::context::Context;
+use crate::events;
 
 const FIRST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -102,7 +104,8 @@ pub async fn settle(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, s
             Ok(Outcome::Nothing) => drop(strays.missing.remove(&id)),
             Ok(Outcome::Released) => is_released = true,
             Ok(Outcome::LeftTo(other)) => {
-                report::left_behind(ctx, node, allocation, id.as_str(), other.as_str());
+                let about = [node.object_ref(&()), allocation.object_ref(&())];
+                ctx.events.report(&about, events::left_behind(id.as_str(), other.as_str()));
                 strays.forget(&id);
             }
             Err(azure::Error::NotFound { .. }) => strays.missed(&id, ctx.waits.second_read, Instant::now()),

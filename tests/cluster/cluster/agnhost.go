@@ -1,4 +1,5 @@
-// Agnhost: the image of the pods in which Kubernetes' own specs for a cluster's network run whatever they need.
+// Agnhost: the image of the pods in which Kubernetes' own specs for a cluster's network run what
+// they need.
 package main
 
 import (
@@ -17,7 +18,8 @@ var agnhostTools = []string{busybox, "/usr/bin/curl", "/usr/bin/dig", "/usr/bin/
 const busybox = "/usr/bin/busybox"
 
 // agnhostNames are those under which the specs of Kubernetes 1.36.3 ask for images, with the registry that
-// conformance/registries.yaml puts in the place of theirs. All it takes of the other three is that they run, or have the tools.
+// conformance/registries.yaml puts in the place of theirs. All it takes of the other three is that they run,
+// or have the tools.
 var agnhostNames = []string{
 	"localhost/agnhost:2.63.0", "localhost/glibc-dns-testing:2.0.0", "localhost/nginx:1.15-4", "localhost/pause:3.10.2",
 }
@@ -31,7 +33,8 @@ func agnhostImage() image {
 	}
 }
 
-// stageAgnhost adds busybox's other names, and the certificate with which agnhost serves where a spec asks for TLS.
+// stageAgnhost adds busybox's other names, and the certificate with which agnhost serves where a
+// spec asks for TLS.
 func stageAgnhost(root repo, folder string) error {
 	names, err := exec.Command(busybox, "--list-full").Output()
 	if err != nil {

@@ -1,5 +1,5 @@
-// Apart: a command in namespaces of its own. Names of network namespaces and of cgroups are free there, so that a cluster with
-// nodes can be up in it beside others on the same machine.
+// Apart: a command in namespaces of its own. Names of network namespaces and of cgroups are free there, so
+// that a cluster with nodes can be up in it beside others on the same machine.
 package main
 
 import (
@@ -36,7 +36,8 @@ func apart(ctx context.Context, argv []string) error {
 	return errors.Join(command.Run(), endCgroups(context.WithoutCancel(ctx), name))
 }
 
-// apartInside becomes the command, once its process is in the cgroups of this name and sees them as the root of all.
+// apartInside becomes the command, once its process is in the cgroups of this name and sees them as
+// the root of all.
 func apartInside(args []string) error {
 	if len(args) < 2 {
 		return errUsage

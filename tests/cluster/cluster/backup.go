@@ -31,7 +31,8 @@ func backupCommand(ctx context.Context, args []string) error {
 	return errUsage
 }
 
-// saveStore copies etcd's files while etcd stands still: what a crash would leave, from which it starts again.
+// saveStore copies etcd's files while etcd stands still: what a crash would leave, from which it
+// starts again.
 func (c *Cluster) saveStore() error {
 	etcd, err := c.partOf("etcd")
 	if err != nil {

@@ -22,8 +22,8 @@ const (
 	runSize     = "64m" // small, so that a test can fill it without using up this machine's memory
 )
 
-// machineSysctls are not per namespace and the kubelet sets them on the whole machine unless it finds them as it wants them:
-// so a node sees them so. (kubelet: setupKernelTunables)
+// machineSysctls are not per namespace and the kubelet sets them on the whole machine unless it finds them as
+// it wants them: so a node sees them so. (kubelet: setupKernelTunables)
 var machineSysctls = map[string]string{
 	"vm/overcommit_memory":      "1",
 	"vm/panic_on_oom":           "0",
@@ -39,7 +39,8 @@ type service struct {
 	log  *os.File
 }
 
-// boot is a node's process number 1, in new mount, PID and host name namespaces and the node's network namespace.
+// boot is a node's process number 1, in new mount, PID and host name namespaces and the node's
+// network namespace.
 func boot(args []string) error {
 	if len(args) != 5 {
 		return errUsage
@@ -199,8 +200,8 @@ func executable() string {
 	return self
 }
 
-// supervise runs the services, starts each again a second after it has ended, as systemd's Restart=always does, and reaps
-// everybody else's orphans.
+// supervise runs the services, starts each again a second after it has ended, as systemd's Restart=always
+// does, and reaps everybody else's orphans.
 func supervise(services []service) error {
 	environment := append(os.Environ(), "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root")
 	null, err := os.Open("/dev/null")

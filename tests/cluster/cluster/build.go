@@ -101,8 +101,8 @@ var programs = []program{
 	{name: "cluster", label: "cluster", folder: ".", pack: "./cluster", static: true},
 }
 
-// parts gives the programs of these names, without the version that some carry: if there are no names, all but those that
-// have to be named.
+// parts gives the programs of these names, without the version that some carry: if there are no names, all
+// but those that have to be named.
 func parts(names []string) ([]program, error) {
 	if len(names) == 0 {
 		return slices.DeleteFunc(slices.Clone(programs), func(p program) bool { return p.onRequest }), nil

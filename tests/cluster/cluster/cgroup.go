@@ -37,8 +37,8 @@ func hierarchies() ([]hierarchy, error) {
 	return cgroupMounts(string(mounts)), err
 }
 
-// cgroupMounts picks the hierarchies out of mountinfo(5): v1's, which may be mounted under several names, and the one of v2, which
-// runc uses beside them.
+// cgroupMounts picks the hierarchies out of mountinfo(5): v1's, which may be mounted under several names, and
+// the one of v2, which runc uses beside them.
 func cgroupMounts(mountinfo string) []hierarchy {
 	var found []hierarchy
 	for line := range strings.Lines(mountinfo) {
@@ -102,7 +102,8 @@ func delegate(folder string) error {
 	return os.WriteFile(filepath.Join(folder, "cgroup.subtree_control"), []byte(enable), 0o644)
 }
 
-// deleteCgroups removes the folders of this name; its processes have ended, and the kernel may still be at it.
+// deleteCgroups removes the folders of this name; its processes have ended, and the kernel may still be
+// at it.
 func deleteCgroups(ctx context.Context, name string) error {
 	mounts, err := hierarchies()
 	if err != nil {
@@ -181,7 +182,8 @@ func removeTree(root string) error {
 	return nil
 }
 
-// foldersBelow gives a folder and all below it, each before its own; none if it isn't there. Some may go meanwhile.
+// foldersBelow gives a folder and all below it, each before its own; none if it isn't there. Some may
+// go meanwhile.
 func foldersBelow(root string) ([]string, error) {
 	var folders []string
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {

@@ -92,7 +92,8 @@ func (c *Cluster) writeCredentials(ca *authority, p place) error {
 	return ca.writeKubeconfig(c.kubeconfig(), p.server, subject{name: "admin", groups: []string{"system:masters"}})
 }
 
-// startControlPlane gives the API server's process once it is ready; the controller manager, and for nodes the scheduler, run.
+// startControlPlane gives the API server's process once it is ready; the controller manager, and for nodes
+// the scheduler, run.
 func (c *Cluster) startControlPlane(ctx context.Context, p place) error {
 	etcdURL := fmt.Sprintf("http://127.0.0.1:%d", p.etcd)
 	peerURL := fmt.Sprintf("http://127.0.0.1:%d", p.peer)

@@ -18,8 +18,10 @@ const (
 // The reference plugins that a node has: loopback for containerd, the others for our chain.
 var plugins = []string{"loopback", "portmap", "bandwidth"}
 
-// containerd's configuration. restrict_oom_score_adj: a machine without CAP_SYS_RESOURCE can't raise a score's privilege.
-// base_runtime_spec: containers mount a /proc of their own, which would show this machine's boot id, not the node's.
+// containerd's configuration. restrict_oom_score_adj: a machine without CAP_SYS_RESOURCE can't raise a
+// score's privilege.
+// base_runtime_spec: containers mount a /proc of their own, which would show this machine's boot id, not the
+// node's.
 const containerdConfig = `version = 2
 disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.aufs"]
 [plugins."io.containerd.grpc.v1.cri"]

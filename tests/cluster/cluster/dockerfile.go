@@ -14,8 +14,8 @@ type recipe struct {
 	config imageConfig
 }
 
-// recipeOf reads a final stage of a Dockerfile. An instruction that it can't follow is an error: skipped, it would make the
-// test image differ from the one for use.
+// recipeOf reads a final stage of a Dockerfile. An instruction that it can't follow is an error: skipped, it
+// would make the test image differ from the one for use.
 func recipeOf(dockerfile, stage string) (recipe, error) {
 	var found recipe
 	inside := false

@@ -25,8 +25,8 @@ func downCommand(ctx context.Context, args []string) error {
 	return nil
 }
 
-// down goes on past errors and gives them all. It needs no file of the cluster: processes carry its mark, and namespaces and
-// cgroups have names of their own, which the machine's owner file ascribes to one cluster.
+// down goes on past errors and gives them all. It needs no file of the cluster: processes carry its mark, and
+// namespaces and cgroups have names of their own, which the machine's owner file ascribes to one cluster.
 func (c *Cluster) down(ctx context.Context) error {
 	owner, err := owner()
 	problems := []error{err, c.killAll(ctx)}

@@ -8,7 +8,8 @@ import (
 	"os"
 )
 
-// forward accepts connections on the inherited listener, file descriptor 3, and carries each to a target inside a namespace.
+// forward accepts connections on the inherited listener, file descriptor 3, and carries each to a target
+// inside a namespace.
 func forward(args []string) error {
 	if len(args) != 2 {
 		return errUsage

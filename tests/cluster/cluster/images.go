@@ -131,7 +131,8 @@ func (i image) hasPrograms(root repo) bool {
 	})
 }
 
-// stage puts an image's programs into its root file system, and with Debian's the libraries that the linker finds for them.
+// stage puts an image's programs into its root file system, and with Debian's the libraries that the linker
+// finds for them.
 func (i image) stage(root repo) error {
 	files := map[string]string{}
 	for _, program := range i.programs {

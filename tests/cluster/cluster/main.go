@@ -1,4 +1,5 @@
-// Cluster brings up a real Kubernetes cluster on one machine, its nodes network namespaces in simulated Azure.
+// Cluster brings up a real Kubernetes cluster on one machine, its nodes network namespaces in
+// simulated Azure.
 package main
 
 import (
@@ -93,7 +94,8 @@ func dispatch(ctx context.Context, args []string) error {
 	return errUsage
 }
 
-// dirFlags parses the flags of a command that acts on one cluster and gives that cluster and the remaining arguments.
+// dirFlags parses the flags of a command that acts on one cluster and gives that cluster and the
+// remaining arguments.
 func dirFlags(command string, args []string) (*Cluster, []string, error) {
 	flags := flag.NewFlagSet(command, flag.ContinueOnError)
 	dir := flags.String("dir", "", "the cluster's folder")

@@ -83,8 +83,8 @@ func deleteNetns(name string) error {
 	return nil
 }
 
-// unplug removes eth0, eth1 and so on from a namespace, and so their peers in the fabric, at once: the kernel takes its time with
-// namespaces.
+// unplug removes eth0, eth1 and so on from a namespace, and so their peers in the fabric, at once: the kernel
+// takes its time with namespaces.
 func unplug(name string) error {
 	err := inNetns(name, func() error {
 		links, err := filepath.Glob("/proc/sys/net/ipv4/conf/eth[0-9]*")

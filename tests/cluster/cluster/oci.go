@@ -23,8 +23,8 @@ type imageConfig struct {
 	User       string   `json:",omitempty"`
 }
 
-// ociArchive gives an image layout in a tar: one layer with a root file system, which belongs to root throughout. An image may
-// have several names.
+// ociArchive gives an image layout in a tar: one layer with a root file system, which belongs to root
+// throughout. An image may have several names.
 func ociArchive(names []string, start imageConfig, root fs.FS) ([]byte, error) {
 	layer, err := layerOf(root)
 	if err != nil {

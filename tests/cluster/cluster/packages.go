@@ -17,7 +17,8 @@ var packages = []string{
 // Programs that some tests run beside or instead of a node's own, or that the documents' commands ask for.
 var testPackages = []string{"docker.io", "haproxy", "jq", "podman", "prometheus", "strace", "systemd"}
 
-// Debian's own switch against services that start upon installation: a script that forbids it (invoke-rc.d(8)).
+// Debian's own switch against services that start upon installation: a script that forbids
+// it (invoke-rc.d(8)).
 const (
 	policyFile   = "/usr/sbin/policy-rc.d"
 	policyScript = "#!/bin/sh\nexit 101\n"

@@ -19,7 +19,8 @@ import (
 // lifetime of every certificate: longer than any cluster of ours lives.
 const lifetime = 30 * 24 * time.Hour
 
-// authority signs the certificates of one cluster. One authority for servers, clients and kubelets is enough here.
+// authority signs the certificates of one cluster. One authority for servers, clients and kubelets is
+// enough here.
 type authority struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey
@@ -126,7 +127,8 @@ func (a *authority) writePair(prefix string, s subject) error {
 	return writeFile(prefix+".key", key, 0o600)
 }
 
-// writeKubeconfig issues a client's certificate and writes a kubeconfig around it; it is JSON, which every reader of YAML reads.
+// writeKubeconfig issues a client's certificate and writes a kubeconfig around it; it is JSON, which every
+// reader of YAML reads.
 func (a *authority) writeKubeconfig(path, server string, s subject) error {
 	certificate, key, err := a.issue(s)
 	if err != nil {

@@ -19,8 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// marker is the environment variable that every process of a cluster carries, its value the cluster's folder. It is there from
-// the first instruction on and goes only with the process, so no crash, and no deleted folder, can make us lose one.
+// marker is the environment variable that every process of a cluster carries, its value the cluster's folder.
+// It is there from the first instruction on and goes only with the process, so no crash, and no deleted
+// folder, can make us lose one.
 const marker = "VNETPOOL_TEST_CLUSTER"
 
 // process is what to start.
@@ -94,7 +95,8 @@ func (r *running) await(ctx context.Context, what string, limit time.Duration, c
 	return wait(ctx, what, limit, func() error { return errors.Join(r.alive(), condition()) })
 }
 
-// enter joins a network namespace and becomes another program: `nsenter --net`, without its search through $PATH.
+// enter joins a network namespace and becomes another program: `nsenter --net`, without its search
+// through $PATH.
 func enter(args []string) error {
 	if len(args) < 2 {
 		return errUsage

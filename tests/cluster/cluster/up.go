@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// ownerFile names the folder of the one cluster that may have nodes at a time: names of namespaces are this machine's.
+// ownerFile names the folder of the one cluster that may have nodes at a time: names of namespaces are
+// this machine's.
 const ownerFile = "/run/vnetpool-test-cluster"
 
 // settings is what `cluster up` was asked for.

@@ -1,7 +1,7 @@
 //go:build conformance
 
-// Conformance is Kubernetes' own suite of specs for a cluster's network, as a test binary of the version that the cluster
-// runs. The tag keeps it out of whatever vets or tests all packages: it takes minutes to compile.
+// Conformance is Kubernetes' own suite of specs for a cluster's network, as a test binary of the version that
+// the cluster runs. The tag keeps it out of whatever vets or tests all packages: it takes minutes to compile.
 package conformance
 
 import (

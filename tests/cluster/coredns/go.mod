@@ -1,4 +1,5 @@
-// CoreDNS, the DNS of clusters, as a test dependency in a module of its own: it needs a newer Kubernetes client than ours.
+// CoreDNS, the DNS of clusters, as a test dependency in a module of its own: it needs a newer Kubernetes
+// client than ours.
 module vnetpool.io/tests/cluster/coredns
 
 go 1.26.0

@@ -1,4 +1,5 @@
-// CoreDNS with the plugins that a cluster's DNS needs and no others: some bring the client of a whole cloud along.
+// CoreDNS with the plugins that a cluster's DNS needs and no others: some bring the client of a whole
+// cloud along.
 package main
 
 import (

@@ -18,8 +18,8 @@ spec:
         - { action: replace, sourceLabels: [__meta_kubernetes_pod_node_name], targetLabel: node }
 {{- end }}
 
-{{/* A Grafana dashboard, as JSON, of its description in monitoring/dashboards. Panels fill rows of 24 columns, two of them or
-three beside each other. */}}
+{{/* A Grafana dashboard, as JSON, of its description in monitoring/dashboards. Panels fill rows of 24
+columns, two of them or three beside each other. */}}
 {{- define "vnetpool.dashboard" -}}
 {{- $datasource := dict "type" "prometheus" "uid" "${datasource}" -}}
 {{- $panels := list -}}

@@ -27,8 +27,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
     Error, HOST_MAC, Identity, index_of, kernel, link_up,
-    messages::{host_address, link_of, master_of},
-    neighbours::Neighbour,
+    messages::{Neighbour, host_address, link_of, master_of},
     netlink::{Change, Netlink, link_named, neighbour},
     pod_mac, routes,
 };

@@ -14,9 +14,10 @@ use super::{
     bridge::{self, BRIDGE},
     host_end,
     messages::{
-        gateway_of, host_address, identity_of, is_ours, is_up, link_of, mac_of, master_of, name_of, peer_of,
+        Neighbour, gateway_of, host_address, identity_of, is_ours, is_up, link_of, mac_of, master_of,
+        name_of, peer_of,
     },
-    neighbours::{self, Neighbour},
+    neighbours,
     netlink::{Destination, Netlink, link_named},
     routes,
 };

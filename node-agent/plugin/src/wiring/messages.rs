@@ -1,4 +1,4 @@
-//! Readers of netlink messages about links and routes. Pure.
+//! What netlink messages are about: neighbours, and readers of links and routes. Pure.
 
 use std::net::Ipv4Addr;
 
@@ -7,8 +7,23 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage},
 };
 
-use super::Identity;
+use super::{Identity, pod_mac};
 use crate::sandbox::is_link_name;
+
+/// A link, and the address and MAC of a neighbour there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Neighbour {
+    pub link: u32,
+    pub address: Ipv4Addr,
+    pub mac: [u8; 6],
+}
+
+impl Neighbour {
+    /// The pod with this address, as the node has it behind this link.
+    pub(super) fn pod(link: u32, address: Ipv4Addr) -> Neighbour {
+        Neighbour { link, address, mac: pod_mac(address) }
+    }
+}
 
 /// The index of the link that the route leads to.
 pub(super) fn link_of(route: &RouteMessage) -> Option<u32> {

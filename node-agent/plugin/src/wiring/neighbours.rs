@@ -2,7 +2,7 @@
 //! which the kernel takes no more (`gc_thresh3`), which one pod can reach with made-up destinations. They go
 //! when their link is set down or gets another MAC.
 
-use std::{collections::HashSet, net::Ipv4Addr};
+use std::collections::HashSet;
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -11,24 +11,9 @@ use netlink_packet_route::{
 
 use super::{
     Error,
+    messages::Neighbour,
     netlink::{Change, Netlink},
-    pod_mac,
 };
-
-/// A link, and the address and MAC of a neighbour there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Neighbour {
-    pub link: u32,
-    pub address: Ipv4Addr,
-    pub mac: [u8; 6],
-}
-
-impl Neighbour {
-    /// The pod with this address, as the node has it behind this link.
-    pub(super) fn pod(link: u32, address: Ipv4Addr) -> Neighbour {
-        Neighbour { link, address, mac: pod_mac(address) }
-    }
-}
 
 /// Whether there is this entry. It asks the kernel for a single object.
 pub(super) fn has(netlink: &mut Netlink, neighbour: Neighbour) -> Result<bool, Error> {

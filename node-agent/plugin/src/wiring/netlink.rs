@@ -21,7 +21,7 @@ use netlink_packet_route::{
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::errno::Errno;
 
-use super::{Error, neighbours::Neighbour};
+use super::{Error, messages::Neighbour};
 
 /// The main routing table.
 pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;

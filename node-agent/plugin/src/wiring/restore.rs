@@ -6,8 +6,8 @@ use netlink_packet_route::link::LinkAttribute;
 
 use super::{
     Error, HOST_MAC, Identity, bridge, link_up,
-    messages::{identity_of, is_up, mac_of},
-    neighbours::{self, Neighbour},
+    messages::{Neighbour, identity_of, is_up, mac_of},
+    neighbours,
     netlink::{Change, Netlink, link_indexed},
     routes,
 };

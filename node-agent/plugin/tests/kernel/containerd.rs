@@ -78,10 +78,10 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
         // Its /run is its own: seen through its first process, the only child of unshare.
         let children = format!("/proc/{0}/task/{0}/children", process.id());
         let first = || fs::read_to_string(&children).ok()?.split_whitespace().next().map(str::to_owned);
-        eventually("unshare has started it", || first().is_some());
-        let socket = format!("/proc/{}/{}/run/containerd/containerd.sock", first().unwrap(), "root").into();
+        let first = eventually("unshare has started it", first, Option::is_some).unwrap();
+        let socket = format!("/proc/{first}/root/run/containerd/containerd.sock").into();
         let containerd = Containerd { process, socket, _dir: dir };
-        eventually("containerd serves", || containerd.ask(&["status"]).is_ok());
+        eventually("containerd serves", || containerd.ask(&["status"]), Result::is_ok).unwrap();
         containerd
     }
 

@@ -129,7 +129,8 @@ impl Stage {
     /// Ends the pod's namespace. Its links go some time later.
     fn end_namespace(&self, pod: &Pod) {
         pod.netns.end();
-        eventually("the links of the namespace have gone", || !self.links().contains(&pod.host_link()));
+        let link = pod.host_link();
+        eventually("the link has gone with its namespace", || self.links(), |all| !all.contains(&link));
     }
 
     /// Kills a verb of this pod before this system call; the rest must be safe. Returns whether the verb came
@@ -364,7 +365,8 @@ fn an_add_killed_beside_an_older_sandbox_of_its_pod_leaves_that_one_whole() {
 fn an_add_whose_lock_file_was_removed_under_it_gives_its_address_back() {
     let (node, pod) = (Node::holding(0), Pod::new("a"));
     let add = node.start_add(&pod);
-    crate::node::eventually("the ADD waits", || node.ledger().is_waiting(&pod.sandbox()));
+    let waits = |ledger: &Ledger| ledger.is_waiting(&pod.sandbox());
+    crate::node::eventually("the ADD waits", || node.ledger(), waits);
     std::fs::remove_file(node.dir.path().join("lock")).unwrap();
     // Another process now holds the lock that all others see, so this ADD counts as alive and is served; but
     // it must notice.

@@ -126,11 +126,9 @@ fn an_add_that_has_no_room_to_wait_in_is_to_be_tried_again() {
         small.leave(Lack::Files, left);
         let mut add = node.start_add(&pod);
         let ended = |add: &mut std::process::Child| add.try_wait().unwrap().is_some();
-        let mut is_refused = false;
-        eventually("it is refused or waits", || {
-            is_refused = ended(&mut add);
-            is_refused || node.ledger().is_waiting(&pod.sandbox())
-        });
+        let observe = || (ended(&mut add), node.ledger().is_waiting(&pod.sandbox()));
+        let (is_refused, _) =
+            eventually("it is refused or waits", observe, |(ended, waits)| *ended || *waits);
         small.make_room();
         node.store.with(|ledger, _| ledger.supply(&supply(2 + 2 * generation as i64, 1))).unwrap();
         let added = finish(add);

@@ -114,7 +114,8 @@ fn a_sandbox_that_was_silenced_makes_room_before_its_namespace_has_ended() {
     let address = node.add(&newer).address();
     node.del(&older).succeeds();
     older.netns.delete();
-    crate::node::eventually("one link is left", || node.netns.inside(|| host_links().unwrap().len()) == 1);
+    let links = || node.netns.inside(|| host_links().unwrap());
+    crate::node::eventually("one link is left", links, |links| links.len() == 1);
     node.check(&newer, address).succeeds();
     assert_eq!(sandbox_on(&node, WEB_0).as_deref(), Some("newer"));
 }
@@ -147,7 +148,7 @@ fn a_sandbox_waits_for_the_name_of_its_pod_where_it_can_not_be_had() {
 
     node.del(&older).succeeds();
     older.netns.delete();
-    crate::node::eventually("the older is gone", || link_named(&node, WEB_0).is_none());
+    crate::node::eventually("the older is gone", || link_named(&node, WEB_0), Option::is_none);
     node.add(&newer).succeeds();
     assert_eq!(sandbox_on(&node, WEB_0).as_deref(), Some("newer"));
 }

@@ -1,7 +1,11 @@
 //! A node in a network namespace of its own, with pods in theirs, and the plugin run in it as a runtime
 //! would.
 
+#[path = "../../../../tests/src/wait/states.rs"]
+mod states;
+
 use std::{
+    fmt::Debug,
     fs,
     io::Write,
     net::Ipv4Addr,
@@ -22,6 +26,8 @@ use vnetpool_plugin::ledger::{
     self, Entry, Ledger, Sandbox, Supply,
     file::{self, Store},
 };
+
+use states::States;
 
 /// The node's own address.
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
@@ -346,12 +352,20 @@ pub fn supply(generation: i64, count: u8) -> Supply {
     }
 }
 
-/// Waits until this holds.
+/// Observes until the state is right, and returns it. The states before that are printed, as
+/// `vnetpool_tests::wait` does.
 #[track_caller]
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !holds() {
-        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+pub fn eventually<S: Debug>(what: &str, mut observe: impl FnMut() -> S, is_right: impl Fn(&S) -> bool) -> S {
+    let (begun, within, mut before) = (Instant::now(), Duration::from_secs(10), States::default());
+    loop {
+        let (state, after) = (observe(), begun.elapsed());
+        if is_right(&state) {
+            before.before_success(what, after).into_iter().for_each(|report| println!("{report}"));
+            return state;
+        }
+        let state = format!("{state:?}");
+        assert!(after < within, "{}", before.in_vain(what, within, after, &state));
+        before.saw(after, state);
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -263,10 +263,11 @@ fn gc_leaves_a_sandbox_alone_that_a_verb_is_working_on() {
     drop(lock);
     // Another test that is just starting a process lends it our open files, the lock among them, until it is
     // that program.
-    eventually("it is collected", || {
+    let observe = || {
         node.run("GC", "", Path::new(""), &config).succeeds();
-        node.ledger().counts(file::now()).assigned == 0
-    });
+        node.ledger().counts(file::now()).assigned
+    };
+    eventually("it is collected", observe, |assigned| *assigned == 0);
 }
 
 #[test]

@@ -19,7 +19,7 @@ fn waiting_adds_are_listed_and_served_in_their_order() {
     let mut adds = Vec::new();
     for pod in &pods {
         adds.push(node.start_add(pod));
-        eventually("the ADD waits", || waiting(&node).contains(&pod.sandbox()));
+        eventually("the ADD waits", || waiting(&node), |all| all.contains(&pod.sandbox()));
     }
     node.store.with(|ledger, _| ledger.supply(&supply(2, 2))).unwrap();
     let last = adds.pop().unwrap();
@@ -34,7 +34,7 @@ fn waiting_adds_are_listed_and_served_in_their_order() {
 fn del_cancels_an_add_that_waits_and_a_later_add_works() {
     let (node, pod) = (Node::holding(0), Pod::new("a"));
     let add = node.start_add(&pod);
-    eventually("the ADD waits", || waiting(&node) == [pod.sandbox()]);
+    eventually("the ADD waits", || waiting(&node), |all| *all == [pod.sandbox()]);
     node.del(&pod).succeeds();
     let cancelled = finish(add);
     assert_eq!(cancelled.code(), 11);
@@ -42,7 +42,7 @@ fn del_cancels_an_add_that_waits_and_a_later_add_works() {
     assert_eq!(waiting(&node), []);
 
     let again = node.start_add(&pod);
-    eventually("the second ADD waits", || waiting(&node) == [pod.sandbox()]);
+    eventually("the second ADD waits", || waiting(&node), |all| *all == [pod.sandbox()]);
     node.store.with(|ledger, _| ledger.supply(&supply(2, 1))).unwrap();
     finish(again).succeeds();
 }
@@ -63,9 +63,8 @@ fn make_ledger(node: &Node, count: u8) {
 fn del_cancels_an_add_that_waits_for_a_ledger_and_a_later_add_works() {
     let (node, pod) = (Node::new(), Pod::new("a"));
     let add = node.start_add(&pod);
-    eventually("the ADD waits, under no lock", || {
-        sockets(&node) == 1 && node.store.try_lock_sandbox(&pod.sandbox()).unwrap().is_some()
-    });
+    let observe = || (sockets(&node), node.store.try_lock_sandbox(&pod.sandbox()).unwrap().is_some());
+    eventually("the ADD waits, under no lock", observe, |state| *state == (1, true));
     node.del(&pod).succeeds();
     make_ledger(&node, 1);
     let cancelled = finish(add);
@@ -87,7 +86,7 @@ fn del_cancels_an_add_that_waits_for_a_ledger_and_a_later_add_works() {
 fn a_del_leaves_nothing_of_an_add_that_was_killed_while_it_waited_for_a_ledger() {
     let (node, pod) = (Node::new(), Pod::new("a"));
     let mut dead = node.start_add(&pod);
-    eventually("the ADD waits", || sockets(&node) == 1);
+    eventually("the ADD waits", || sockets(&node), |count| *count == 1);
     dead.kill().unwrap();
     dead.wait().unwrap();
     node.del(&pod).succeeds();
@@ -98,7 +97,7 @@ fn a_del_leaves_nothing_of_an_add_that_was_killed_while_it_waited_for_a_ledger()
 fn of_two_adds_of_a_sandbox_that_wait_for_a_ledger_the_later_gets_its_address() {
     let (node, pod) = (Node::new(), Pod::new("a"));
     let earlier = node.start_add(&pod);
-    eventually("the first ADD waits", || sockets(&node) == 1);
+    eventually("the first ADD waits", || sockets(&node), |count| *count == 1);
     let later = node.start_add(&pod);
     assert_eq!(finish(earlier).code(), 11);
     make_ledger(&node, 1);
@@ -110,12 +109,12 @@ fn of_two_adds_of_a_sandbox_that_wait_for_a_ledger_the_later_gets_its_address() 
 fn a_dead_add_no_longer_waits() {
     let (node, a, b) = (Node::holding(0), Pod::new("a"), Pod::new("b"));
     let mut dead = node.start_add(&a);
-    eventually("the ADD waits", || waiting(&node) == [a.sandbox()]);
+    eventually("the ADD waits", || waiting(&node), |all| *all == [a.sandbox()]);
     dead.kill().unwrap();
     dead.wait().unwrap();
     assert_eq!(waiting(&node), []);
     let alive = node.start_add(&b);
-    eventually("the other ADD waits", || waiting(&node) == [b.sandbox()]);
+    eventually("the other ADD waits", || waiting(&node), |all| *all == [b.sandbox()]);
     node.store.with(|ledger, _| ledger.supply(&supply(2, 1))).unwrap();
     finish(alive).succeeds();
 }
@@ -124,7 +123,7 @@ fn a_dead_add_no_longer_waits() {
 fn an_add_that_waits_when_the_ledger_is_lost_is_served_by_the_next_one() {
     let (node, pod) = (Node::holding(0), Pod::new("a"));
     let add = node.start_add(&pod);
-    eventually("the ADD waits", || waiting(&node) == [pod.sandbox()]);
+    eventually("the ADD waits", || waiting(&node), |all| *all == [pod.sandbox()]);
     fs::remove_file(node.dir.path().join("ledger")).unwrap();
     // A process that builds a ledger has to wait for verbs to end, and this one lets go.
     let quiet = node.store.quiesce().unwrap();
@@ -147,7 +146,7 @@ fn a_change_wakes_only_the_adds_it_serves_and_the_new_first() {
     // None but the first gets as far as its namespace, so one will do.
     let start = |number: usize| {
         let add = node.start("ADD", &format!("sandbox{number}"), &pod.netns.path(), &node.config());
-        eventually("the ADD waits", || node.ledger().waiting().len() == number + 1);
+        eventually("the ADD waits", || node.ledger().waiting().len(), |count| *count == number + 1);
         add
     };
     let mut adds: Vec<Child> = (0..MANY).map(start).collect();
@@ -155,7 +154,7 @@ fn a_change_wakes_only_the_adds_it_serves_and_the_new_first() {
     let woken = |before: &[u64], after: &[u64]| before.iter().zip(after).filter(|(a, b)| a != b).count();
     // Each also checks every few seconds.
     let few = MANY / 4;
-    eventually("all sleep", || waiting(&adds) == waiting(&adds));
+    eventually("all sleep", || [waiting(&adds), waiting(&adds)], |[one, next]| one == next);
 
     let before = waiting(&adds);
     adds.push(start(MANY));
@@ -165,14 +164,14 @@ fn a_change_wakes_only_the_adds_it_serves_and_the_new_first() {
     let before = waiting(&adds[1..]);
     node.store.with(|ledger, _| ledger.supply(&supply(2, 1))).unwrap();
     finish(adds.remove(0)).succeeds();
-    eventually("the first in line has checked", || before[0] != sleeps(&adds[0]));
+    eventually("the first in line has checked", || sleeps(&adds[0]), |now| *now != before[0]);
     let by_supply = woken(&before, &waiting(&adds));
     assert!((1..few).contains(&by_supply), "{by_supply} of {MANY} were woken for an address of another's");
 
     let before = waiting(&adds[1..]);
     assert!(node.run("DEL", "sandbox0", &pod.netns.path(), &node.config()).is_success);
     finish(adds.remove(0));
-    eventually("the first in line has checked", || before[0] != sleeps(&adds[0]));
+    eventually("the first in line has checked", || sleeps(&adds[0]), |now| *now != before[0]);
     let by_del = woken(&before, &waiting(&adds));
     assert!((1..few).contains(&by_del), "{by_del} of {MANY} were woken for an address of another's");
     for mut add in adds {
@@ -186,12 +185,12 @@ fn calls_behind(others: usize) -> usize {
     let (node, pod) = (Node::holding(0), Pod::new("last"));
     let start = |number: usize| {
         let add = node.start("ADD", &format!("sandbox{number}"), &pod.netns.path(), &node.config());
-        eventually("the ADD waits", || node.ledger().waiting().len() == number + 1);
+        eventually("the ADD waits", || node.ledger().waiting().len(), |count| *count == number + 1);
         add
     };
     let adds: Vec<Child> = (0..others).map(start).collect();
     let trace = Traced::start(&node, "ADD", &pod);
-    eventually("the last ADD waits", || waiting(&node).contains(&pod.sandbox()));
+    eventually("the last ADD waits", || waiting(&node), |all| all.contains(&pod.sandbox()));
     for mut add in adds {
         add.kill().unwrap();
         add.wait().unwrap();
@@ -229,9 +228,9 @@ fn the_second_add_gets_the_cooled_address_though_the_first_has_died() {
     node.add(&a).succeeds();
     node.del(&a).succeeds();
     let mut first = node.start_add(&b);
-    eventually("the first ADD waits", || waiting(&node) == [b.sandbox()]);
+    eventually("the first ADD waits", || waiting(&node), |all| *all == [b.sandbox()]);
     let second = node.start_add(&c);
-    eventually("the second ADD waits", || waiting(&node).len() == 2);
+    eventually("the second ADD waits", || waiting(&node), |all| all.len() == 2);
     first.kill().unwrap();
     first.wait().unwrap();
     let died = file::now();

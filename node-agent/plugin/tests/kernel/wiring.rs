@@ -190,5 +190,5 @@ fn a_link_goes_with_its_namespace() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     node.add(&pod).succeeds();
     pod.netns.delete();
-    crate::node::eventually("the kernel has removed the link", || links_of(&node).is_empty());
+    crate::node::eventually("the kernel has removed the link", || links_of(&node), |links| links.is_empty());
 }

@@ -1,4 +1,5 @@
-// Command cri asks a container runtime what a kubelet asks: its network's status, a pod's sandbox, the end of one.
+// Command cri asks a container runtime what a kubelet asks: its network's status, a pod's sandbox, the
+// end of one.
 package main
 
 import (

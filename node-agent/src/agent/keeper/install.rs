@@ -7,8 +7,9 @@ use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;
 use vnetpool_plugin::{cni::IPAM, wiring::Uplink};
 
-use super::{blocking::blocking, keeper::Keeper};
+use super::Keeper;
 use crate::{
+    agent::blocking::blocking,
     chain::{self, Chain, Missing},
     config::Config,
     install::{self, Preceding},

@@ -11,8 +11,9 @@ use vnetpool_plugin::{
     wiring::HostLink,
 };
 
-use super::{blocking::blocking, keeper::Keeper, notes::Finding};
+use super::Keeper;
 use crate::{
+    agent::{blocking::blocking, notes::Finding},
     disturbance::{self, Kind},
     firewall::{events::generation, known::Generation},
     host_ports,

@@ -19,8 +19,9 @@ use vnetpool_plugin::{
     wiring::{self, Uplink, bridge, kernel, range, steer},
 };
 
-use super::{blocking::blocking, keeper::Keeper, notes::Finding};
+use super::Keeper;
 use crate::{
+    agent::{blocking::blocking, notes::Finding},
     disturbance::Kind,
     firewall::{
         self, Family, Rules,
@@ -30,7 +31,7 @@ use crate::{
 };
 
 /// The spec without the fields from which no rule is made: addresses that come and go change no rule.
-pub(super) fn basis(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
+pub(in crate::agent) fn basis(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
     let counts = |one: &IpConfiguration| spec.route_table_id.is_some() || one.public_address.is_some();
     let mut interfaces = spec.interfaces.clone();
     interfaces.iter_mut().for_each(|interface| interface.ip_configurations.retain(counts));

@@ -1,0 +1,207 @@
+//! How the product's modules depend on each other: as a tree does, so that each can be read with what it
+//! imports and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use vnetpool_tests::cluster::root;
+
+use super::visit;
+
+/// The folders whose crates are the product.
+const PRODUCT: [&str; 3] = ["crds", "operator", "node-agent"];
+
+/// Neither do the folders and files right below a crate's root, each taken as a whole.
+#[test]
+fn no_module_imports_itself_by_way_of_others() {
+    let (mut crates, mut found) = (BTreeMap::<String, Modules>::new(), vec![]);
+    for folder in PRODUCT {
+        visit(&root().join(folder), &[".rs"], &mut |path, text| {
+            let path = path.strip_prefix(root()).unwrap_or(path).to_string_lossy();
+            if let Some((of, file)) = path.split_once("/src/") {
+                crates.entry(of.to_owned()).or_default().add(Path::new(file), text);
+            }
+        });
+    }
+    for (name, modules) in &crates {
+        for imports in [modules.imports(usize::MAX), modules.imports(1)] {
+            found.extend(circles(&imports).iter().map(|circle| format!("{name}: {}", circle.join(" → "))));
+        }
+    }
+    assert!(found.is_empty(), "modules in circles, each the shortest:\n{}", found.join("\n"));
+    let count: usize = crates.values().map(|modules| modules.paths.len()).sum();
+    assert!(crates.len() >= 8 && count > 200, "only {count} modules of {} crates", crates.len());
+}
+
+#[test]
+fn a_circle_of_modules_is_found_by_use_and_by_path_but_not_by_a_parent_or_a_test() {
+    let circles_of = |files: &[(&str, &str)]| -> [Vec<String>; 2] {
+        let mut modules = Modules::default();
+        files.iter().for_each(|(file, text)| modules.add(Path::new(file), text));
+        let of = |depth| circles(&modules.imports(depth)).iter().map(|one| one.join(" ")).collect();
+        [of(usize::MAX), of(1)]
+    };
+    let none: [Vec<String>; 2] = [vec![], vec![]];
+    let lib = ("lib.rs", "mod a;\nmod b;\npub use b::c::C;\n");
+    let b = ("b.rs", "pub mod c;\nuse c::C;\n");
+    // A parent and its child, in both directions, aren't a circle, nor is what a test imports.
+    let test = "#[cfg(test)]\nmod tests {\n    use crate::a::A;\n}\n";
+    let c = format!("use super::B;\n// crate::a::A\n{test}");
+    let c = ("b/c.rs", c.as_str());
+    assert_eq!(circles_of(&[lib, ("a.rs", "use crate::b::{self, c::{C, D}};\n"), b, c]), none);
+    // A circle of two files of different folders is one of these folders, too.
+    let c = ("b/c.rs", "use super::super::a::{A, AA};\n");
+    let found = circles_of(&[lib, ("a.rs", "use crate::{\n    b::{self, c::{C, D}},\n};\n"), b, c]);
+    assert_eq!(found, [["a b::c a"], ["a b a"]]);
+    // This one is of the folders only.
+    let d = ("b/d.rs", "fn d() -> u32 {\n    crate::a::a()\n}\n");
+    let found = circles_of(&[lib, ("a.rs", "use crate::b;\n"), ("b.rs", "mod d;\n"), d]);
+    assert_eq!(found, [vec![], vec!["a b a".to_owned()]]);
+    // Modules below the same parent.
+    let found = circles_of(&[
+        ("lib.rs", "mod b;\n"),
+        ("b.rs", "mod c;\nmod d;\nmod e;\n#[cfg(test)]\nmod f;\n"),
+        ("b/c.rs", "use super::d::D;\n"),
+        ("b/d.rs", "use crate::b::e::E;\nuse super::f;\n"),
+        ("b/e.rs", "use super::c;\n"),
+        ("b/f.rs", "use super::d;\n"),
+    ]);
+    assert_eq!(found, [vec!["b::c b::d b::e b::c".to_owned()], vec![]]);
+}
+
+/// The names of a module below its crate's root, or of a path in its code.
+type Names = Vec<String>;
+
+/// A crate's modules with the paths that each names outside of its tests.
+#[derive(Default)]
+struct Modules {
+    paths: BTreeMap<Names, Vec<Names>>,
+    /// The modules that only tests have.
+    tests: BTreeSet<Names>,
+}
+
+impl Modules {
+    /// Takes in a file of the crate.
+    fn add(&mut self, file: &Path, text: &str) {
+        let file = file.with_extension("");
+        let mut module: Names = file.iter().map(|name| name.to_string_lossy().into_owned()).collect();
+        module.pop_if(|name| ["lib", "main", "mod"].contains(&name.as_str()));
+        let code: TokenStream = text.parse().unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        let (mut paths, mut tests) = (vec![], vec![]);
+        read(code, &[], &mut paths, &mut tests);
+        self.tests.extend(tests.into_iter().map(|name| [module.as_slice(), &[name]].concat()));
+        self.paths.entry(module).or_default().extend(paths);
+    }
+
+    /// What each module imports, where modules count by their first `depth` names. Neither what is above it
+    /// nor what is below counts: a parent is made of its children, which are made for it.
+    fn imports(&self, depth: usize) -> BTreeMap<Names, BTreeSet<Names>> {
+        let short = |module: &Names| module[..module.len().min(depth)].to_vec();
+        let mut imports = BTreeMap::<Names, BTreeSet<Names>>::new();
+        for (from, paths) in self.paths.iter().filter(|(module, _)| self.is_shipped(module)) {
+            for to in paths.iter().filter_map(|path| self.module(from, path)) {
+                let (from, to) = (short(from), short(&to));
+                if !from.starts_with(&to) && !to.starts_with(&from) {
+                    imports.entry(from).or_default().insert(to);
+                }
+            }
+        }
+        imports
+    }
+
+    /// The module to which a path in `from` leads.
+    fn module(&self, from: &Names, path: &Names) -> Option<Names> {
+        let above = path.iter().take_while(|name| *name == "super").count();
+        let mut names = match path.first()?.as_str() {
+            "crate" => path[1..].to_vec(),
+            "self" => [&from[..], &path[1..]].concat(),
+            _ => [&from[..from.len().checked_sub(above)?], &path[above..]].concat(),
+        };
+        while !self.paths.contains_key(&names) || !self.is_shipped(&names) {
+            names.pop()?;
+        }
+        Some(names)
+    }
+
+    fn is_shipped(&self, module: &Names) -> bool {
+        !self.tests.iter().any(|test| module.starts_with(test))
+    }
+}
+
+/// Reads the paths in code that stands behind `prefix::`, and the names of modules that are for tests.
+fn read(code: TokenStream, prefix: &[String], paths: &mut Vec<Names>, tests: &mut Vec<String>) {
+    let (mut path, mut goes_on) = (prefix.to_vec(), false);
+    let mut tokens = code.into_iter().peekable();
+    while let Some(token) = tokens.next() {
+        if is(&token, '#') && tokens.peek().is_some_and(is_for_tests) {
+            tests.extend(skip_item(&mut tokens));
+            continue;
+        }
+        match token {
+            TokenTree::Punct(_) if is(&token, ':') && tokens.peek().is_some_and(|next| is(next, ':')) => {
+                tokens.next();
+                goes_on = true;
+                continue;
+            }
+            TokenTree::Ident(name) if goes_on || path.len() == prefix.len() => path.push(name.to_string()),
+            TokenTree::Group(group) if goes_on => read(group.stream(), &path, paths, tests),
+            other => {
+                paths.push(std::mem::replace(&mut path, prefix.to_vec()));
+                match other {
+                    TokenTree::Ident(name) => path.push(name.to_string()),
+                    TokenTree::Group(group) => read(group.stream(), &[], paths, tests),
+                    _ => {}
+                }
+            }
+        }
+        goes_on = false;
+    }
+    paths.push(path);
+}
+
+fn is(token: &TokenTree, mark: char) -> bool {
+    matches!(token, TokenTree::Punct(punct) if punct.as_char() == mark)
+}
+
+fn is_for_tests(attribute: &TokenTree) -> bool {
+    attribute.to_string().replace(' ', "") == "[cfg(test)]"
+}
+
+/// Passes over an item, to its semicolon or block. The name of the module, if it is one.
+fn skip_item(tokens: &mut impl Iterator<Item = TokenTree>) -> Option<String> {
+    let ends = |token: &TokenTree| {
+        is(token, ';') || matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace)
+    };
+    let item: Vec<String> = tokens.take_while(|token| !ends(token)).map(|token| token.to_string()).collect();
+    item.windows(2).find(|words| words[0] == "mod").map(|words| words[1].clone())
+}
+
+/// For every module that imports itself by way of others the shortest such way; each module in one at most.
+fn circles(imports: &BTreeMap<Names, BTreeSet<Names>>) -> Vec<Vec<String>> {
+    let mut circles: Vec<Vec<&Names>> = vec![];
+    for module in imports.keys() {
+        if !circles.iter().flatten().any(|known| *known == module) {
+            circles.extend(way_back(module, imports));
+        }
+    }
+    circles.into_iter().map(|circle| circle.into_iter().map(|names| names.join("::")).collect()).collect()
+}
+
+/// The shortest way on which a module comes back to itself.
+fn way_back<'a>(start: &'a Names, imports: &'a BTreeMap<Names, BTreeSet<Names>>) -> Option<Vec<&'a Names>> {
+    let mut ways = VecDeque::from([vec![start]]);
+    let mut seen = BTreeSet::new();
+    while let Some(way) = ways.pop_front() {
+        for next in way.last().and_then(|last| imports.get(*last)).into_iter().flatten() {
+            let longer = [way.as_slice(), &[next]].concat();
+            if next == start {
+                return Some(longer);
+            }
+            if seen.insert(next) {
+                ways.push_back(longer);
+            }
+        }
+    }
+    None
+}
