@@ -5,6 +5,8 @@
 //! `status.conditions` each side applies its own types under its own field manager (see
 //! [`crate::condition`]). So no writer ever has to read, modify and write.
 
+mod past;
+
 use crate::pool::{MetadataAccess, Mode, Sizing, Wiring};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::core::Duration;

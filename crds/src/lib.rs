@@ -17,7 +17,6 @@ pub mod allocation;
 pub mod condition;
 pub mod inspection;
 pub mod names;
-mod past;
 pub mod pool;
 pub mod reason;
 pub mod reference;
