@@ -166,7 +166,8 @@ pub enum Wiring {
 pub struct Sizes {
     pub mtu: Option<u32>,
     /// The largest packet that a pod's TCP hands down to be cut by the NIC. Where the NIC takes less than the
-    /// kernel's default, the kernel itself would cut nearly all that pods send in bulk.
+    /// kernel's default, the kernel itself would cut nearly all that pods send in bulk. The host's end keeps
+    /// the default: the kernel puts received packets together up to that, and would cut them again there.
     pub gso_max: Option<u32>,
 }
 
@@ -311,8 +312,9 @@ fn create_pair(
     host_link: &str,
     sizes: Sizes,
 ) -> Result<(), Error> {
-    let end = |name, mac| Body::link_named(name).mac(mac).one_queue().mtu(sizes.mtu).gso_max(sizes.gso_max);
-    let peer = end(&identity.sandbox.ifname, pod_mac(identity.address)).in_namespace(netns.pod().as_raw_fd());
+    let end = |name, mac| Body::link_named(name).mac(mac).one_queue().mtu(sizes.mtu);
+    let peer = end(&identity.sandbox.ifname, pod_mac(identity.address));
+    let peer = peer.gso_max(sizes.gso_max).in_namespace(netns.pod().as_raw_fd());
     netlink.apply([Change::new_link("create the veth pair", end(host_link, HOST_MAC).veth(&peer))])
 }
 
