@@ -65,6 +65,7 @@ bench-node: setup bench-peers ## what ADD and DEL cost beside other plugins, to 
 	cargo build --profile plugin --package vnetpool-plugin
 	gcc -O2 -static -o target/bench/floor node-agent/plugin/benches/floor.c
 	cargo bench --profile dev --workspace --bench add_del
+	cargo bench --profile dev --workspace --bench waiting
 
 bench-wire: setup bench-peers ## what pods of two nodes get through the wire beside others, to target/bench/wire.json
 	cargo bench --profile dev --workspace --bench wire
