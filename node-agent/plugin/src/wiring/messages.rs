@@ -199,7 +199,7 @@ impl Body {
         Body::route(&route, ONLINK)
     }
 
-    /// `struct ndmsg` of `linux/neighbour.h`, with a MAC. Without one the entry is meant, not made.
+    /// `struct ndmsg` of `linux/neighbour.h`.
     fn neighbour_of(family: i32, link: u32, state: u16, flags: u8) -> Body {
         let mut bytes = Vec::with_capacity(48);
         bytes.extend([family as u8, 0, 0, 0]);
