@@ -67,6 +67,7 @@ bench-node: setup bench-peers ## what ADD and DEL cost beside other plugins, to 
 	cargo build --profile plugin --package vnetpool-plugin
 	gcc -O2 -static -o target/bench/floor node-agent/plugin/benches/floor.c
 	cargo bench --profile dev --workspace --bench add_del
+	cargo bench --profile dev --workspace --bench waiting
 
 bench-wire: setup bench-peers ## what pods of two nodes get through the wire beside others, to target/bench/wire.json
 	cargo bench --profile dev --workspace --bench wire
@@ -161,12 +162,16 @@ cluster-build:
 	@tests/setup.sh go
 	cd tests/cluster && go run -trimpath -buildvcs=false ./cluster build $(PARTS)
 
+# The most that the plugin may have: every pod waits for its pages. A program that only prints a line has 1,091,064.
+PLUGIN_BYTES := 1500000
 # The images' root file systems. They start from scratch: our programs are static. Of Debian there is only
 # nft, whose language for rules is the one stable interface to nftables, and the older iptables, whose tables
 # nft doesn't see; with the libraries they load.
 images-root: setup
 	cargo build --profile $(PROFILE) $(if $(filter dev,$(PROFILE)),--workspace --bins,--package vnetpool-operator --package vnetpool-node-agent)
 	cargo build --profile plugin --package vnetpool-plugin
+	@size=$$(stat -c %s $(TARGET)/plugin/vnetpool); (( size <= $(PLUGIN_BYTES) )) || { \
+		echo "the plugin has $$size bytes, and $(PLUGIN_BYTES) are enough"; exit 1; }
 	rm -rf $(IMAGES).new
 	install -D -t $(IMAGES).new/operator $(OUT)/vnetpool-operator
 	install -D -t $(IMAGES).new/node-agent $(OUT)/vnetpool-node-agent $(TARGET)/plugin/vnetpool

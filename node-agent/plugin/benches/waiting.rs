@@ -1,6 +1,5 @@
 //! The cost of ADDs that find no free address: processor time in all, beside as many that find one, and how
-//! long it takes from a supply of one address to the end of the ADD that gets it. Run as root: `cargo bench
-//! -p vnetpool-plugin --profile plugin --bench waiting`.
+//! long it takes from a supply of one address to the end of the ADD that gets it. `make bench-node` runs it.
 
 #![allow(clippy::unwrap_used)] // a benchmark that can't go on has to stop
 
@@ -10,12 +9,13 @@ mod node;
 
 use std::{
     fs,
+    path::Path,
     process::Child,
     thread,
     time::{Duration, Instant},
 };
 
-use node::{Namespace, Node, finish, supply};
+use node::{Node, Pod, finish, supply};
 
 const MANY: u8 = 250;
 /// Time to reserve addresses in Azure, which they wait out.
@@ -24,26 +24,27 @@ const WAIT: Duration = Duration::from_secs(8);
 const SUPPLIES: u8 = 20;
 
 fn main() {
-    let before = processor_time();
-    let node = Node::holding(MANY);
-    let sandboxes: Vec<Namespace> = (0..MANY).map(|_| Namespace::new()).collect();
-    let making = processor_time() - before;
-    let start = |node: &Node, number: usize, netns: &Namespace| {
-        node.start("ADD", &format!("sandbox{number}"), &netns.path(), &node.config())
-    };
+    let target = Path::new(env!("CARGO_BIN_EXE_vnetpool")).parent().and_then(Path::parent).unwrap();
+    let plugin = target.join("plugin/vnetpool");
+    assert!(plugin.exists(), "{} is missing: run this by `make bench-node`", plugin.display());
+    let pods = || (0..MANY).map(|number| Pod::new(&format!("sandbox{number}"))).collect();
+    let start = |node: &Node, pod: &Pod| node.start_stand_in(&plugin, "ADD", pod);
 
     let before = processor_time();
-    let adds: Vec<Child> =
-        sandboxes.iter().enumerate().map(|(number, netns)| start(&node, number, netns)).collect();
+    let node = Node::holding(MANY);
+    let sandboxes: Vec<Pod> = pods();
+    let making = processor_time() - before;
+
+    let before = processor_time();
+    let adds: Vec<Child> = sandboxes.iter().map(|pod| start(&node, pod)).collect();
     adds.into_iter().for_each(|add| finish(add).succeeds());
     let at_once = processor_time() - before;
     drop(sandboxes);
 
     let node = Node::holding(0);
-    let sandboxes: Vec<Namespace> = (0..MANY).map(|_| Namespace::new()).collect();
+    let sandboxes: Vec<Pod> = pods();
     let before = processor_time();
-    let mut adds: Vec<Child> =
-        sandboxes.iter().enumerate().map(|(number, netns)| start(&node, number, netns)).collect();
+    let mut adds: Vec<Child> = sandboxes.iter().map(|pod| start(&node, pod)).collect();
     thread::sleep(WAIT);
     let (mut transactions, mut until_end) = (Vec::new(), Vec::new());
     for count in 1..=SUPPLIES {

@@ -41,15 +41,13 @@ use std::{
 
 use serde::Deserialize;
 
-use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use crate::sandbox::{Pod, Sandbox};
 
 use messages::Neighbour;
-use netlink::{Change, Destination, Netlink, link_indexed, link_named};
+use messages::{Body, Link};
+use netlink::{Change, Destination, Netlink};
 
 pub use addresses::{LinkAddress, addresses, remove_address};
 pub use events::{Events, Heard, Uplinks};
@@ -168,7 +166,8 @@ pub enum Wiring {
 pub struct Sizes {
     pub mtu: Option<u32>,
     /// The largest packet that a pod's TCP hands down to be cut by the NIC. Where the NIC takes less than the
-    /// kernel's default, the kernel itself would cut nearly all that pods send in bulk.
+    /// kernel's default, the kernel itself would cut nearly all that pods send in bulk. The host's end keeps
+    /// the default: the kernel puts received packets together up to that, and would cut them again there.
     pub gso_max: Option<u32>,
 }
 
@@ -190,7 +189,7 @@ pub fn connect(netns: &Netns, identity: &Identity, sizes: Sizes, wiring: Wiring)
             if let Some(link) = &earlier
                 && faults(netns, identity)?.is_empty()
             {
-                return Ok(messages::name_of(link).unwrap_or_default().to_owned());
+                return Ok(link.name.clone());
             }
             make_way(&mut host, netns, identity, &host_link, earlier)?;
             create_pair(&mut host, netns, identity, &host_link, sizes).map_err(|error| {
@@ -214,12 +213,12 @@ fn make_way(
     netns: &Netns,
     Identity { address: _, sandbox, pod }: &Identity,
     host_link: &str,
-    earlier: Option<LinkMessage>,
+    earlier: Option<Link>,
 ) -> Result<(), Error> {
     // A container that is started anew may have another namespace than when it was silenced.
     let unfinished = host_end::behind(host, netns, &sandbox.ifname)?;
-    for index in earlier.map(|link| link.header.index).into_iter().chain(unfinished) {
-        delete_link(host, link_indexed(index))?;
+    for index in earlier.map(|link| link.index).into_iter().chain(unfinished) {
+        delete_link(host, Body::link_indexed(index))?;
     }
     host_end::make_room(host, host_link, pod)
 }
@@ -235,8 +234,7 @@ fn connect_host_end(
     if wiring == Wiring::Bridge {
         return bridge::connect(host, link, identity);
     }
-    let mut up = link_up(link);
-    up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
+    let up = Body::link_up(link).alias(&identity.to_string());
     let address = Destination::Host(identity.address);
     let wired = host.apply([
         Change::set_link("set up the host's end of the veth pair", up),
@@ -252,7 +250,7 @@ fn connect_pod_end(netns: &Netns, identity: &Identity) -> Result<(), Error> {
         let link = index_of(&identity.sandbox.ifname)?;
         let gateway = Neighbour { link, address: GATEWAY, mac: HOST_MAC };
         Netlink::open()?.apply([
-            Change::set_link("set up the pod's end of the veth pair", link_up(link)),
+            Change::set_link("set up the pod's end of the veth pair", Body::link_up(link)),
             Change::new_address("add the pod's address", link, identity.address),
             Change::new_route("add the pod's route to its gateway", link, Destination::Host(GATEWAY), None),
             Change::new_route("add the pod's default route", link, Destination::Default, Some(GATEWAY)),
@@ -272,11 +270,10 @@ fn connect_pod_end(netns: &Netns, identity: &Identity) -> Result<(), Error> {
 pub fn disconnect(sandbox: &Sandbox, pod: &Pod) -> Result<Option<u32>, Error> {
     let mut host = Netlink::open()?;
     let Some(link) = host_end::find(&mut host, sandbox, pod)? else { return Ok(None) };
-    let mut down = link_down(link.header.index);
-    down.attributes.push(LinkAttribute::IfAlias(host_end::silenced(sandbox)));
+    let down = Body::link_down(link.index).alias(&host_end::silenced(sandbox));
     match host.apply([Change::set_link("take down the host's end of the veth pair", down)]) {
         Err(error) if error.is(Errno::ENODEV) => Ok(None),
-        result => result.map(|()| Some(link.header.index)),
+        result => result.map(|()| Some(link.index)),
     }
 }
 
@@ -287,7 +284,7 @@ pub fn delete_unfinished(netns: &Path, sandbox: &Sandbox) -> Result<(), Error> {
     let Ok(netns) = Netns::open(netns) else { return Ok(()) };
     let mut host = Netlink::open()?;
     match host_end::behind(&mut host, &netns, &sandbox.ifname)? {
-        Some(index) => delete_link(&mut host, link_indexed(index)),
+        Some(index) => delete_link(&mut host, Body::link_indexed(index)),
         None => Ok(()),
     }
 }
@@ -295,10 +292,10 @@ pub fn delete_unfinished(netns: &Path, sandbox: &Sandbox) -> Result<(), Error> {
 /// Deletes a host link and with it the pod's end, which takes about 20 ms. Ok if the link is gone. The link
 /// is named by its index, because an ADD may since have put another link in its place under the same name.
 pub fn delete_host_link(index: u32) -> Result<(), Error> {
-    delete_link(&mut Netlink::open()?, link_indexed(index))
+    delete_link(&mut Netlink::open()?, Body::link_indexed(index))
 }
 
-fn delete_link(netlink: &mut Netlink, link: LinkMessage) -> Result<(), Error> {
+fn delete_link(netlink: &mut Netlink, link: Body) -> Result<(), Error> {
     match netlink.apply([Change::delete_link("delete the host's end of the veth pair", link)]) {
         Err(error) if error.is(Errno::ENODEV) => Ok(()),
         result => result,
@@ -315,26 +312,10 @@ fn create_pair(
     host_link: &str,
     sizes: Sizes,
 ) -> Result<(), Error> {
-    let end = |name: &str, mac: [u8; 6]| {
-        let mut message = link_named(name);
-        message.attributes.extend([
-            LinkAttribute::Address(mac.to_vec()),
-            LinkAttribute::NumTxQueues(1),
-            LinkAttribute::NumRxQueues(1),
-        ]);
-        message.attributes.extend(sizes.mtu.map(LinkAttribute::Mtu));
-        message.attributes.extend(sizes.gso_max.map(LinkAttribute::GsoMaxSize));
-        message
-    };
-    let mut peer = end(&identity.sandbox.ifname, pod_mac(identity.address));
-    peer.attributes.push(LinkAttribute::NetNsFd(netns.pod().as_raw_fd()));
-
-    let mut pair = end(host_link, HOST_MAC);
-    pair.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-    ]));
-    netlink.apply([Change::new_link("create the veth pair", pair)])
+    let end = |name, mac| Body::link_named(name).mac(mac).one_queue().mtu(sizes.mtu);
+    let peer = end(&identity.sandbox.ifname, pod_mac(identity.address));
+    let peer = peer.gso_max(sizes.gso_max).in_namespace(netns.pod().as_raw_fd());
+    netlink.apply([Change::new_link("create the veth pair", end(host_link, HOST_MAC).veth(&peer))])
 }
 
 /// Runs before the link is up. The node then has no IPv6 address towards the pod, and accepts no router
@@ -354,19 +335,6 @@ fn set(net: &Path, family: &str, link: &str, key: &'static str, value: &str) -> 
         link: link.to_owned(),
         source,
     })
-}
-
-fn link_up(index: u32) -> LinkMessage {
-    let mut message = link_indexed(index);
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
-    message
-}
-
-fn link_down(index: u32) -> LinkMessage {
-    let mut message = link_indexed(index);
-    message.header.change_mask = LinkFlags::Up;
-    message
 }
 
 fn index_of(link: &str) -> Result<u32, Error> {

@@ -1,19 +1,13 @@
 //! Addresses on the node's own links. A pod's address must not be there: the node would take the pod's
 //! packets for its own.
 
-use std::{
-    fs, io,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{fs, io, net::Ipv4Addr};
 
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
-};
 use nix::{errno::Errno, net::if_::if_indextoname};
 
 use super::{
     Error,
+    messages::{Address, Body},
     netlink::{Change, Netlink},
 };
 
@@ -30,22 +24,11 @@ pub struct LinkAddress {
 /// All IPv4 addresses of the node, from one dump. Their number doesn't grow with the pods, whose host ends
 /// have no address.
 pub fn addresses() -> Result<Vec<LinkAddress>, Error> {
-    let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
-    let found =
-        Netlink::open()?.dump("list the node's addresses", &RouteNetlinkMessage::GetAddress(message))?;
-    let addresses = found.into_iter().filter_map(|message| match message {
-        RouteNetlinkMessage::NewAddress(found) => {
-            let (index, prefix_len) = (found.header.index, found.header.prefix_len);
-            let address = found.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-                _ => None,
-            })?;
-            // The link may have gone since, and its addresses with it.
-            let link = if_indextoname(index).ok()?.to_string_lossy().into_owned();
-            Some(LinkAddress { address, prefix_len, link, index })
-        }
-        _ => None,
+    let found: Vec<Address> = Netlink::open()?.dump("list the node's addresses", &Body::any_address())?;
+    let addresses = found.into_iter().filter_map(|Address { link: index, prefix_len, address }| {
+        // The link may have gone since, and its addresses with it.
+        let link = if_indextoname(index).ok()?.to_string_lossy().into_owned();
+        Some(LinkAddress { address: address?, prefix_len, link, index })
     });
     Ok(addresses.collect())
 }

@@ -16,19 +16,12 @@
 
 use std::{net::Ipv4Addr, path::Path};
 
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    link::{
-        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage,
-    },
-    neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-};
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
-    Error, HOST_MAC, Identity, index_of, kernel, link_up,
-    messages::{Neighbour, host_address, link_of, master_of},
-    netlink::{Change, Netlink, link_named, neighbour},
+    Error, HOST_MAC, Identity, index_of, kernel,
+    messages::{Body, Entry, Link, Neighbour, Route},
+    netlink::{Change, Netlink},
     pod_mac, routes,
 };
 
@@ -43,22 +36,13 @@ pub const BRIDGE: &str = "vnpbridge";
 pub fn ensure(mtu: u32, net: &Path) -> Result<bool, Error> {
     kernel::require(kernel::LOCKED_PORTS)?;
     let mut netlink = Netlink::open()?;
-    let mut bridge = link_named(BRIDGE);
-    bridge.attributes.extend([
-        LinkAttribute::Address(HOST_MAC.to_vec()),
-        LinkAttribute::Mtu(mtu),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Bridge),
-            LinkInfo::Data(InfoData::Bridge(Vec::new())),
-        ]),
-    ]);
+    let bridge = Body::link_named(BRIDGE).mac(HOST_MAC).mtu(Some(mtu)).bridge();
     let is_new = match netlink.apply([Change::new_link("create the pods' bridge", bridge)]) {
         Err(error) if error.is(Errno::EEXIST) => false,
         result => result.map(|()| true)?,
     };
     super::disable_ipv6(net, BRIDGE)?;
-    let mut up = link_up(index_of(BRIDGE)?);
-    up.attributes.extend([LinkAttribute::Address(HOST_MAC.to_vec()), LinkAttribute::Mtu(mtu)]);
+    let up = Body::link_up(index_of(BRIDGE)?).mac(HOST_MAC).mtu(Some(mtu));
     netlink.apply([Change::set_link("set up the pods' bridge", up)])?;
     Ok(is_new)
 }
@@ -73,13 +57,13 @@ pub(super) fn index() -> Option<u32> {
 }
 
 /// The index of the bridge if this link is a port of it: then the route to its pod leads there.
-pub(super) fn of(link: &LinkMessage) -> Option<u32> {
-    master_of(link).filter(|&master| index() == Some(master))
+pub(super) fn of(link: &Link) -> Option<u32> {
+    link.master.filter(|&master| index() == Some(master))
 }
 
 /// Deletes the bridge when no pod is left, for uninstalling. Ok if it is gone.
 pub fn remove() -> Result<(), Error> {
-    match Netlink::open()?.apply([Change::delete_link("delete the pods' bridge", link_named(BRIDGE))]) {
+    match Netlink::open()?.apply([Change::delete_link("delete the pods' bridge", Body::link_named(BRIDGE))]) {
         Err(error) if error.is(Errno::ENODEV) => Ok(()),
         result => result,
     }
@@ -89,32 +73,17 @@ pub fn remove() -> Result<(), Error> {
 pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Result<(), Error> {
     let bridge = index().ok_or(Error::NoBridge)?;
     let address = identity.address;
-    let mut enslaved = LinkMessage::default();
-    enslaved.header.index = link;
-    enslaved.attributes = vec![LinkAttribute::Controller(bridge)];
-    let mut port = LinkMessage::default();
-    port.header.index = link;
-    port.attributes = vec![LinkAttribute::LinkInfo(vec![
-        LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(vec![
-            InfoBridgePort::Learning(false),
-            InfoBridgePort::UnicastFlood(false),
-            InfoBridgePort::MulticastFlood(false),
-            InfoBridgePort::BroadcastFlood(false),
-            InfoBridgePort::Isolated(true),
-            InfoBridgePort::Locked(true),
-        ])),
-    ])];
+    let enslaved = Body::link_indexed(link).master(bridge);
+    let port = Body::link_indexed(link).closed_port();
     // Its name comes as it is set up: to the agent a link that is down and has an alias is damaged.
-    let mut up = link_up(link);
-    up.attributes.push(LinkAttribute::IfAlias(identity.to_string()));
+    let up = Body::link_up(link).alias(&identity.to_string());
     // The entry must be new, so that an address that is in use behind another port is found before a second
     // pod has it. The entry goes with its port. The route to the bridge may be a dead pod's and is as good as
     // a new one.
     let wired = host.apply([
         Change::set_link("put the host's end into the pods' bridge", enslaved),
         Change::change_link("set the host's end up as a port", port),
-        Change::new_neighbour_message("tell the bridge the pod's MAC", port_entry(link, address), true),
+        Change::new_port_entry("tell the bridge the pod's MAC", link, address),
         Change::new_neighbour("tell the node the pod's MAC", Neighbour::pod(bridge, address)),
         Change::set_link("set up the host's end of the veth pair", up),
     ]);
@@ -132,9 +101,9 @@ pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
         Err(error) if error.is(Errno::ESRCH) || error.is(Errno::ENOENT) => Ok(()),
         result => result,
     };
-    gone(Change::delete_neighbour("forget the pod's MAC", neighbour(bridge, address)))?;
+    gone(Change::delete_entry("forget the pod's MAC", Body::neighbour(bridge, address)))?;
     let Some(port) = port else { return Ok(()) };
-    match gone(Change::delete_neighbour("have the bridge forget the pod", port_entry(port, address))) {
+    match gone(Change::delete_entry("have the bridge forget the pod", Body::port_entry(port, address))) {
         // There is no port: the pod is of the other wiring, or its link is gone.
         Err(error) if [Errno::EINVAL, Errno::EOPNOTSUPP, Errno::ENODEV].iter().any(|&no| error.is(no)) => {
             Ok(())
@@ -147,33 +116,14 @@ pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
 pub fn addresses() -> Result<Vec<Ipv4Addr>, Error> {
     let Some(bridge) = index() else { return Ok(Vec::new()) };
     let routes = routes::main(&mut Netlink::open()?)?;
-    Ok(routes.iter().filter(|route| link_of(route) == Some(bridge)).filter_map(host_address).collect())
+    Ok(routes.iter().filter(|route| route.link == Some(bridge)).filter_map(Route::host_address).collect())
 }
 
 /// Whether the bridge knows the MAC of the pod with this address behind its port.
 pub(super) fn knows(host: &mut Netlink, port: u32, address: Ipv4Addr) -> Result<bool, Error> {
-    let mac = NeighbourAttribute::LinkLayerAddress(pod_mac(address).to_vec());
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Bridge;
-    let entries = host.dump("list the bridge's entries", &RouteNetlinkMessage::GetNeighbour(message))?;
-    Ok(entries.iter().any(|entry| match entry {
-        RouteNetlinkMessage::NewNeighbour(entry) => {
-            let is_static = [NeighbourState::Permanent, NeighbourState::Noarp].contains(&entry.header.state);
-            entry.header.ifindex == port && is_static && entry.attributes.contains(&mac)
-        }
-        _ => false,
-    }))
-}
-
-/// The bridge's entry that maps the pod's MAC to its port.
-fn port_entry(link: u32, address: Ipv4Addr) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Bridge;
-    message.header.ifindex = link;
-    message.header.state = NeighbourState::Noarp;
-    message.header.flags = NeighbourFlags::Controller;
-    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(pod_mac(address).to_vec())];
-    message
+    let mac = Some(pod_mac(address));
+    let entries: Vec<Entry> = host.dump("list the bridge's entries", &Body::any_bridge_entry())?;
+    Ok(entries.iter().any(|entry| entry.link == port && entry.is_static() && entry.mac == mac))
 }
 
 #[cfg(test)]

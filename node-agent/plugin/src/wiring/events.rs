@@ -6,25 +6,21 @@
 
 use std::{collections::HashMap, io, net::Ipv4Addr};
 
-use netlink_packet_core::{NetlinkBuffer, NlaBuffer, ParseableParametrized};
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    link::{LinkAttribute, LinkMessage},
-    route::{RouteHeader, RouteMessage, RouteProtocol, RouteScope},
-};
+use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt},
+};
 
 use super::{
-    Error, HOST_MAC,
+    Error,
     bridge::BRIDGE,
-    messages::{host_address, identity_of, is_up, mac_of, name_of},
+    messages::{Address, Link, MAIN, Object, Route, Rule, attributes, is_ipv4},
 };
 
 /// Groups of rtnetlink (`linux/rtnetlink.h`): links, IPv4 addresses, routes and rules, settings of links.
 const GROUPS: [u32; 5] = [1, 5, 7, 8, 24];
-/// RTM_NEWNETCONF: a link's setting has changed. netlink-packet-route doesn't know it.
-const NEW_NETCONF: u16 = 80;
 /// `struct netconfmsg`, a byte, with its padding.
 const NETCONF_HEADER: usize = 4;
 /// NETCONFA_FORWARDING of `linux/netconf.h`.
@@ -83,12 +79,7 @@ impl Heard {
         let Heard::Messages(bytes) = self else { return true };
         let mut rest = &bytes[..];
         while let Ok(message) = NetlinkBuffer::new_checked(&rest) {
-            let is_concerned = match message.message_type() {
-                NEW_NETCONF => is_forwarding_off(message.payload()),
-                kind => RouteNetlinkMessage::parse_with_param(message.payload(), kind)
-                    .is_ok_and(|message| concerns(&message, uplinks, &is_wired)),
-            };
-            if is_concerned {
+            if concerns(message.message_type(), message.payload(), uplinks, &is_wired) {
                 return true;
             }
             rest = rest.get((message.length() as usize).next_multiple_of(ALIGN)..).unwrap_or(&[]);
@@ -98,56 +89,46 @@ impl Heard {
 }
 
 /// Whether this may be another program's change that disturbs pods.
-fn concerns(message: &RouteNetlinkMessage, uplinks: &Uplinks, is_wired: &impl Fn(Ipv4Addr) -> bool) -> bool {
-    match message {
+fn concerns(kind: u16, body: &[u8], uplinks: &Uplinks, is_wired: &impl Fn(Ipv4Addr) -> bool) -> bool {
+    let link = || Link::read(body);
+    match kind {
         // DEL silences a pod's link first, and the kernel then announces no removed routes. The route to the
         // bridge DEL has to remove itself.
-        RouteNetlinkMessage::DelRoute(route) => {
-            is_like_ours(route) && host_address(route).is_some_and(is_wired)
+        Route::GONE => {
+            Route::read(body).filter(is_like_ours).and_then(|one| one.destination).is_some_and(is_wired)
         }
-        RouteNetlinkMessage::DelRule(rule) => rule.header.family == AddressFamily::Inet,
-        RouteNetlinkMessage::NewAddress(address) => address.header.family == AddressFamily::Inet,
-        RouteNetlinkMessage::NewLink(link) => is_damaged(link) || is_changed(link, uplinks),
-        RouteNetlinkMessage::DelLink(link) => {
-            name_of(link).is_some_and(|name| name == BRIDGE || uplinks.contains_key(name))
-        }
+        Rule::GONE | Address::NEW => is_ipv4(body),
+        Link::NEW => link().is_some_and(|link| is_damaged(&link) || is_changed(&link, uplinks)),
+        Link::GONE => link().is_some_and(|link| link.name == BRIDGE || uplinks.contains_key(&link.name)),
+        // A link's setting has changed.
+        libc::RTM_NEWNETCONF => is_forwarding_off(body),
         _ => false,
     }
 }
 
 /// A route of the kind that leads to a pod.
-fn is_like_ours(route: &RouteMessage) -> bool {
-    let header = &route.header;
-    header.address_family == AddressFamily::Inet
-        && header.destination_prefix_length == 32
-        && header.table == RouteHeader::RT_TABLE_MAIN
-        && header.protocol == RouteProtocol::Static
-        && header.scope == RouteScope::Link
+fn is_like_ours(route: &Route) -> bool {
+    route.is_ipv4()
+        && route.prefix_len == 32
+        && route.table == MAIN
+        && route.protocol == libc::RTPROT_STATIC
+        && route.scope == libc::RT_SCOPE_LINK
 }
 
 /// A wired sandbox's host end that is down or has another MAC. DEL clears the identity before it sets a link
 /// down.
-fn is_damaged(link: &LinkMessage) -> bool {
-    (!is_up(link) || mac_of(link) != Some(&HOST_MAC)) && identity_of(link).is_some()
+fn is_damaged(link: &Link) -> bool {
+    (!link.is_up || !link.has_our_mac()) && link.identity().is_some()
 }
 
 /// A link by which pods get out, with another MTU than before.
-fn is_changed(link: &LinkMessage, uplinks: &Uplinks) -> bool {
-    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    });
-    name_of(link).and_then(|name| uplinks.get(name)).is_some_and(|known| mtu != Some(*known))
+fn is_changed(link: &Link, uplinks: &Uplinks) -> bool {
+    uplinks.get(&link.name).is_some_and(|known| link.mtu != Some(*known))
 }
 
 /// Whether a link, or all of them, stopped forwarding. Every new link announces its settings like this, too.
-fn is_forwarding_off(payload: &[u8]) -> bool {
-    let mut rest = payload.get(NETCONF_HEADER..).unwrap_or_default();
-    while let Ok(attribute) = NlaBuffer::new_checked(rest) {
-        if attribute.kind() == NETCONF_FORWARDING {
-            return attribute.value().iter().all(|&byte| byte == 0);
-        }
-        rest = rest.get((attribute.length() as usize).next_multiple_of(ALIGN)..).unwrap_or_default();
-    }
-    false
+fn is_forwarding_off(body: &[u8]) -> bool {
+    let mut settings = attributes(body.get(NETCONF_HEADER..).unwrap_or_default());
+    let forwarding = settings.find(|(kind, _)| *kind == NETCONF_FORWARDING);
+    forwarding.is_some_and(|(_, value)| value.iter().all(|&byte| byte == 0))
 }

@@ -7,13 +7,12 @@
 
 use std::net::Ipv4Addr;
 
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::errno::Errno;
 
 use super::{
-    Error, Identity, Netns, link_down,
-    messages::{alias_of, identity_of, is_ours, peer_of},
-    netlink::{Change, Netlink, link_indexed, link_named},
+    Error, Identity, Netns,
+    messages::{Body, Link},
+    netlink::{Change, Netlink},
     restore,
 };
 use crate::{
@@ -31,21 +30,20 @@ pub(super) fn silenced(Sandbox { container_id, ifname }: &Sandbox) -> String {
 }
 
 /// The sandbox that the link's alias names, wired or silenced. None while the link is being made.
-fn owner(link: &LinkMessage) -> Option<Sandbox> {
-    if let Some(identity) = identity_of(link) {
+fn owner(link: &Link) -> Option<Sandbox> {
+    if let Some(identity) = link.identity() {
         return Some(identity.sandbox);
     }
-    let alias = alias_of(link)?;
-    let (container_id, ifname) = alias.strip_prefix(SILENCED)?.split_once(' ')?;
+    let (container_id, ifname) = link.alias.strip_prefix(SILENCED)?.split_once(' ')?;
     Some(Sandbox { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
 }
 
 /// The sandbox's link. None if it is gone or was never finished.
-pub(super) fn find(host: &mut Netlink, sandbox: &Sandbox, pod: &Pod) -> Result<Option<LinkMessage>, Error> {
+pub(super) fn find(host: &mut Netlink, sandbox: &Sandbox, pod: &Pod) -> Result<Option<Link>, Error> {
     // In this order, because a link that is renamed has its spare name before another link gets its first
     // name.
     for name in [sandbox.host_link(pod), sandbox.spare_link()] {
-        let link = host.link(link_named(&name))?;
+        let link = host.link(&Body::link_named(&name))?;
         if let Some(link) = link.filter(|link| owner(link).as_ref() == Some(sandbox)) {
             return Ok(Some(link));
         }
@@ -61,19 +59,21 @@ pub fn is_wired(ledger: &Ledger, address: Ipv4Addr) -> Result<bool, Error> {
         return Ok(false);
     };
     let link = find(&mut Netlink::open()?, sandbox, pod)?;
-    Ok(link.as_ref().and_then(identity_of).is_some_and(|identity| identity.address == address))
+    Ok(link.and_then(|link| link.identity()).is_some_and(|identity| identity.address == address))
 }
 
 /// The index of the sandbox's link, finished or not. It is found by its other end, the interface in the
 /// sandbox's namespace.
 pub(super) fn behind(host: &mut Netlink, netns: &Netns, ifname: &str) -> Result<Option<u32>, Error> {
-    let Some(pod_end) = netns.inside(|| Netlink::open()?.link(link_named(ifname)))? else { return Ok(None) };
-    let Some(index) = peer_of(&pod_end) else { return Ok(None) };
-    let host_end = host.link(link_indexed(index))?;
+    let Some(pod_end) = netns.inside(|| Netlink::open()?.link(&Body::link_named(ifname)))? else {
+        return Ok(None);
+    };
+    let Some(index) = pod_end.peer else { return Ok(None) };
+    let host_end = host.link(&Body::link_indexed(index))?;
     // The other end of another kind of pair may be in a third namespace, while an unrelated link has its
     // index here.
-    let is_its = |link: &LinkMessage| is_ours(link) && peer_of(link) == Some(pod_end.header.index);
-    Ok(host_end.filter(is_its).map(|link| link.header.index))
+    let is_its = |link: &Link| link.is_ours() && link.peer == Some(pod_end.index);
+    Ok(host_end.filter(is_its).map(|link| link.index))
 }
 
 /// Renames the link of an older sandbox of the pod to its spare name. That sandbox's network goes on working.
@@ -81,15 +81,14 @@ pub(super) fn behind(host: &mut Netlink, netns: &Netns, ifname: &str) -> Result<
 /// A link whose alias names no sandbox keeps its name, since the ADD that is making it knows it by that. So
 /// does a link of a pod with another name, since names with the same hash can be found.
 pub(super) fn make_room(host: &mut Netlink, name: &str, pod: &Pod) -> Result<(), Error> {
-    let Some(link) = host.link(link_named(name))? else { return Ok(()) };
-    let is_others = identity_of(&link).is_some_and(|Identity { pod: other, .. }| {
+    let Some(link) = host.link(&Body::link_named(name))? else { return Ok(()) };
+    let is_others = link.identity().is_some_and(|Identity { pod: other, .. }| {
         let is_named = !other.name.is_empty() && !other.namespace.is_empty();
         is_named && (&other.namespace, &other.name) != (&pod.namespace, &pod.name)
     });
     let taken = || Error::NameTaken(name.to_owned());
     let older = owner(&link).filter(|_| !is_others).ok_or_else(taken)?;
-    let mut aside = link_indexed(link.header.index);
-    aside.attributes.push(LinkAttribute::IfName(older.spare_link()));
+    let aside = Body::link_indexed(link.index).name(&older.spare_link());
     match host.apply([Change::set_link("move the link of an older sandbox aside", aside)]) {
         // Before Linux 6.2 a link that is up can't be renamed: see [`move_aside`].
         Err(error) if error.is(Errno::EBUSY) => Err(Error::NameInUse { link: name.to_owned(), older }),
@@ -105,12 +104,11 @@ pub(super) fn make_room(host: &mut Netlink, name: &str, pod: &Pod) -> Result<(),
 pub fn move_aside(older: &Sandbox, pod: &Pod) -> Result<(), Error> {
     let mut host = Netlink::open()?;
     let Some(link) = find(&mut host, older, pod)? else { return Ok(()) };
-    let Some(wired) = identity_of(&link) else { return Ok(()) };
-    let index = link.header.index;
-    let mut renamed = link_indexed(index);
-    renamed.attributes.push(LinkAttribute::IfName(older.spare_link()));
+    let Some(wired) = link.identity() else { return Ok(()) };
+    let index = link.index;
+    let renamed = Body::link_indexed(index).name(&older.spare_link());
     let moved = host.apply([
-        Change::set_link("take down the link of an older sandbox", link_down(index)),
+        Change::set_link("take down the link of an older sandbox", Body::link_down(index)),
         Change::set_link("move the link of an older sandbox aside", renamed),
     ]);
     // Whether it was renamed or not: it is up again, and its route, which went when it was down, is back.

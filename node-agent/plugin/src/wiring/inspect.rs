@@ -2,23 +2,13 @@
 
 use std::{collections::HashMap, net::Ipv4Addr};
 
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
-    link::LinkMessage,
-    route::RouteMessage,
-};
-
 use super::{
     Error, GATEWAY, HOST_MAC, Identity, Netns,
     bridge::{self, BRIDGE},
     host_end,
-    messages::{
-        Neighbour, gateway_of, host_address, identity_of, is_ours, is_up, link_of, mac_of, master_of,
-        name_of, peer_of,
-    },
+    messages::{Address, Body, Link, Neighbour, Route},
     neighbours,
-    netlink::{Destination, Netlink, link_named},
+    netlink::{Destination, Netlink},
     routes,
 };
 use crate::ledger::{Occupant, Pod, Proof, Sandbox};
@@ -91,43 +81,39 @@ pub fn occupants() -> Result<Vec<Occupant>, Error> {
 /// neighbours. Only for the agent, since the cost grows with the pods.
 pub fn host_links() -> Result<Vec<HostLink>, Error> {
     let mut netlink = Netlink::open()?;
-    let links = netlink.dump("list the links", &RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let links: Vec<Link> = netlink.dump("list the links", &Body::any_link())?;
     let mut routes: HashMap<u32, Vec<Ipv4Addr>> = HashMap::new();
     for route in routes::main(&mut netlink)? {
-        if let (Some(link), Some(address)) = (link_of(&route), host_address(&route)) {
+        if let (Some(link), Some(address)) = (route.link, route.host_address()) {
             routes.entry(link).or_default().push(address);
         }
     }
     let neighbours = neighbours::all(&mut netlink)?;
-    let links = links.into_iter().filter_map(|message| match message {
-        RouteNetlinkMessage::NewLink(link) if is_ours(&link) => Some(link),
-        _ => None,
-    });
     let bridge = bridge::index();
     let bridged = bridge.and_then(|bridge| routes.remove(&bridge)).unwrap_or_default();
-    let host_link = |link: LinkMessage| {
-        let identity = identity_of(&link);
-        let is_port = bridge.is_some() && master_of(&link) == bridge;
+    let host_link = |link: Link| {
+        let identity = link.identity();
+        let is_port = bridge.is_some() && link.master == bridge;
         let address = identity.as_ref().map(|identity| identity.address);
-        let leads_to = bridge.filter(|_| is_port).unwrap_or(link.header.index);
+        let leads_to = bridge.filter(|_| is_port).unwrap_or(link.index);
         let knows_pod =
             address.is_some_and(|address| neighbours.contains(&Neighbour::pod(leads_to, address)));
         let behind = address.filter(|_| is_port);
         HostLink {
-            name: name_of(&link).unwrap_or_default().to_owned(),
-            index: link.header.index,
-            up: is_up(&link),
-            has_our_mac: mac_of(&link) == Some(&HOST_MAC),
+            index: link.index,
+            up: link.is_up,
+            has_our_mac: link.has_our_mac(),
             identity,
             // All ports' routes lead to the bridge, so a port's route is found by its address.
             routes: match behind {
                 Some(address) => bridged.iter().copied().filter(|&routed| routed == address).collect(),
-                None => routes.remove(&link.header.index).unwrap_or_default(),
+                None => routes.remove(&link.index).unwrap_or_default(),
             },
             knows_pod,
+            name: link.name,
         }
     };
-    Ok(links.map(host_link).collect())
+    Ok(links.into_iter().filter(Link::is_ours).map(host_link).collect())
 }
 
 /// The faults of the sandbox's wiring, in sentences; empty if there is none. Repairs nothing.
@@ -135,7 +121,7 @@ pub fn faults(netns: &Netns, identity: &Identity) -> Result<Vec<String>, Error> 
     let Identity { address: _, sandbox, pod } = identity;
     let mut host = Netlink::open()?;
     let host_end = host_end::find(&mut host, sandbox, pod)?;
-    let name = host_end.as_ref().and_then(name_of).map_or_else(|| sandbox.host_link(pod), str::to_owned);
+    let name = host_end.as_ref().map_or_else(|| sandbox.host_link(pod), |link| link.name.clone());
     let mut faults = host_faults(&mut host, host_end.as_ref(), &name, identity.address)?;
     faults.extend(netns.inside(|| pod_faults(host_end.as_ref(), &name, identity))?);
     Ok(faults)
@@ -145,20 +131,18 @@ pub fn faults(netns: &Netns, identity: &Identity) -> Result<Vec<String>, Error> 
 /// `name`.
 fn host_faults(
     host: &mut Netlink,
-    host_end: Option<&LinkMessage>,
+    host_end: Option<&Link>,
     name: &str,
     address: Ipv4Addr,
 ) -> Result<Vec<String>, Error> {
     let mut faults = Vec::new();
     match host_end {
         None => faults.push(format!("the host's end {name} is missing")),
-        Some(link) if !is_up(link) => faults.push(format!("the host's end {name} is down")),
-        Some(link) if mac_of(link) != Some(&HOST_MAC) => {
-            faults.push(format!("the MAC of {name} was changed"))
-        }
+        Some(link) if !link.is_up => faults.push(format!("the host's end {name} is down")),
+        Some(link) if !link.has_our_mac() => faults.push(format!("the MAC of {name} was changed")),
         Some(_) => {}
     }
-    let index = host_end.map(|link| link.header.index);
+    let index = host_end.map(|link| link.index);
     let bridge = host_end.and_then(bridge::of);
     let (leads_to, link) = if bridge.is_some() { (bridge, BRIDGE) } else { (index, name) };
     if !leads_to.map_or(Ok(false), |to| routes::leads_to(host, address, to))? {
@@ -177,27 +161,25 @@ fn host_faults(
 
 /// The faults on the pod's side. Must run inside the pod's namespace.
 fn pod_faults(
-    host_end: Option<&LinkMessage>,
+    host_end: Option<&Link>,
     host_link: &str,
     Identity { address, sandbox: Sandbox { ifname, .. }, .. }: &Identity,
 ) -> Result<Vec<String>, Error> {
     let mut pod = Netlink::open()?;
-    let Some(pod_end) = pod.link(link_named(ifname))? else {
+    let Some(pod_end) = pod.link(&Body::link_named(ifname))? else {
         return Ok(vec![format!("the pod has no interface {ifname}")]);
     };
-    let index = pod_end.header.index;
-    let is_pair = peer_of(&pod_end) == host_end.map(|link| link.header.index)
-        && host_end.and_then(peer_of) == Some(index);
+    let index = pod_end.index;
+    let is_pair =
+        pod_end.peer == host_end.map(|link| link.index) && host_end.and_then(|link| link.peer) == Some(index);
     let gateway = Neighbour { link: index, address: GATEWAY, mac: HOST_MAC };
     let routes = routes::main(&mut pod)?;
     let has_route = |to: Destination, gateway: Option<Ipv4Addr>| {
-        let is_it = |route: &RouteMessage| {
-            to.is_of(route) && link_of(route) == Some(index) && gateway_of(route) == gateway
-        };
+        let is_it = |route: &Route| to.is_of(route) && route.link == Some(index) && route.gateway == gateway;
         routes.iter().any(is_it)
     };
     let conditions = [
-        (is_up(&pod_end), format!("the pod's {ifname} is down")),
+        (pod_end.is_up, format!("the pod's {ifname} is down")),
         (is_pair, format!("the pod's {ifname} is not the other end of {host_link}")),
         (
             has_address(&mut pod, index, *address)?,
@@ -217,17 +199,8 @@ fn pod_faults(
 }
 
 fn has_address(netlink: &mut Netlink, link: u32, address: Ipv4Addr) -> Result<bool, Error> {
-    let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
-    let addresses = netlink.dump("list the pod's addresses", &RouteNetlinkMessage::GetAddress(message))?;
-    Ok(addresses.iter().any(|message| match message {
-        RouteNetlinkMessage::NewAddress(found) => {
-            found.header.index == link
-                && found.header.prefix_len == 32
-                && found.attributes.contains(&AddressAttribute::Local(address.into()))
-        }
-        _ => false,
-    }))
+    let wanted = Address { link, prefix_len: 32, address: Some(address) };
+    Ok(netlink.dump("list the pod's addresses", &Body::any_address())?.contains(&wanted))
 }
 
 #[cfg(test)]

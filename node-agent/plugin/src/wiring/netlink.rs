@@ -1,33 +1,20 @@
 //! A synchronous rtnetlink socket: a batch of changes in one system call, one object, or a whole dump.
 
-use std::{io, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkMessage},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{
-        RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-        RouteType,
-    },
-    rule::{RuleAction, RuleAttribute, RuleMessage},
+    Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::errno::Errno;
+use nix::{errno::Errno, libc};
 
-use super::{Error, messages::Neighbour};
+use super::{
+    Error,
+    messages::{Address, Body, Entry, Link, MAIN, Neighbour, OURS, Object, Route, Rule},
+};
 
-/// The main routing table.
-pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
-/// The protocol of all the agent's routes and rules but the routes to pods: `ip route flush table all proto
-/// 176` removes them. `rt_protos` of iproute2 doesn't assign this number.
-pub(super) const OURS: RouteProtocol = RouteProtocol::Other(176);
 /// Messages are aligned to four bytes within a datagram.
 const ALIGN: usize = 4;
 /// The most that the kernel puts into one datagram of a dump.
@@ -40,48 +27,42 @@ const DUMPS: usize = 20;
 pub(super) struct Change {
     /// Its purpose, in words for the error.
     what: &'static str,
+    kind: u16,
     flags: u16,
-    message: RouteNetlinkMessage,
+    body: Body,
 }
 
+/// The flags of an object that must be new.
+const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+
 impl Change {
-    pub(super) fn new_link(what: &'static str, message: LinkMessage) -> Change {
-        Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewLink(message) }
+    pub(super) fn new_link(what: &'static str, body: Body) -> Change {
+        Change { what, kind: Link::NEW, flags: NEW, body }
     }
 
     /// A change of an existing link by the message that otherwise creates links, which also takes the
     /// settings of a port.
-    pub(super) fn change_link(what: &'static str, message: LinkMessage) -> Change {
-        Change { what, flags: 0, message: RouteNetlinkMessage::NewLink(message) }
+    pub(super) fn change_link(what: &'static str, body: Body) -> Change {
+        Change { what, kind: Link::NEW, flags: 0, body }
     }
 
-    pub(super) fn set_link(what: &'static str, message: LinkMessage) -> Change {
-        Change { what, flags: 0, message: RouteNetlinkMessage::SetLink(message) }
+    pub(super) fn set_link(what: &'static str, body: Body) -> Change {
+        Change { what, kind: libc::RTM_SETLINK, flags: 0, body }
     }
 
-    pub(super) fn delete_link(what: &'static str, link: LinkMessage) -> Change {
-        Change { what, flags: 0, message: RouteNetlinkMessage::DelLink(link) }
+    pub(super) fn delete_link(what: &'static str, body: Body) -> Change {
+        Change { what, kind: Link::GONE, flags: 0, body }
     }
 
     /// `address`/32 on a link.
     pub(super) fn new_address(what: &'static str, link: u32, address: Ipv4Addr) -> Change {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = 32;
-        message.header.index = link;
-        message.attributes =
-            vec![AddressAttribute::Local(address.into()), AddressAttribute::Address(address.into())];
-        Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewAddress(message) }
+        let body = Body::address(link, address, 32).of_prefix(address);
+        Change { what, kind: Address::NEW, flags: NEW, body }
     }
 
     /// The opposite of a `new_address` with this prefix length.
     pub(super) fn delete_address(what: &'static str, link: u32, address: Ipv4Addr, prefix_len: u8) -> Change {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = prefix_len;
-        message.header.index = link;
-        message.attributes = vec![AddressAttribute::Local(address.into())];
-        Change { what, flags: 0, message: RouteNetlinkMessage::DelAddress(message) }
+        Change { what, kind: Address::GONE, flags: 0, body: Body::address(link, address, prefix_len) }
     }
 
     /// A route that must not exist yet: to a destination on the link itself, or through a gateway on it.
@@ -91,60 +72,36 @@ impl Change {
         to: Destination,
         gateway: Option<Ipv4Addr>,
     ) -> Change {
-        let mut message = RouteMessage::default();
-        message.header = RouteHeader {
-            address_family: AddressFamily::Inet,
-            destination_prefix_length: to.prefix_len(),
-            table: RouteHeader::RT_TABLE_MAIN,
-            protocol: RouteProtocol::Static,
-            scope: if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link },
-            kind: RouteType::Unicast,
-            ..RouteHeader::default()
-        };
-        message.attributes.push(RouteAttribute::Oif(link));
-        if let Destination::Host(address) = to {
-            message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(address)));
-        }
-        if let Some(gateway) = gateway {
-            message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
-        }
-        Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewRoute(message) }
+        Change { what, kind: Route::NEW, flags: NEW, body: Body::route(&to.route(link, gateway), 0) }
     }
 
     /// Removes the route to this destination on the link.
     pub(super) fn delete_route(what: &'static str, link: u32, to: Destination) -> Change {
-        let Change { message, .. } = Change::new_route(what, link, to, None);
-        let message = match message {
-            RouteNetlinkMessage::NewRoute(route) => RouteNetlinkMessage::DelRoute(route),
-            other => other,
-        };
-        Change { what, flags: 0, message }
+        Change { what, kind: Route::GONE, flags: 0, body: Body::route(&to.route(link, None), 0) }
     }
 
-    /// An entry of any family of neighbours; `is_exclusive` if there must be none yet.
-    pub(super) fn new_neighbour_message(
-        what: &'static str,
-        message: NeighbourMessage,
-        is_exclusive: bool,
-    ) -> Change {
-        Change {
-            what,
-            flags: new_or_other(is_exclusive),
-            message: RouteNetlinkMessage::NewNeighbour(message),
-        }
+    /// A permanent neighbour entry, for which no ARP request is sent.
+    pub(super) fn new_neighbour(what: &'static str, neighbour: Neighbour) -> Change {
+        let body = Body::permanent_neighbour(neighbour);
+        Change { what, kind: Entry::NEW, flags: NLM_F_CREATE | NLM_F_REPLACE, body }
     }
 
-    pub(super) fn delete_neighbour(what: &'static str, message: NeighbourMessage) -> Change {
-        Change { what, flags: 0, message: RouteNetlinkMessage::DelNeighbour(message) }
+    /// A bridge's entry for a pod. There must be none yet.
+    pub(super) fn new_port_entry(what: &'static str, port: u32, address: Ipv4Addr) -> Change {
+        Change { what, kind: Entry::NEW, flags: NEW, body: Body::port_entry(port, address) }
+    }
+
+    /// An entry of the neighbours or of a bridge.
+    pub(super) fn delete_entry(what: &'static str, body: Body) -> Change {
+        Change { what, kind: Entry::GONE, flags: 0, body }
     }
 
     pub(super) fn new_rule(what: &'static str, rule: &Rule) -> Change {
-        let message = RouteNetlinkMessage::NewRule(rule.message());
-        Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message }
+        Change { what, kind: Rule::NEW, flags: NEW, body: Body::rule(rule) }
     }
 
     pub(super) fn delete_rule(what: &'static str, rule: &Rule) -> Change {
-        Change { what, flags: 0, message: RouteNetlinkMessage::DelRule(rule.message()) }
+        Change { what, kind: Rule::GONE, flags: 0, body: Body::rule(rule) }
     }
 
     /// The default route of a table of ours, through a gateway that needn't be in a subnet of the link;
@@ -155,104 +112,33 @@ impl Change {
         (link, gateway): (u32, Ipv4Addr),
         is_exclusive: bool,
     ) -> Change {
-        let mut message = RouteMessage::default();
-        message.header = RouteHeader {
-            address_family: AddressFamily::Inet,
-            table,
-            protocol: OURS,
-            scope: RouteScope::Universe,
-            kind: RouteType::Unicast,
-            flags: RouteFlags::Onlink,
-            ..RouteHeader::default()
-        };
-        message.attributes =
-            vec![RouteAttribute::Oif(link), RouteAttribute::Gateway(RouteAddress::Inet(gateway))];
-        Change { what, flags: new_or_other(is_exclusive), message: RouteNetlinkMessage::NewRoute(message) }
+        let flags = NLM_F_CREATE | if is_exclusive { NLM_F_EXCL } else { NLM_F_REPLACE };
+        Change { what, kind: Route::NEW, flags, body: Body::default_route(table, link, gateway) }
     }
 
     pub(super) fn delete_default_route(what: &'static str, table: u8) -> Change {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.table = table;
-        message.header.scope = RouteScope::NoWhere;
-        message.header.kind = RouteType::Unspec;
-        message.header.protocol = OURS;
-        Change { what, flags: 0, message: RouteNetlinkMessage::DelRoute(message) }
+        let route = Route { table, protocol: OURS, scope: libc::RT_SCOPE_NOWHERE, ..Route::default() };
+        Change { what, kind: Route::GONE, flags: 0, body: Body::route(&route, 0) }
     }
 
     /// A route that ends packets to the range on the node and informs their sender.
     pub(super) fn new_unreachable(what: &'static str, range: Ipv4Net) -> Change {
-        let message = RouteNetlinkMessage::NewRoute(unreachable(range));
-        Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message }
+        Change { what, kind: Route::NEW, flags: NEW, body: Body::route(&unreachable(range), 0) }
     }
 
     pub(super) fn delete_unreachable(what: &'static str, range: Ipv4Net) -> Change {
-        Change { what, flags: 0, message: RouteNetlinkMessage::DelRoute(unreachable(range)) }
-    }
-
-    /// A permanent neighbour entry, for which no ARP request is sent.
-    pub(super) fn new_neighbour(what: &'static str, Neighbour { link, address, mac }: Neighbour) -> Change {
-        let mut message = neighbour(link, address);
-        message.header.state = NeighbourState::Permanent;
-        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
-        Change::new_neighbour_message(what, message, false)
+        Change { what, kind: Route::GONE, flags: 0, body: Body::route(&unreachable(range), 0) }
     }
 }
 
-/// The flags of an object that must be new, or that may take the place of another.
-fn new_or_other(is_exclusive: bool) -> u16 {
-    NLM_F_CREATE | if is_exclusive { NLM_F_EXCL } else { NLM_F_REPLACE }
-}
-
-/// A message that means a neighbour by its address.
-pub(super) fn neighbour(link: u32, address: Ipv4Addr) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.ifindex = link;
-    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(address))];
-    message
-}
-
-fn unreachable(range: Ipv4Net) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        address_family: AddressFamily::Inet,
-        destination_prefix_length: range.prefix_len(),
+fn unreachable(range: Ipv4Net) -> Route {
+    Route {
+        prefix_len: range.prefix_len(),
         table: MAIN,
         protocol: OURS,
-        scope: RouteScope::Universe,
-        kind: RouteType::Unreachable,
-        ..RouteHeader::default()
-    };
-    message.attributes = vec![RouteAttribute::Destination(RouteAddress::Inet(range.network()))];
-    message
-}
-
-/// A routing rule by source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rule {
-    pub priority: u32,
-    pub source: Ipv4Net,
-    pub table: u8,
-    /// Only routes to single addresses count.
-    pub only_hosts: bool,
-}
-
-impl Rule {
-    fn message(&self) -> RuleMessage {
-        let mut message = RuleMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.src_len = self.source.prefix_len();
-        message.header.table = self.table;
-        message.header.action = RuleAction::ToTable;
-        message.attributes =
-            vec![RuleAttribute::Source(self.source.network().into()), RuleAttribute::Priority(self.priority)];
-        if self.only_hosts {
-            message.attributes.push(RuleAttribute::SuppressPrefixLen(31));
-        }
-        // No other program's rule is meant, not even an identical one.
-        message.attributes.push(RuleAttribute::Protocol(OURS));
-        message
+        kind: libc::RTN_UNREACHABLE,
+        destination: Some(range.network()),
+        ..Route::default()
     }
 }
 
@@ -271,28 +157,31 @@ impl Destination {
         }
     }
 
-    pub(super) fn is_of(self, route: &RouteMessage) -> bool {
-        let found = route.attributes.iter().find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(Destination::Host(*address)),
-            _ => None,
-        });
-        route.header.destination_prefix_length == self.prefix_len()
-            && found.unwrap_or(Destination::Default) == self
+    fn address(self) -> Option<Ipv4Addr> {
+        match self {
+            Destination::Host(address) => Some(address),
+            Destination::Default => None,
+        }
     }
-}
 
-/// A message that names a link.
-pub(super) fn link_named(name: &str) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    message
-}
+    /// The route to it in the main table: on the link itself, or through a gateway on it.
+    fn route(self, link: u32, gateway: Option<Ipv4Addr>) -> Route {
+        Route {
+            prefix_len: self.prefix_len(),
+            table: MAIN,
+            protocol: libc::RTPROT_STATIC,
+            scope: if gateway.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK },
+            kind: libc::RTN_UNICAST,
+            destination: self.address(),
+            link: Some(link),
+            gateway,
+            ..Route::default()
+        }
+    }
 
-/// A message that means a link by its index, whatever its name is.
-pub(super) fn link_indexed(index: u32) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message
+    pub(super) fn is_of(self, route: &Route) -> bool {
+        (route.prefix_len, route.destination) == (self.prefix_len(), self.address())
+    }
 }
 
 /// A socket that acts in the network namespace in which it was opened.
@@ -300,6 +189,14 @@ pub(super) fn link_indexed(index: u32) -> LinkMessage {
 pub(super) struct Netlink {
     socket: Socket,
     sequence: u32,
+}
+
+/// A message of the kernel's.
+enum Answer<'a> {
+    /// The body of a message that brings an object.
+    Object(&'a [u8]),
+    /// The request of this number is done, or the dump: with a failure or with none.
+    End { sequence: u32, errno: Option<Errno> },
 }
 
 impl Netlink {
@@ -313,28 +210,29 @@ impl Netlink {
     /// fails, so a later change of a batch must do no harm without the earlier ones. Returns the first
     /// failure.
     pub(super) fn apply<const N: usize>(&mut self, changes: [Change; N]) -> Result<(), Error> {
+        self.apply_all(&changes)
+    }
+
+    fn apply_all(&mut self, changes: &[Change]) -> Result<(), Error> {
         let first = self.sequence + 1;
-        let mut what = [""; N];
+        let what = |index: usize| changes.get(index).map_or("", |change| change.what);
         let mut bytes = Vec::with_capacity(1024);
-        for (index, Change { what: name, flags, message }) in changes.into_iter().enumerate() {
-            what[index] = name;
+        for (index, Change { kind, flags, body, .. }) in changes.iter().enumerate() {
             // The kernel always reports a failure, but the success only of the last change. So there is one
             // answer to read for a whole batch.
-            let ack = if index + 1 == N { NLM_F_ACK } else { 0 };
-            self.push(&mut bytes, NLM_F_REQUEST | flags | ack, message);
+            let ack = if index + 1 == changes.len() { NLM_F_ACK } else { 0 };
+            self.push(&mut bytes, *kind, NLM_F_REQUEST | flags | ack, body);
         }
-        self.send(&bytes, what[0])?;
+        self.send(&bytes, what(0))?;
         let last = self.sequence;
         let mut failure = Ok(());
         let mut is_done = false;
         while !is_done {
-            self.receive(what[0], |message| {
-                let sequence = message.header.sequence_number;
-                if let NetlinkPayload::Error(error) = message.payload {
-                    if let (Some(code), true) = (error.code, failure.is_ok()) {
-                        let index = sequence.wrapping_sub(first) as usize;
-                        let errno = Errno::from_raw(-code.get());
-                        failure = Err(Error::Kernel { what: what.get(index).copied().unwrap_or(""), errno });
+            self.receive(what(0), &mut |_, answer| {
+                if let Answer::End { sequence, errno } = answer {
+                    if let (Some(errno), true) = (errno, failure.is_ok()) {
+                        let what = what(sequence.wrapping_sub(first) as usize);
+                        failure = Err(Error::Kernel { what, errno });
                     }
                     is_done |= sequence == last;
                 }
@@ -344,75 +242,47 @@ impl Netlink {
     }
 
     /// The link that is meant, if there is one.
-    pub(super) fn link(&mut self, meant: LinkMessage) -> Result<Option<LinkMessage>, Error> {
-        match self.get("look up a link", RouteNetlinkMessage::GetLink(meant)) {
-            Ok(RouteNetlinkMessage::NewLink(link)) => Ok(Some(link)),
-            Ok(_) => Ok(None),
+    pub(super) fn link(&mut self, meant: &Body) -> Result<Option<Link>, Error> {
+        match self.get("look up a link", meant) {
             Err(Error::Kernel { errno: Errno::ENODEV, .. }) => Ok(None),
-            Err(error) => Err(error),
+            found => found.map(Some),
         }
     }
 
     /// The route that packets to this address take, if any.
-    pub(super) fn route_to(&mut self, address: Ipv4Addr) -> Result<Option<RouteMessage>, Error> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.destination_prefix_length = 32;
-        message.header.flags = RouteFlags::FibMatch; // the route itself, not the resolved path
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(address)));
-        match self.get("look up a route", RouteNetlinkMessage::GetRoute(message)) {
-            Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(Some(route)),
-            Ok(_) => Ok(None),
+    pub(super) fn route_to(&mut self, address: Ipv4Addr) -> Result<Option<Route>, Error> {
+        match self.get("look up a route", &Body::route_to(address)) {
             Err(Error::Kernel { errno: Errno::ENETUNREACH | Errno::EHOSTUNREACH, .. }) => Ok(None),
-            Err(error) => Err(error),
+            found => found.map(Some),
         }
     }
 
     /// The entry for the neighbour with this address, if there is one.
-    pub(super) fn neighbour(
-        &mut self,
-        link: u32,
-        address: Ipv4Addr,
-    ) -> Result<Option<NeighbourMessage>, Error> {
-        let message = RouteNetlinkMessage::GetNeighbour(neighbour(link, address));
-        match self.get("look up a neighbour", message) {
-            Ok(RouteNetlinkMessage::NewNeighbour(found)) => Ok(Some(found)),
-            Ok(_) => Ok(None),
+    pub(super) fn neighbour(&mut self, link: u32, address: Ipv4Addr) -> Result<Option<Entry>, Error> {
+        match self.get("look up a neighbour", &Body::neighbour(link, address)) {
             Err(Error::Kernel { errno: Errno::ENOENT | Errno::ENODEV, .. }) => Ok(None),
-            Err(error) => Err(error),
+            found => found.map(Some),
         }
     }
 
-    fn get(
-        &mut self,
-        what: &'static str,
-        message: RouteNetlinkMessage,
-    ) -> Result<RouteNetlinkMessage, Error> {
-        let mut bytes = Vec::new();
-        self.push(&mut bytes, NLM_F_REQUEST, message);
-        self.send(&bytes, what)?;
+    fn get<T: Object>(&mut self, what: &'static str, meant: &Body) -> Result<T, Error> {
+        self.ask(what, T::GET, NLM_F_REQUEST, meant)?;
         let mut answer = None;
         while answer.is_none() {
-            self.receive(what, |message| match message.payload {
-                NetlinkPayload::InnerMessage(inner) => answer = Some(Ok(inner)),
-                NetlinkPayload::Error(error) => {
-                    let errno = Errno::from_raw(error.code.map_or(0, |code| -code.get()));
-                    answer = Some(Err(Error::Kernel { what, errno }));
-                }
-                _ => {}
+            self.receive(what, &mut |_, found| {
+                answer = Some(match found {
+                    Answer::Object(body) => T::read(body).ok_or(Errno::EBADMSG),
+                    Answer::End { errno, .. } => Err(errno.unwrap_or(Errno::ENODATA)),
+                });
             })?;
         }
-        answer.unwrap_or(Err(Error::Kernel { what, errno: Errno::ENODATA }))
+        answer.unwrap_or(Err(Errno::ENODATA)).map_err(|errno| Error::Kernel { what, errno })
     }
 
-    /// All objects of the kind that `message` asks for.
-    pub(super) fn dump(
-        &mut self,
-        what: &'static str,
-        message: &RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, Error> {
+    /// All objects of this kind that are meant.
+    pub(super) fn dump<T: Object>(&mut self, what: &'static str, meant: &Body) -> Result<Vec<T>, Error> {
         for _ in 0..DUMPS {
-            if let Some(found) = self.dump_once(what, message.clone())? {
+            if let Some(found) = self.dump_once(what, meant)? {
                 return Ok(found);
             }
         }
@@ -420,41 +290,43 @@ impl Netlink {
     }
 
     /// `None` if there was a change during the dump, so that it may be incomplete.
-    fn dump_once(
-        &mut self,
-        what: &'static str,
-        message: RouteNetlinkMessage,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>, Error> {
-        let mut bytes = Vec::new();
-        self.push(&mut bytes, NLM_F_REQUEST | NLM_F_DUMP, message);
-        self.send(&bytes, what)?;
+    fn dump_once<T: Object>(&mut self, what: &'static str, meant: &Body) -> Result<Option<Vec<T>>, Error> {
+        self.ask(what, T::GET, NLM_F_REQUEST | NLM_F_DUMP, meant)?;
         let (mut found, mut is_whole, mut end) = (Vec::new(), true, None);
         while end.is_none() {
-            self.receive(what, |message| {
-                is_whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
-                match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
-                    NetlinkPayload::Done(done) => end = Some(done.code),
-                    NetlinkPayload::Error(error) => end = Some(error.code.map_or(0, |code| code.get())),
-                    _ => {}
+            self.receive(what, &mut |flags, answer| {
+                is_whole &= flags & NLM_F_DUMP_INTR == 0;
+                match answer {
+                    Answer::Object(body) => found.push(T::read(body)),
+                    Answer::End { errno, .. } => end = Some(errno),
                 }
             })?;
         }
-        match end {
-            Some(code) if code < 0 => Err(Error::Kernel { what, errno: Errno::from_raw(-code) }),
-            _ => Ok(is_whole.then_some(found)),
+        if let Some(errno) = end.flatten() {
+            return Err(Error::Kernel { what, errno });
         }
+        // What can't be read may be what is looked for.
+        let found: Option<Vec<T>> = found.into_iter().collect();
+        let found = found.ok_or(Error::Kernel { what, errno: Errno::EBADMSG })?;
+        Ok(is_whole.then_some(found))
     }
 
-    fn push(&mut self, bytes: &mut Vec<u8>, flags: u16, message: RouteNetlinkMessage) {
+    fn ask(&mut self, what: &'static str, kind: u16, flags: u16, meant: &Body) -> Result<(), Error> {
+        let mut bytes = Vec::with_capacity(256);
+        self.push(&mut bytes, kind, flags, meant);
+        self.send(&bytes, what)
+    }
+
+    fn push(&mut self, bytes: &mut Vec<u8>, kind: u16, flags: u16, body: &Body) {
         self.sequence += 1;
-        let mut message = NetlinkMessage::from(message);
-        message.header.flags = flags;
-        message.header.sequence_number = self.sequence;
-        message.finalize();
+        let mut header = NetlinkHeader::default();
         let start = bytes.len();
-        bytes.resize(start + message.buffer_len().next_multiple_of(ALIGN), 0);
-        message.serialize(&mut bytes[start..]);
+        let end = start + header.buffer_len();
+        (header.message_type, header.flags, header.sequence_number) = (kind, flags, self.sequence);
+        header.length = (header.buffer_len() + body.bytes().len()) as u32; // a few hundred at most
+        bytes.resize(end, 0);
+        header.emit(&mut bytes[start..]);
+        bytes.extend_from_slice(body.bytes()); // attributes leave it aligned
     }
 
     fn send(&self, bytes: &[u8], what: &'static str) -> Result<(), Error> {
@@ -462,23 +334,28 @@ impl Netlink {
         self.socket.send_to(bytes, &kernel, 0).map(drop).map_err(|error| Error::kernel(what, error))
     }
 
-    /// Reads one datagram and hands each message in it to `take`.
-    fn receive(
-        &self,
-        what: &'static str,
-        mut take: impl FnMut(NetlinkMessage<RouteNetlinkMessage>),
-    ) -> Result<(), Error> {
+    /// Reads one datagram and hands each message in it to `take`, with its flags.
+    fn receive(&self, what: &'static str, take: &mut dyn FnMut(u16, Answer<'_>)) -> Result<(), Error> {
         let mut buffer = Vec::with_capacity(BUFFER);
         self.socket.recv(&mut buffer, 0).map_err(|error| Error::kernel(what, error))?;
         let mut rest = &buffer[..];
         while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|error| {
-                Error::kernel(what, io::Error::new(io::ErrorKind::InvalidData, error.to_string()))
-            })?;
-            let length = (message.header.length as usize).next_multiple_of(ALIGN);
-            rest = rest.get(length..).unwrap_or(&[]);
-            take(message);
+            let broken = |_| Error::Kernel { what, errno: Errno::EBADMSG };
+            let message = NetlinkBuffer::new_checked(rest).map_err(broken)?;
+            let (sequence, body) = (message.sequence_number(), message.payload());
+            let answer = match message.message_type() {
+                NLMSG_ERROR | NLMSG_DONE => Answer::End { sequence, errno: errno(body) },
+                _ => Answer::Object(body),
+            };
+            take(message.flags(), answer);
+            rest = rest.get((message.length() as usize).next_multiple_of(ALIGN)..).unwrap_or(&[]);
         }
         Ok(())
     }
+}
+
+/// The failure that a message at an end begins with; `None` if it was none.
+fn errno(body: &[u8]) -> Option<Errno> {
+    let code = body.first_chunk().copied().map_or(0, i32::from_ne_bytes);
+    (code < 0).then(|| Errno::from_raw(-code))
 }

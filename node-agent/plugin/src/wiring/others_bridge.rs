@@ -2,13 +2,12 @@
 
 use std::{net::Ipv4Addr, path::Path};
 
-use netlink_packet_route::link::LinkAttribute;
 use nix::net::if_::if_nametoindex;
 
 use super::{
     Error, NET, index_of,
-    messages::{is_bridge, link_of, mac_of},
-    netlink::{Change, Destination, Netlink, link_indexed, link_named},
+    messages::{Body, Link},
+    netlink::{Change, Destination, Netlink},
     routes, set,
 };
 
@@ -22,10 +21,10 @@ pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
     let mut netlink = Netlink::open()?;
     // A bridge has the lowest MAC of its ports until one is set, so the MAC that its pods have learnt would
     // change with every port.
-    let mac = netlink.link(link_named(bridge))?.as_ref().and_then(mac_of).map(<[u8]>::to_vec);
-    let mut kept = link_indexed(link);
-    kept.attributes.extend(mac.map(LinkAttribute::Address));
-    netlink.apply([Change::set_link("have the bridge keep its MAC", kept)])?;
+    if let Some(mac) = netlink.link(&Body::link_named(bridge))?.and_then(|found| found.mac) {
+        let kept = Body::link_indexed(link).mac(mac);
+        netlink.apply([Change::set_link("have the bridge keep its MAC", kept)])?;
+    }
     routes::ensure(&mut netlink, address, link).map(drop)
 }
 
@@ -40,8 +39,8 @@ pub fn unroute_from_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error>
 pub fn unroute_from_any_bridge(address: Ipv4Addr) -> Result<(), Error> {
     let mut netlink = Netlink::open()?;
     let route = netlink.route_to(address)?.filter(|route| Destination::Host(address).is_of(route));
-    let Some(index) = route.as_ref().and_then(link_of) else { return Ok(()) };
-    match netlink.link(link_indexed(index))?.as_ref().is_some_and(is_bridge) {
+    let Some(index) = route.and_then(|route| route.link) else { return Ok(()) };
+    match netlink.link(&Body::link_indexed(index))?.as_ref().is_some_and(Link::is_bridge) {
         true => routes::remove(&mut netlink, address, index),
         false => Ok(()),
     }

@@ -11,12 +11,12 @@
 //! it all the same.
 
 use ipnet::Ipv4Net;
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use nix::errno::Errno;
+use nix::{errno::Errno, libc};
 
 use super::{
     Error,
-    netlink::{Change, Netlink, OURS},
+    messages::{OURS, Route},
+    netlink::{Change, Netlink},
     routes,
 };
 
@@ -44,13 +44,8 @@ pub fn close(ranges: &[Ipv4Net]) -> Result<(), Error> {
 }
 
 /// The range that this route closes, if it is one of ours.
-fn closed(route: &RouteMessage) -> Option<Ipv4Net> {
-    let header = &route.header;
-    let is_ours = header.kind == RouteType::Unreachable && header.protocol == OURS;
-    let network = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(network)) => Some(*network),
-        _ => None,
-    });
-    let range = Ipv4Net::new(network?, header.destination_prefix_length).ok()?;
+fn closed(route: &Route) -> Option<Ipv4Net> {
+    let is_ours = route.kind == libc::RTN_UNREACHABLE && route.protocol == OURS;
+    let range = Ipv4Net::new(route.destination?, route.prefix_len).ok()?;
     is_ours.then_some(range)
 }

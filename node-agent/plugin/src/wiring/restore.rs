@@ -2,13 +2,11 @@
 
 use std::fmt;
 
-use netlink_packet_route::link::LinkAttribute;
-
 use super::{
-    Error, HOST_MAC, Identity, bridge, link_up,
-    messages::{Neighbour, identity_of, is_up, mac_of},
+    Error, HOST_MAC, Identity, bridge,
+    messages::{Body, Neighbour},
     neighbours,
-    netlink::{Change, Netlink, link_indexed},
+    netlink::{Change, Netlink},
     routes,
 };
 
@@ -43,19 +41,18 @@ impl fmt::Display for Damage {
 /// It asks the kernel for single objects only, so its cost doesn't grow with the node's pods.
 pub fn restore(index: u32, identity: &Identity) -> Result<Vec<Damage>, Error> {
     let mut netlink = Netlink::open()?;
-    let Some(link) = netlink.link(link_indexed(index))? else { return Ok(Vec::new()) };
-    if identity_of(&link).as_ref() != Some(identity) {
+    let Some(link) = netlink.link(&Body::link_indexed(index))? else { return Ok(Vec::new()) };
+    if link.identity().as_ref() != Some(identity) {
         return Ok(Vec::new());
     }
     let mut damage = Vec::new();
-    if mac_of(&link) != Some(&HOST_MAC) {
-        let mut mac = link_up(index);
-        mac.attributes.push(LinkAttribute::Address(HOST_MAC.to_vec()));
+    if !link.has_our_mac() {
+        let mac = Body::link_up(index).mac(HOST_MAC);
         netlink.apply([Change::set_link("restore the MAC of the host's end", mac)])?;
         damage.push(Damage::Mac);
     }
-    if !is_up(&link) {
-        netlink.apply([Change::set_link("set up the host's end again", link_up(index))])?;
+    if !link.is_up {
+        netlink.apply([Change::set_link("set up the host's end again", Body::link_up(index))])?;
         damage.push(Damage::Down);
     }
     let leads_to = bridge::of(&link).unwrap_or(index);

@@ -2,30 +2,24 @@
 
 use std::net::Ipv4Addr;
 
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, route::RouteMessage};
 use nix::errno::Errno;
 
 use super::{
     Error,
-    messages::link_of,
-    netlink::{Change, Destination, MAIN, Netlink, link_named},
+    messages::{Body, MAIN, Route},
+    netlink::{Change, Destination, Netlink},
 };
 
 /// The IPv4 routes of the main table.
-pub(super) fn main(netlink: &mut Netlink) -> Result<Vec<RouteMessage>, Error> {
+pub(super) fn main(netlink: &mut Netlink) -> Result<Vec<Route>, Error> {
     of_table(netlink, MAIN)
 }
 
 /// The IPv4 routes of a table.
-pub(super) fn of_table(netlink: &mut Netlink, table: u8) -> Result<Vec<RouteMessage>, Error> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    let routes = netlink.dump("list the routes", &RouteNetlinkMessage::GetRoute(message))?;
-    let routes = routes.into_iter().filter_map(|message| match message {
-        RouteNetlinkMessage::NewRoute(route) if route.header.table == table => Some(route),
-        _ => None,
-    });
-    Ok(routes.collect())
+pub(super) fn of_table(netlink: &mut Netlink, table: u8) -> Result<Vec<Route>, Error> {
+    let mut routes: Vec<Route> = netlink.dump("list the routes", &Body::any_route())?;
+    routes.retain(|route| route.table == table);
+    Ok(routes)
 }
 
 /// Routes the address to the link. Returns whether the route had to be added. A route of this address that
@@ -53,14 +47,14 @@ pub(super) fn remove(netlink: &mut Netlink, address: Ipv4Addr, link: u32) -> Res
 /// Whether just this address is routed to the link of this index.
 pub(super) fn leads_to(netlink: &mut Netlink, address: Ipv4Addr, link: u32) -> Result<bool, Error> {
     let route = netlink.route_to(address)?;
-    Ok(route.is_some_and(|route| Destination::Host(address).is_of(&route) && link_of(&route) == Some(link)))
+    Ok(route.is_some_and(|route| Destination::Host(address).is_of(&route) && route.link == Some(link)))
 }
 
 /// Whether the node routes just this address to the link of this name.
 pub fn is_routed_to(address: Ipv4Addr, link: &str) -> Result<bool, Error> {
     let mut host = Netlink::open()?;
-    match host.link(link_named(link))? {
-        Some(link) => leads_to(&mut host, address, link.header.index),
+    match host.link(&Body::link_named(link))? {
+        Some(link) => leads_to(&mut host, address, link.index),
         None => Ok(false),
     }
 }

@@ -9,17 +9,12 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    route::RouteMessage,
-    rule::{RuleAttribute, RuleMessage},
-};
 use nix::errno::Errno;
 
 use super::{
-    Error, index_of, link_up,
-    messages::{gateway_of, link_of},
-    netlink::{Change, Destination, MAIN, Netlink, OURS, Rule},
+    Error, index_of,
+    messages::{Body, MAIN, OURS, Route, Rule},
+    netlink::{Change, Destination, Netlink},
     routes,
 };
 
@@ -36,7 +31,7 @@ const FAR: u32 = 7601;
 pub fn steer(sources: &[Ipv4Net], link: &str, gateway: Ipv4Addr) -> Result<(), Error> {
     let index = index_of(link)?;
     let mut netlink = Netlink::open()?;
-    netlink.apply([Change::set_link("set the secondary NIC's link up", link_up(index))])?;
+    netlink.apply([Change::set_link("set the secondary NIC's link up", Body::link_up(index))])?;
     let way = (index, gateway);
     let set = |what, is_exclusive| Change::set_default_route(what, TABLE, way, is_exclusive);
     match step(&routes::of_table(&mut netlink, TABLE)?, way)? {
@@ -44,9 +39,9 @@ pub fn steer(sources: &[Ipv4Net], link: &str, gateway: Ipv4Addr) -> Result<(), E
         Step::Add => netlink.apply([set("add the secondary NIC's default route", true)])?,
         Step::Replace => netlink.apply([set("change the secondary NIC's default route", false)])?,
     }
-    let near = |source: &Ipv4Net| Rule { priority: NEAR, source: *source, table: MAIN, only_hosts: true };
-    let far = |source: &Ipv4Net| Rule { priority: FAR, source: *source, table: TABLE, only_hosts: false };
-    let wanted: Vec<Rule> = sources.iter().flat_map(|source| [near(source), far(source)]).collect();
+    let near = |source| Rule { protocol: OURS, priority: NEAR, source, table: MAIN, only_hosts: true };
+    let far = |source| Rule { protocol: OURS, priority: FAR, source, table: TABLE, only_hosts: false };
+    let wanted: Vec<Rule> = sources.iter().flat_map(|&source| [near(source), far(source)]).collect();
     let found = ours(&mut netlink)?;
     for rule in wanted.iter().filter(|rule| !found.contains(rule)) {
         netlink.apply([Change::new_rule("add a rule for the secondary NIC's pods", rule)])?;
@@ -67,14 +62,12 @@ enum Step {
 
 /// The step after which our table, with these routes, leads to the gateway on the link. Not if a route there
 /// is another's: ours would take in what the rules of a site send there, and its routes our pods' packets.
-fn step(found: &[RouteMessage], (link, gateway): (u32, Ipv4Addr)) -> Result<Step, Error> {
-    if found.iter().any(|route| route.header.protocol != OURS) {
+fn step(found: &[Route], (link, gateway): (u32, Ipv4Addr)) -> Result<Step, Error> {
+    if found.iter().any(|route| route.protocol != OURS) {
         return Err(Error::TableTaken(TABLE));
     }
-    let leads_there = |route: &RouteMessage| {
-        Destination::Default.is_of(route)
-            && link_of(route) == Some(link)
-            && gateway_of(route) == Some(gateway)
+    let leads_there = |route: &Route| {
+        Destination::Default.is_of(route) && route.link == Some(link) && route.gateway == Some(gateway)
     };
     Ok(match found {
         [] => Step::Add,
@@ -104,31 +97,7 @@ fn remove(netlink: &mut Netlink, rule: &Rule) -> Result<(), Error> {
 
 /// The rules that carry our protocol and priorities.
 fn ours(netlink: &mut Netlink) -> Result<Vec<Rule>, Error> {
-    let mut all = RuleMessage::default();
-    all.header.family = AddressFamily::Inet;
-    let found = netlink.dump("list the routing rules", &RouteNetlinkMessage::GetRule(all))?;
-    Ok(found
-        .into_iter()
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewRule(rule) => read(&rule),
-            _ => None,
-        })
-        .collect())
-}
-
-fn read(message: &RuleMessage) -> Option<Rule> {
-    let (mut priority, mut source, mut only_hosts) = (0, Ipv4Addr::UNSPECIFIED, false);
-    let mut is_ours = false;
-    for attribute in &message.attributes {
-        match attribute {
-            RuleAttribute::Priority(found) => priority = *found,
-            RuleAttribute::Source(std::net::IpAddr::V4(found)) => source = *found,
-            RuleAttribute::Protocol(found) => is_ours = *found == OURS,
-            RuleAttribute::SuppressPrefixLen(length) => only_hosts = *length == 31,
-            _ => {}
-        }
-    }
-    let source = Ipv4Net::new(source, message.header.src_len).ok()?;
-    let rule = Rule { priority, source, table: message.header.table, only_hosts };
-    (is_ours && matches!(priority, NEAR | FAR)).then_some(rule)
+    let mut rules: Vec<Rule> = netlink.dump("list the routing rules", &Body::any_rule())?;
+    rules.retain(|rule| rule.protocol == OURS && matches!(rule.priority, NEAR | FAR));
+    Ok(rules)
 }

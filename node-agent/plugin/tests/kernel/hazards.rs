@@ -12,8 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage};
-use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
+use netlink_packet_core::{Emitable, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
 use crate::node::{Namespace, Node, Pod};
@@ -262,12 +261,13 @@ fn each_offence_is_an_event_for_the_agent() {
 fn a_dump_is_interrupted() -> bool {
     let mut socket = Socket::new(NETLINK_ROUTE).unwrap();
     socket.bind_auto().unwrap();
-    let mut ask = NetlinkMessage::from(RouteNetlinkMessage::GetLink(LinkMessage::default()));
-    ask.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    ask.finalize();
-    let mut bytes = vec![0; ask.buffer_len()];
-    ask.serialize(&mut bytes);
-    socket.send(&bytes, 0).unwrap();
+    // With a link's header that means none.
+    let mut ask = [0; 32];
+    let mut header = NetlinkHeader::default();
+    header.length = ask.len() as u32;
+    (header.message_type, header.flags) = (nix::libc::RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP);
+    header.emit(&mut ask);
+    socket.send(&ask, 0).unwrap();
     let mut is_interrupted = false;
     loop {
         // Of each message only the header is of interest: its length, kind and flags (netlink(7)).

@@ -38,6 +38,18 @@ fn the_link_has_the_name_by_which_engines_of_network_policy_know_the_pod() {
 }
 
 #[test]
+fn a_pod_whose_name_just_fits_into_its_links_alias_is_wired_and_known() {
+    const ROOM: usize = 255; // IFALIASZ of `linux/if.h` without the NUL
+    let (node, short) = (Node::holding(1), Pod::named("a", "p"));
+    let (address, sandbox, pod) = (Ipv4Addr::new(10, 240, 1, 1), short.sandbox(), short.facts());
+    let alias = Identity { address, sandbox, pod }.to_string();
+    let pod = Pod::named("a", &"p".repeat(1 + ROOM - alias.len()));
+    node.add(&pod).succeeds();
+    let link = link_named(&node, &pod.host_link()).unwrap();
+    assert_eq!(link.identity.unwrap().pod, pod.facts());
+}
+
+#[test]
 fn a_newer_sandbox_of_a_pod_gets_the_name_and_the_older_keeps_address_and_connections() {
     let node = Node::holding(2);
     let (older, newer) = (Pod::named("older", "web-0"), Pod::named("newer", "web-0"));

@@ -73,6 +73,11 @@ impl Namespace {
         ip(&format!("-n {} {arguments}", self.name))
     }
 
+    /// Takes a link out of another namespace.
+    pub fn take(&self, from: &Namespace, link: &str) {
+        from.ip(&format!("link set {link} netns {}", self.name));
+    }
+
     /// Ends the namespace now.
     pub fn delete(self) {}
 

@@ -3,8 +3,11 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    thread,
     time::Duration,
 };
+
+use serde_json::Value;
 
 use crate::node::{NODE, Namespace, Node, Pod, supply};
 use vnetpool_plugin::{
@@ -47,21 +50,71 @@ fn two_pods_of_a_node_reach_each_other_under_their_own_addresses() {
 }
 
 #[test]
-fn the_sizes_of_the_configuration_are_on_both_ends() {
+fn the_mtu_of_the_configuration_is_on_both_ends() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     let mut config = node.config();
     config["mtu"] = 1400.into();
+    node.run("ADD", &pod.id, &pod.netns.path(), &config).succeeds();
+    for (netns, link) in [(&pod.netns, "eth0"), (&node.netns, &pod.host_link())] {
+        let end = netns.ip(&format!("link show {link}"));
+        assert!(end.contains("mtu 1400"), "{end}");
+    }
+}
+
+/// A packet that the kernel cuts comes as one and goes as more than forty.
+#[test]
+fn the_kernel_cuts_nothing_that_a_pod_sends_or_receives_in_bulk() {
+    const BYTES: usize = 64 << 20;
+    /// Of ARP.
+    const OTHERS: u64 = 20;
+    let (node, pod, far) = (Node::holding(1), Pod::new("a"), Namespace::new());
+    far.take(&node.netns, "wire");
+    far.ip("address add 10.240.0.5/20 dev wire");
+    far.ip("link set wire up");
+    far.ip(&format!("route add 10.240.1.0/24 via {NODE}"));
     // As the agent finds it, which writes the configuration.
     node.netns.ip("link set eth0 gso_max_size 62780");
     let links = node.netns.inside(|| uplinks().unwrap());
     let (_, eth0) = links.into_iter().find(|(_, link)| link.name == "eth0").unwrap();
+    let mut config = node.config();
     config["gsoMaxSize"] = eth0.gso_max.into();
-    node.run("ADD", &pod.id, &pod.netns.path(), &config).succeeds();
-    let ends =
-        [pod.netns.ip("-d link show eth0"), node.netns.ip(&format!("-d link show {}", pod.host_link()))];
-    for end in ends {
-        assert!(end.contains("mtu 1400") && end.contains("gso_max_size 62780"), "{end}");
+    let address = node.run("ADD", &pod.id, &pod.netns.path(), &config).address();
+    let (link, other) = (pod.host_link(), Ipv4Addr::new(10, 240, 0, 5));
+    // The far end sends larger packets than the uplink could cut, as a NIC puts together what it receives.
+    let ways = [
+        ("out", (&pod.netns, &far, other), (link.as_str(), "eth0")),
+        ("in", (&far, &pod.netns, address), ("eth0", link.as_str())),
+    ];
+    for (way, (from, to, target), (by, out_by)) in ways {
+        let count = || [packets(&node, by, "rx"), packets(&node, out_by, "tx")];
+        let before = count();
+        transfer(from, to, target, BYTES);
+        let after = count();
+        let [came, went] = [0, 1].map(|index| after[index] - before[index]);
+        assert!(came < BYTES as u64 / 10_000, "{way}: {came} packets came, so none was large");
+        assert!(went <= came + OTHERS, "{way}: {came} packets came and {went} went");
     }
+}
+
+fn packets(node: &Node, link: &str, way: &str) -> u64 {
+    let shown: Value = serde_json::from_str(&node.netns.ip(&format!("-j -s link show {link}"))).unwrap();
+    shown[0]["stats64"][way]["packets"].as_u64().unwrap()
+}
+
+/// Sends so many bytes over a TCP connection from one namespace to an address in another.
+fn transfer(from: &Namespace, to: &Namespace, target: Ipv4Addr, bytes: usize) {
+    let listener = to.inside(|| TcpListener::bind((target, 0)).unwrap());
+    let mut client = from.inside(|| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+    let (mut server, _) = listener.accept().unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let received = thread::scope(|scope| {
+        scope.spawn(move || {
+            let piece = vec![0; 1 << 20];
+            (0..bytes / piece.len()).for_each(|_| client.write_all(&piece).unwrap());
+        });
+        std::io::copy(&mut server, &mut std::io::sink()).unwrap()
+    });
+    assert_eq!(received, bytes as u64);
 }
 
 #[test]

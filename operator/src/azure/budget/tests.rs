@@ -444,7 +444,8 @@ fn by_visiting_all(
         budget.draw(&Next { shared, own, place: place(lane, *priority, *ticket) }, at, now)
     };
     waiting.sort_by_key(|(lane, priority, ticket)| place(lane, *priority, *ticket));
-    for call in waiting.clone() {
+    // A turn may be due before each call, and after the last one.
+    for call in waiting.clone().into_iter().map(Some).chain([None]) {
         if gives_turns && *overtaken >= TURN {
             let mut oldest = waiting.clone();
             oldest.sort_by_key(|call| call.2);
@@ -456,9 +457,7 @@ fn by_visiting_all(
                 granted.push(ticket);
             }
         }
-        if !waiting.iter().any(|one| one.2 == call.2) {
-            continue;
-        }
+        let Some(call) = call.filter(|call| waiting.iter().any(|one| one.2 == call.2)) else { continue };
         match draw(budget, &call, call.1) {
             Ok(()) => {
                 waiting.retain(|one| one.2 != call.2);

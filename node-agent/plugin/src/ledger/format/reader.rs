@@ -41,10 +41,19 @@ pub(in crate::ledger) fn is_tenant(words: &str, Sandbox { container_id, ifname }
     words.word().is_ok() && is_next(&mut words, container_id) && is_next(&mut words, ifname)
 }
 
-/// How often a byte is in a text. It counts in bytes, so that sixteen and more are tested at a time.
+/// How often a byte is in a text. It tests eight at a time: a program that is optimized for size does so for
+/// no loop by itself.
 pub(super) fn count(text: &str, wanted: u8) -> usize {
-    let in_part = |part: &[u8]| part.iter().map(|byte| u8::from(*byte == wanted)).sum::<u8>();
-    text.as_bytes().chunks(usize::from(u8::MAX)).map(|part| usize::from(in_part(part))).sum()
+    const EACH: u64 = u64::from_ne_bytes([0x01; 8]);
+    const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);
+    let in_eight = |bytes: &[u8; 8]| {
+        let differences = u64::from_ne_bytes(*bytes) ^ (EACH * u64::from(wanted));
+        // The high bit of each byte without a difference, moved to the low one.
+        let found = !(((differences & LOW) + LOW) | differences | LOW) >> 7;
+        (found.wrapping_mul(EACH) >> 56) as usize // their sum
+    };
+    let (eights, rest) = text.as_bytes().as_chunks();
+    eights.iter().map(in_eight).sum::<usize>() + rest.iter().filter(|byte| **byte == wanted).count()
 }
 
 /// Where a byte is in a text for the first time. Words and lines are short: testing each byte is faster than

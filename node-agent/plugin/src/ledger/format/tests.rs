@@ -122,3 +122,15 @@ fn a_text_of_another_version_or_cut_off_or_garbled_is_no_ledger() {
         assert_eq!(refusal(&garbled.collect::<Vec<_>>().join("\n")), Malformed::Line(line));
     }
 }
+
+#[test]
+fn bytes_are_counted_at_every_place_and_their_neighbours_are_not() {
+    for length in 0..40 {
+        for byte in ['\n', '\u{b}', '\t', '\0', '\u{7f}'] {
+            let text = byte.to_string().repeat(length);
+            assert_eq!(reader::count(&text, b'\n'), if byte == '\n' { length } else { 0 }, "{text:?}");
+        }
+        let text = "é\n".repeat(length);
+        assert_eq!(reader::count(&text, b'\n'), length, "{text:?}");
+    }
+}
