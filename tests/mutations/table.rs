@@ -40,6 +40,7 @@ const FILE: &str = "node-agent/plugin/src/ledger/file.rs";
 const PLUGIN: &str = "node-agent/plugin/src/plugin.rs";
 const WIRE: &str = "node-agent/plugin/src/plugin/wire.rs";
 const BRIDGE: &str = "node-agent/plugin/src/wiring/bridge.rs";
+const NETLINK: &str = "node-agent/plugin/src/wiring/netlink.rs";
 const SWEEP: &str = "node-agent/src/sweep.rs";
 
 /// Those of one file stand together, so that least is compiled again.
@@ -248,9 +249,9 @@ pub const ALL: &[Mutation] = &[
     },
     Mutation {
         rule: "an_address_behind_another_port_is_not_given_to_a_second_pod",
-        file: BRIDGE,
-        from: "port_entry(link, address), true),",
-        to: "port_entry(link, address), false),",
+        file: NETLINK,
+        from: "flags: NEW, body: Body::port_entry(port, address) }",
+        to: "flags: NLM_F_CREATE | NLM_F_REPLACE, body: Body::port_entry(port, address) }",
         program: KERNEL,
         tests: &["bridge::an_add_without_its_bridge_is_to_be_retried"],
     },
