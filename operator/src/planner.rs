@@ -107,8 +107,9 @@ pub struct Plan {
     pub releases: bool,
     /// Some of the held addresses don't work, because Azure gave a write up.
     pub repairs: bool,
-    /// The NIC lets no packets of other addresses through, and must.
-    pub forwards: bool,
+    /// A route's range doesn't reach the node: its NIC lets no packets of other addresses through, or the
+    /// route isn't there or leads elsewhere.
+    pub reroutes: bool,
     /// Application security groups are to be joined or left, now or with a write that is due later.
     pub regroups: bool,
     /// When the plan should be made anew though nothing has changed.
@@ -204,7 +205,7 @@ pub fn plan(observed: &Observed) -> Plan {
             leave: regroup(&observed.leave),
             repair: repair_now,
             forward: observed.forwarding_lacks && observed.may_mend,
-            mend: observed.route_is_wrong,
+            mend: observed.route_is_wrong && observed.may_mend,
         }
     } else {
         Change::default()
@@ -222,7 +223,7 @@ pub fn plan(observed: &Observed) -> Plan {
         wanted,
         priority: priority(demand, kept, &change),
         repairs,
-        forwards: observed.forwarding_lacks,
+        reroutes: observed.forwarding_lacks || observed.route_is_wrong,
         regroups: !observed.join.is_empty() || !observed.leave.is_empty(),
         change,
         publish: published(held, &observed.shown),

@@ -127,12 +127,14 @@ impl Memory {
     /// Ends the waits that the NIC, or the plan made from it, shows to be over.
     pub fn end_what_is_over(&mut self, plan: &Plan, has_vanished: bool, lag: &Lag, now: Instant) {
         self.await_agent(has_vanished, lag, now);
-        if !plan.repairs && !plan.forwards {
+        if !plan.repairs && !plan.reroutes {
             self.mending.mended();
         }
         self.setback = self.setback.take().filter(|setback| match setback.stage {
             Stage::Find => setback.holds(now),
-            Stage::Growth | Stage::Write => plan.grows || plan.releases || plan.repairs || plan.regroups,
+            Stage::Growth | Stage::Write => {
+                plan.grows || plan.releases || plan.repairs || plan.reroutes || plan.regroups
+            }
         });
     }
 }
@@ -198,7 +200,8 @@ impl Memories {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::azure::sample_nic;
+    use crate::azure::{self, sample_nic};
+    use crate::planner::{self, Observed};
     use serde_json::json;
     use vnetpool_crds::condition;
     use vnetpool_crds::reason::Reason;
@@ -285,6 +288,20 @@ mod tests {
         assert_eq!(holding(&memory), 4);
         memory.pool_seen(Some(&pool(2)), now);
         assert_eq!(holding(&memory), 0);
+    }
+
+    #[test]
+    fn a_route_that_may_not_be_written_is_not_tried_with_each_event() {
+        let (mut memory, now) = (Memories::default().take(&allocation("a", 9, 1)), Instant::now());
+        let (resource, scope, message) = ("t".to_owned(), "t".to_owned(), "m".to_owned());
+        let locked = azure::Error::Locked { resource, scope, message };
+        memory.setback = Some(Setback::after(None, Stage::Write, &locked, now));
+        let right = planner::tests::observed(16, 0);
+        let wrong = Observed { route_is_wrong: true, may_write: false, ..right.clone() };
+        memory.end_what_is_over(&planner::plan(&wrong), false, &Lag::None, now);
+        assert!(memory.setback.as_ref().is_some_and(|setback| setback.holds(now)));
+        memory.end_what_is_over(&planner::plan(&right), false, &Lag::None, now);
+        assert_eq!(memory.setback, None);
     }
 
     #[test]

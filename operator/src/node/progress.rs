@@ -125,7 +125,7 @@ impl Progress {
     pub fn is_settled(&self, boot_id: &str, memory: &Memory) -> bool {
         let (Some(seen), Some(plan)) = (&self.seen, &self.plan) else { return false };
         let is_seen = !seen.is_held_back && seen.obstacle.is_none() && seen.left.is_empty();
-        let is_fulfilled = !plan.grows && !plan.releases && !plan.repairs && !plan.forwards;
+        let is_fulfilled = !plan.grows && !plan.releases && !plan.repairs && !plan.reroutes;
         let is_grouped = !plan.regroups || memory.grouping.is_some();
         let follows = seen.pool.as_ref().is_some_and(|pool| {
             pool.name_any() == self.allocation.spec.pool && policy::follows(&self.allocation.spec, pool)

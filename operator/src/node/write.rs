@@ -82,8 +82,8 @@ fn learn(memory: &mut Memory, change: &Change, nic: &str, outcome: &Outcome, now
         memory.nic.at = Some(now);
     }
     memory.setback = None;
-    memory.mending.restored(&change.restore);
-    if change.repair || change.forward {
+    memory.mending.restored(&change.restore, &outcome.lacks, now);
+    if change.repair || change.forward || change.mend {
         memory.mending.written(now);
     }
     if outcome.lacks_groups {
@@ -137,6 +137,29 @@ fn withheld(error: &azure::Error, taken: &[Ipv4Net], change: &Change) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::memory::Memories;
+    use serde_json::json;
+
+    fn memory() -> Memory {
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        let object = json!({"metadata": {"name": "n"}, "spec": spec});
+        Memories::default().take(&serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn a_route_that_is_written_without_effect_is_written_ever_less_often() {
+        let (mut memory, mut now) = (memory(), Instant::now());
+        let mend = Change { mend: true, ..Change::default() };
+        let mut waits = vec![];
+        for _ in 0..4 {
+            assert!(memory.mending.may_write(now));
+            learn(&mut memory, &mend, "nic", &Outcome { was_sent: true, ..Outcome::default() }, now);
+            let wait = memory.mending.wait(now).unwrap_or_default();
+            waits.push(wait.as_secs());
+            now += wait;
+        }
+        assert_eq!(waits, [5, 10, 20, 40]);
+    }
 
     #[test]
     fn where_azure_names_no_address_that_is_taken_each_is_asked_for_by_itself_before_it_is_given_up() {

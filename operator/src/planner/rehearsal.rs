@@ -95,7 +95,7 @@ mod tests {
             grows: target > kept,
             releases: false,
             repairs: false,
-            forwards: false,
+            reroutes: false,
             regroups: false,
             requeue: None,
         }

@@ -248,7 +248,9 @@ fn a_route_that_is_wrong_is_put_right_at_once_though_nothing_is_to_be_reserved()
     let mending = plan(&wrong);
     assert_eq!(mending.change, Change { mend: true, ..Change::default() });
     assert_eq!(mending.priority, Priority::WaitingPods);
-    assert!(plan(&Observed { may_write: false, ..wrong }).change.is_empty());
+    assert!(plan(&Observed { may_write: false, ..wrong.clone() }).change.is_empty());
+    let written = plan(&Observed { may_mend: false, ..wrong });
+    assert!(written.reroutes && written.change.is_empty(), "it has to show its effect first");
 }
 
 #[test]
