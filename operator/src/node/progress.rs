@@ -121,12 +121,12 @@ impl Progress {
 
     /// Whether the node holds what its pool asks for, and its agent has taken that up. A surplus holds no
     /// place: pods may pin it, and an edit of less can be taken back until it has lasted. Groups that Azure
-    /// refuses have a condition of their own: pods have addresses either way.
+    /// refuses keep it: they would be refused to the next node, too.
     pub fn is_settled(&self, boot_id: &str, memory: &Memory) -> bool {
         let (Some(seen), Some(plan)) = (&self.seen, &self.plan) else { return false };
         let is_seen = !seen.is_held_back && seen.obstacle.is_none() && seen.left.is_empty();
         let is_fulfilled = !plan.grows && !plan.releases && !plan.repairs && !plan.reroutes;
-        let is_grouped = !plan.regroups || memory.grouping.is_some();
+        let is_grouped = !plan.regroups && memory.grouping.is_none();
         let follows = seen.pool.as_ref().is_some_and(|pool| {
             pool.name_any() == self.allocation.spec.pool && policy::follows(&self.allocation.spec, pool)
         });
