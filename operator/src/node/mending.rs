@@ -61,11 +61,16 @@ impl Mending {
         }
     }
 
-    /// A write that asked for these was a success by Azure's report; those that it lacks aren't on the NIC all
-    /// the same.
+    /// A write that asked for these was a success by Azure's report. Those that the NIC `lacks` aren't there
+    /// all the same.
     pub fn restored(&mut self, addresses: &[Ipv4Net], lacks: &[Ipv4Net], now: Instant) {
         self.withheld.retain(|address, _| !addresses.contains(address) || lacks.contains(address));
         self.withhold(lacks.to_vec(), UNSEEN, now);
+    }
+
+    /// Whether one of these couldn't be had before.
+    pub fn has_withheld(&self, addresses: &[Ipv4Net]) -> bool {
+        addresses.iter().any(|address| self.withheld.contains_key(address))
     }
 
     /// The lost addresses that may be asked for now. Those that couldn't be had are asked for one at a time:

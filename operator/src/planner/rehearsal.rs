@@ -96,6 +96,7 @@ mod tests {
             releases: false,
             repairs: false,
             reroutes: false,
+            replaces: false,
             regroups: false,
             requeue: None,
         }

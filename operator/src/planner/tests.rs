@@ -53,6 +53,8 @@ pub(crate) fn observed(held: u32, bound: u32) -> Observed {
         may_write: true,
         nic_failed: false,
         may_mend: true,
+        may_regroup: true,
+        may_release: true,
         forwarding_lacks: false,
         join: vec![],
         leave: vec![],
@@ -215,6 +217,20 @@ fn a_full_subnet_holds_growth_back_but_not_a_release() {
     let plan = plan(&full);
     assert_eq!((plan.change.reserve, plan.change.release.len()), (0, 1));
     assert!(plan.grows);
+}
+
+#[test]
+fn a_release_that_azure_has_refused_waits_and_holds_no_growth_up() {
+    let refused = Observed {
+        may_release: false,
+        relinquished: [name(0)].into(),
+        release_wanted_for: COLLECT,
+        ..observed(9, 40)
+    };
+    let grows = plan(&refused);
+    assert!(grows.change.reserve > 0 && grows.change.release.is_empty() && grows.releases);
+    let idle = plan(&Observed { demand: Demand::default(), ..refused });
+    assert!(idle.change.is_empty() && idle.requeue.is_none(), "{idle:?}");
 }
 
 #[test]
