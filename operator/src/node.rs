@@ -240,6 +240,7 @@ async fn observe_and_plan(
         memory.setback = Some(reads.failed(error, memory.setback.as_ref(), Instant::now()));
     }
     let Some(mut seen) = observed.map_err(Error::Find)? else { return Ok(()) };
+    scope::limit_groups(ctx, &mut seen, &mut memory.left_out, now);
     seen.observed.may_write &= progress.pause.is_none();
     seen.observed.coarseness = growth::coarseness(ctx, &seen);
     let plan = planner::plan(&seen.observed);

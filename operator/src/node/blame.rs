@@ -72,12 +72,13 @@ pub fn blame(error: &Error, taken: &[Ipv4Net], change: &Change, is_again: bool) 
             return all_restored(mending::REFUSED).unwrap_or(Blamed::All);
         }
         Error::QuotaExceeded { .. } => return all_restored(mending::REFUSED).unwrap_or_else(growth),
-        // A right is missing to what is referred to, and never to an address.
-        Error::Denied { .. } | Error::DenyAssignment { .. } => {
-            let groups = Part::of(change).into_iter().filter(|part| *part == Part::Groups);
-            let groups: Vec<Part> = groups.collect();
-            return if groups.is_empty() { Blamed::All } else { Blamed::Parts(groups) };
+        // What is referred to can't be, or a right to it is missing, and never one to an address.
+        Error::Denied { .. } | Error::DenyAssignment { .. } | Error::Unattachable { .. }
+            if Part::of(change).contains(&Part::Groups) =>
+        {
+            return Blamed::Parts(vec![Part::Groups]);
         }
+        Error::Denied { .. } | Error::DenyAssignment { .. } => return Blamed::All,
         _ if !may_be_about_a_part(error) => return Blamed::All,
         _ => {}
     }

@@ -38,8 +38,7 @@ pub struct Setback {
     pub is_in_use: bool,
     /// What is refused, and in which scope, if that may concern others.
     pub matter: Option<Matter>,
-    /// A read that is refused to all of a scope: how long it waits is decided for all whom it concerns, see
-    /// [`crate::refusals`].
+    /// It is refused to many: how long it waits is decided for all whom it concerns.
     pub is_shared: bool,
     /// The reason of the error itself.
     cause: Reason,
