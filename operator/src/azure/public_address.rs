@@ -55,8 +55,7 @@ impl Azure {
     ) -> Result<PublicAddress, Error> {
         let id = &reserved.id;
         let places = Places::of_public_address(id, &new.location);
-        let urgency = urgency.into();
-        self.refused.begin(&places, Instant::now()).map_err(|error| error.about(id.as_str()))?;
+        let urgency = self.begin_to_ask(&places, id, urgency.into())?;
         let made = self.put(id, new, urgency).await;
         self.refused.learn(&places, id, made.as_ref().map(|_| ()), Instant::now());
         made
