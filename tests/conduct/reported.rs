@@ -94,7 +94,7 @@ async fn wiped(stage: &Stage<'_>) -> Result<BTreeSet<String>> {
 }
 
 /// Another client's NIC has this address, so that it can't come back by chance.
-async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
+pub async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
     let properties = json!({ "primary": true, "subnet": { "id": subnet("nodes") },
         "privateIPAddress": address, "privateIPAllocationMethod": "Static" });
     let body =
@@ -104,7 +104,7 @@ async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
 }
 
 /// Azure refuses the next write of the node's NIC, with this about an address.
-fn refuse(stage: &Stage<'_>, code: &str, address: &str) {
+pub fn refuse(stage: &Stage<'_>, code: &str, address: &str) {
     let message = format!("Private static IP address {address} can not be used now, says {code}.");
     let body = json!({ "error": { "code": code, "message": message, "details": [] } });
     let refusal = Effect::Status { status: 400, body, headers: BTreeMap::new() };
