@@ -61,7 +61,7 @@ use cache::{Document, Documents, Read, Slots};
 use late::Late;
 use network::VirtualNetwork;
 use operation::{End, Operation, Tracking};
-use refused::Refused;
+use refused::{Places, Refused};
 use routes::Tables;
 use transport::{Answer, Call, Transport};
 use uniform::{Model, Models};
@@ -161,7 +161,7 @@ pub struct Azure {
     /// Held while a public address is made or deleted.
     public: Slots<()>,
     late: Late,
-    refused: Refused,
+    refused: Arc<Refused>,
     models: Models,
     tracking: Tracking,
     /// When each virtual network was last read, and the result.
@@ -178,7 +178,7 @@ impl Azure {
             nics: Documents::default(),
             public: Slots::default(),
             late: Late::default(),
-            refused: Refused::default(),
+            refused: Arc::default(),
             models: Models::default(),
             networks: Slots::default(),
             tracking: Tracking::default(),
@@ -275,6 +275,8 @@ impl Azure {
     /// nothing to do. Other writers' parts of the NIC stay as they are: if another client has changed the NIC
     /// since it was read, the write fails as [`Error::Stale`]. Writes to one NIC wait for each other.
     ///
+    /// Where it refers to what all are refused, one call asks on behalf of all.
+    ///
     /// If the write's error leaves open whether the NIC has changed, or if the future is dropped, the NIC is
     /// read again before it is next used.
     #[instrument(skip_all, fields(nic = %id, reserve = change.reserve.len(), release = change.release.len()))]
@@ -284,8 +286,46 @@ impl Azure {
         change: &Change,
         urgency: impl Into<Urgency>,
     ) -> Result<Written<Nic>, Error> {
+        let places = Places::of_nic(change);
+        let urgency = self.begin_to_ask(&places, id, urgency.into())?;
+        let written = self.write_nic(id, change, urgency).await;
+        if written.as_ref().map_or(true, |written| written.was_sent) {
+            self.refused.learn(&places, id, written.as_ref().map(|_| ()), Instant::now());
+        }
+        written
+    }
+
+    /// The same urgency, until others are refused what is asked for.
+    ///
+    /// # Errors
+    /// They are: nothing is to be sent.
+    fn begin_to_ask(&self, places: &Places, id: &ResourceId, urgency: Urgency) -> Result<Urgency, Error> {
+        let since = self.refused.begin(places, Instant::now()).map_err(|error| error.about(id.as_str()))?;
+        Ok(urgency.at_most_until(self.refused.clone().until_refused(places.clone(), since)))
+    }
+
+    /// Why no NIC is made to refer to one of these now.
+    pub fn refusal_of<'a>(&self, referred: impl IntoIterator<Item = &'a ResourceId>) -> Option<Error> {
+        self.refused.refusal(&Places::of_referred(referred), Instant::now())
+    }
+
+    /// A person may have ended what all are refused. The same `cause` counts once.
+    pub fn try_refused(&self, cause: u64) {
+        self.refused.try_now(cause, Instant::now());
+    }
+
+    /// Whether something that all were refused has been carried out since this was asked last.
+    pub fn has_refusal_ended(&self) -> bool {
+        self.refused.has_ended()
+    }
+
+    async fn write_nic(
+        &self,
+        id: &ResourceId,
+        change: &Change,
+        urgency: Urgency,
+    ) -> Result<Written<Nic>, Error> {
         let mut known = self.nics.lock(id).await;
-        let urgency = urgency.into();
         if let Some(instance) = id.instance() {
             return self.update_through(&instance, id, &mut known, change, urgency).await;
         }

@@ -13,6 +13,7 @@
 //!  planner, takeup, scope, growth, attachments     what to do
 //!  pause         whether any of it may be done
 //!  write, attachments/step          the plan at Azure
+//!  blame         which part of it Azure may have refused
 //!  publish       spec, and the object's end
 //!  report/       conditions, Events, the taint
 //!  memory        what is kept from one reconcile to the next
@@ -25,6 +26,7 @@ mod absences;
 pub mod admit;
 mod attachments;
 pub mod backend;
+mod blame;
 pub mod controller;
 mod error;
 mod growth;
@@ -64,6 +66,7 @@ use crate::context::Context;
 use crate::planner;
 use absences::Recorded;
 use attachments::step;
+use blame::Part;
 use error::Error;
 use memory::Memory;
 use need::Need;
@@ -237,6 +240,7 @@ async fn observe_and_plan(
         memory.setback = Some(reads.failed(error, memory.setback.as_ref(), Instant::now()));
     }
     let Some(mut seen) = observed.map_err(Error::Find)? else { return Ok(()) };
+    scope::limit_groups(ctx, &mut seen, &mut memory.left_out, now);
     seen.observed.may_write &= progress.pause.is_none();
     seen.observed.coarseness = growth::coarseness(ctx, &seen);
     let plan = planner::plan(&seen.observed);
@@ -313,7 +317,12 @@ async fn observe(
     found.nic.iter().for_each(|nic| memory.others.note(nic, allocation));
     let seen =
         Box::pin(observe::around(ctx, (allocation, node), cluster, found, occasion, memory, now)).await?;
-    memory.grouping = memory.grouping.take().filter(|_| !seen.grouping.lacks.is_empty());
+    if seen.grouping.lacks.is_empty() && seen.grouping.leave.is_empty() {
+        memory.left_out.remove(&Part::Groups);
+    }
+    if seen.is_read && seen.adoption.as_ref().is_none_or(|adoption| adoption.ready.is_empty()) {
+        memory.left_out.remove(&Part::Adoption);
+    }
     Ok(Some(seen))
 }
 

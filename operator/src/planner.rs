@@ -74,6 +74,10 @@ pub struct Observed {
     pub nic_failed: bool,
     /// False while a write that was to mend a fault has to show its effect first.
     pub may_mend: bool,
+    /// False while Azure's refusal of application security groups holds these back.
+    pub may_regroup: bool,
+    /// False while Azure's refusal of a release holds releases back.
+    pub may_release: bool,
     /// The NIC must let packets of other addresses through, and doesn't.
     pub forwarding_lacks: bool,
     /// The node's route isn't there any more, or doesn't lead to it.
@@ -107,8 +111,11 @@ pub struct Plan {
     pub releases: bool,
     /// Some of the held addresses don't work, because Azure gave a write up.
     pub repairs: bool,
-    /// The NIC lets no packets of other addresses through, and must.
-    pub forwards: bool,
+    /// A route's range doesn't reach the node: its NIC lets no packets of other addresses through, or the
+    /// route isn't there or leads elsewhere.
+    pub reroutes: bool,
+    /// Lost addresses are to be asked for, or others' ipConfigurations to be removed.
+    pub replaces: bool,
     /// Application security groups are to be joined or left, now or with a write that is due later.
     pub regroups: bool,
     /// When the plan should be made anew though nothing has changed.
@@ -188,12 +195,15 @@ pub fn plan(observed: &Observed) -> Plan {
     let grow_now = reserve > 0 && burst_to_last.is_zero();
     let repairs = observed.nic_failed || held.iter().any(|one| one.state == ProvisioningState::Failed);
     let repair_now = repairs && observed.may_mend;
-    let release_now = releases && (grow_now || repair_now || release_to_wait.is_zero());
+    let may_release = releases && observed.may_release;
+    let release_now = may_release && (grow_now || repair_now || release_to_wait.is_zero());
     // A write begun in the middle of a burst would keep its pods waiting. And where no pool decides any more,
     // the groups go with the last address: a pod that is still there keeps the rules it was started under.
-    let regroup_now = (reserve == 0 || grow_now)
+    let regroup_now = observed.may_regroup
+        && (reserve == 0 || grow_now)
         && (sizing.is_some() || (keeping.is_empty() && (!releases || release_now)));
     let regroup = |groups: &[ResourceId]| if regroup_now { groups.to_vec() } else { vec![] };
+    let replaces = !restore.is_empty() || !observed.adopt.is_empty();
     let change = if observed.may_write {
         Change {
             reserve: if grow_now { reserve } else { 0 },
@@ -204,7 +214,7 @@ pub fn plan(observed: &Observed) -> Plan {
             leave: regroup(&observed.leave),
             repair: repair_now,
             forward: observed.forwarding_lacks && observed.may_mend,
-            mend: observed.route_is_wrong,
+            mend: observed.route_is_wrong && observed.may_mend,
         }
     } else {
         Change::default()
@@ -212,7 +222,7 @@ pub fn plan(observed: &Observed) -> Plan {
     let requeue = [
         surplus_to_last,
         (observed.may_write && reserve > 0 && !grow_now).then_some(burst_to_last),
-        (observed.may_write && releases && !release_now).then_some(release_to_wait),
+        (observed.may_write && may_release && !release_now).then_some(release_to_wait),
     ];
 
     Plan {
@@ -222,7 +232,8 @@ pub fn plan(observed: &Observed) -> Plan {
         wanted,
         priority: priority(demand, kept, &change),
         repairs,
-        forwards: observed.forwarding_lacks,
+        reroutes: observed.forwarding_lacks || observed.route_is_wrong,
+        replaces,
         regroups: !observed.join.is_empty() || !observed.leave.is_empty(),
         change,
         publish: published(held, &observed.shown),

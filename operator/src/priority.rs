@@ -11,7 +11,7 @@ pub enum Priority {
     WaitingPods,
     /// A node has none yet.
     NewNode,
-    /// Addresses held ready for pods to come.
+    /// Addresses held ready for pods to come, and what is attached to addresses that pods have.
     WarmRefill,
     /// Giving back addresses that are no longer needed, and re-checks.
     GiveBack,

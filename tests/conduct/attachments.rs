@@ -31,6 +31,7 @@ pub const TESTS: &[Test] = crate::tests![
     public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_node,
     public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the_node,
     a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else,
+    a_backend_pool_that_may_not_be_joined_is_asked_for_by_one_on_behalf_of_all_pods,
     what_azure_has_refused_to_attach_is_tried_at_once_when_a_person_edits_the_pod_or_the_pool,
     a_wish_that_cannot_be_granted_is_reported_and_asks_nothing_of_azure,
     an_address_with_an_attachment_of_others_goes_to_no_pod,
@@ -409,6 +410,48 @@ async fn a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else(
     stage.until_reported(&served, "Attached", &["Pod"]).await?;
     let tried = stage.writes("n1").iter().filter(|one| one.status == 400).count();
     ensure!(tried == 1, "tried {tried} times");
+    Ok(())
+}
+
+async fn a_backend_pool_that_may_not_be_joined_is_asked_for_by_one_on_behalf_of_all_pods(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    balancer(&stage, "web", json!([])).await?;
+    stage.pool("default", pool()).await?;
+    stage.start().await?;
+    let names: Vec<String> = (0..6).map(|index| format!("n{index}")).collect();
+    for name in &names {
+        stage.node(name, None).await?;
+    }
+    for name in &names {
+        stage.until_holds(name, 4).await?;
+    }
+    let join = "Microsoft.Network/loadBalancers/backendAddressPools/join/action";
+    stage.sim.deny(vec![join.into()]);
+    for name in &names {
+        for _ in 0..3 {
+            stage.pod(name, json!({ "vnetpool.io/backend-pools": "web" })).await?;
+        }
+        let says = |seen: &NodeIPAllocation| {
+            let said = crate::stage::find(seen, ATTACHED).filter(|one| one.reason == "PermissionDenied")?;
+            (said.message.matches("Pod default/").count() == 3).then_some(said)
+        };
+        let said = stage.until("all three pods are answered", name, says).await?;
+        ensure!(said.message.contains(join), "{}", said.message);
+    }
+    let refused = || -> usize {
+        names.iter().map(|name| stage.writes(name).iter().filter(|one| one.status == 403).count()).sum()
+    };
+    ensure!(refused() <= 2, "asked {} times for {} pods", refused(), 3 * names.len());
+    // The right is granted; the person who has done that edits the pool.
+    stage.sim.deny(vec![]);
+    let mut edited = pool();
+    edited["cooldown"] = json!("1s");
+    stage.pool("default", edited).await?;
+    for name in &names {
+        stage.until_condition(name, ATTACHED, "Attached").await?;
+    }
     Ok(())
 }
 

@@ -21,6 +21,7 @@ pub const TESTS: &[Test] = crate::tests![
     an_edit_reaches_no_more_nodes_at_a_time_than_its_pool_allows_under_any_leader,
     an_edit_goes_no_further_while_its_pool_is_paused_and_one_that_is_taken_back_leaves_the_others_alone,
     an_edit_stops_when_as_many_nodes_as_may_take_it_up_can_not_settle_and_not_before,
+    an_edit_whose_security_groups_azure_refuses_reaches_no_more_nodes_than_may_take_it_up,
     pods_that_need_an_edits_addresses_wait_for_no_wave,
 ];
 
@@ -213,6 +214,26 @@ async fn an_edit_stops_when_as_many_nodes_as_may_take_it_up_can_not_settle_and_n
     for name in &names {
         stage.until_holds(name, 6).await?;
     }
+    until_rolled_out(&stage, names.len()).await
+}
+
+async fn an_edit_whose_security_groups_azure_refuses_reaches_no_more_nodes_than_may_take_it_up(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, names) = stage(plane, 3, 1).await?;
+    let group =
+        stage.put("Microsoft.Network/applicationSecurityGroups/web", json!({ "properties": {} })).await?;
+    let mut grouped = sizing(2, 1);
+    let slip = group.replace("/web", "/wbe");
+    grouped["applicationSecurityGroups"] = json!({ "ids": [slip], "onSharedNIC": true });
+    stage.pool("default", grouped.clone()).await?;
+    let stopped = |pool: &NodeIPPool| says(pool, STALLED, "can't settle (NotAttachable)");
+    stage.until_pool("it says that it has stopped", "default", stopped).await?;
+    let asked = || names.iter().filter(|name| !stage.writes(name).is_empty()).count();
+    ensure!(asked() == 1, "{} nodes have taken it up", asked());
+    // The slip is corrected.
+    grouped["applicationSecurityGroups"]["ids"] = json!([group]);
+    stage.pool("default", grouped).await?;
     until_rolled_out(&stage, names.len()).await
 }
 

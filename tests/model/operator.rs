@@ -251,6 +251,8 @@ impl Operator<'_> {
             may_write: true,
             nic_failed: false,
             may_mend: true,
+            may_regroup: true,
+            may_release: true,
             forwarding_lacks: false,
             join: vec![],
             leave: vec![],

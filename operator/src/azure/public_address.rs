@@ -54,12 +54,10 @@ impl Azure {
         urgency: impl Into<Urgency>,
     ) -> Result<PublicAddress, Error> {
         let id = &reserved.id;
-        let places = Places::of(id, &new.location);
-        if let Some(error) = self.refused.refusal(&places, Instant::now()) {
-            return Err(error.about(id.as_str()));
-        }
-        let made = self.put(id, new, urgency.into()).await;
-        self.refused.learn(&places, made.as_ref().map(|_| ()), Instant::now());
+        let places = Places::of_public_address(id, &new.location);
+        let urgency = self.begin_to_ask(&places, id, urgency.into())?;
+        let made = self.put(id, new, urgency).await;
+        self.refused.learn(&places, id, made.as_ref().map(|_| ()), Instant::now());
         made
     }
 

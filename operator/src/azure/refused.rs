@@ -1,14 +1,15 @@
-//! Refusals that all public addresses of a place share: a quota that a subscription has used up in a region,
-//! or a right that is missing in a resource group. One call at a time asks on behalf of all. Pure: `now` is
-//! an argument.
+//! Refusals that many meet alike: a quota of public addresses that a subscription has used up in a region, a
+//! right that is missing in a resource group, or one that is missing to what NICs are to refer to. One call
+//! at a time asks on behalf of all. Pure: `now` is an argument.
 
-use std::collections::HashMap;
-use std::sync::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Error, ResourceId};
+use super::{Change, Error, ResourceId};
 use crate::lock::lock;
 
 /// What a refusal concerns, in lower case.
@@ -20,78 +21,209 @@ enum Place {
     },
     /// A resource group, by its id.
     Group(String),
+    /// What NICs refer to, by its id: a backend pool or an application security group.
+    Referred(String),
 }
 
-/// Where a public address is, or is to be.
-#[derive(Clone, Debug)]
-pub(super) struct Places {
-    region: Place,
-    group: Place,
-}
-
-impl Places {
-    pub(super) fn of(id: &ResourceId, region: &str) -> Places {
-        let subscription = id.subscription().to_ascii_lowercase();
-        Places {
-            region: Place::Region { subscription, region: region.to_ascii_lowercase() },
-            group: Place::Group(id.group().to_ascii_lowercase()),
-        }
-    }
-
-    /// All of what this error concerns; `None`: more than the one public address isn't known to be.
-    fn concerned(&self, error: &Error) -> Option<&Place> {
-        match (error, &self.group) {
-            (Error::PublicAddressesUsedUp { .. }, _) => Some(&self.region),
+impl Place {
+    /// Whether all of it meet this error.
+    fn is_concerned(&self, error: &Error) -> bool {
+        match (self, error) {
+            (Place::Region { .. }, Error::PublicAddressesUsedUp { .. }) => true,
             // Nobody grants a right to a public address that isn't there yet: all of the group lack it.
             (
+                Place::Group(_),
                 Error::Denied { .. } | Error::DenyAssignment { .. } | Error::SubscriptionUnusable { .. },
-                group,
-            ) => Some(group),
-            (Error::Locked { scope, .. }, group @ Place::Group(id)) => {
-                let within = format!("{}/", scope.to_ascii_lowercase());
-                format!("{id}/").starts_with(&within).then_some(group)
-            }
-            _ => None,
+            ) => true,
+            (Place::Group(id), Error::Locked { scope, .. }) => is_within(id, scope),
+            (Place::Referred(id), error) => is_about(id, error),
+            _ => false,
         }
     }
 }
 
-/// Where they are refused: until when nobody asks, and Azure's answer.
+/// Where something is, or is to be, and what it refers to.
+#[derive(Clone, Debug)]
+pub(super) struct Places(Vec<Place>);
+
+impl Places {
+    pub(super) fn of_public_address(id: &ResourceId, region: &str) -> Places {
+        let subscription = id.subscription().to_ascii_lowercase();
+        let region = Place::Region { subscription, region: region.to_ascii_lowercase() };
+        Places(vec![region, Place::Group(id.group().to_ascii_lowercase())])
+    }
+
+    /// Of a NIC that is changed so.
+    pub(super) fn of_nic(change: &Change) -> Places {
+        let pools = change.attach.values().flat_map(|attached| &attached.backend_pools);
+        Places::of_referred(pools.chain(&change.join))
+    }
+
+    pub(super) fn of_referred<'a>(ids: impl IntoIterator<Item = &'a ResourceId>) -> Places {
+        let all: HashSet<String> = ids.into_iter().map(ResourceId::key).collect();
+        Places(all.into_iter().map(Place::Referred).collect())
+    }
+}
+
+fn is_within(id: &str, scope: &str) -> bool {
+    id.strip_prefix(&scope.to_ascii_lowercase()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether an error is about this resource, whose id is in lower case, though another was to be written.
+fn is_about(id: &str, error: &Error) -> bool {
+    let is_named_in = |message: &str| {
+        let message = message.to_ascii_lowercase();
+        let mut ends = message.match_indices(id).map(|(start, _)| &message[start + id.len()..]);
+        ends.any(|rest| !rest.starts_with(|next: char| next.is_ascii_alphanumeric() || "-_/".contains(next)))
+    };
+    match error {
+        Error::Denied { scope, .. } => is_within(id, scope),
+        // A lock on a group is one on the NIC, too.
+        Error::Locked { scope, .. } => scope.contains("/providers/") && is_within(id, scope),
+        Error::DenyAssignment { message, .. } | Error::Unattachable { message, .. } => is_named_in(message),
+        _ => false,
+    }
+}
+
+impl Error {
+    /// Whether it is about a resource that a NIC was to refer to.
+    pub fn is_about(&self, referred: &ResourceId) -> bool {
+        is_about(&referred.key(), self)
+    }
+}
+
+/// Where all are refused.
 #[derive(Debug, Default)]
-pub(super) struct Refused(Mutex<HashMap<Place, (Instant, Error)>>);
+pub(super) struct Refused {
+    all: Mutex<All>,
+    /// One more was refused.
+    news: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct All {
+    places: HashMap<Place, Refusal>,
+    /// How many refusals there were so far.
+    count: u64,
+    /// One of them has ended.
+    has_ended: bool,
+}
+
+#[derive(Debug)]
+struct Refusal {
+    error: Error,
+    /// Who has met it, by their ids, as far as that matters.
+    met: HashSet<String>,
+    /// Until when nobody asks.
+    until: Instant,
+    /// Which of all refusals it was.
+    number: u64,
+    /// The pool's edit that was last taken for a reason to try at once.
+    cause: Option<u64>,
+}
 
 /// From one attempt to the next. Each pod by itself would ask every few minutes, so that one of many comes
 /// soon after that.
 const AGAIN: Duration = Duration::from_secs(80);
+/// What can't be attached to one NIC may suit another. So many that it doesn't suit speak for all.
+const ALIKE: usize = 3;
 
-impl Refused {
-    /// Why none is to be asked for now. The first that comes when it is time tries on behalf of all.
-    pub(super) fn refusal(&self, places: &Places, now: Instant) -> Option<Error> {
-        let mut all = lock(&self.0);
-        let both = [&places.region, &places.group];
-        let holds = both.iter().filter_map(|place| all.get(*place)).find(|(until, _)| now < *until);
-        if let Some((_, error)) = holds {
-            return Some(error.clone());
-        }
-        for place in both {
-            if let Some((until, _)) = all.get_mut(place) {
-                *until = now + AGAIN;
-            }
-        }
-        None
+impl Refusal {
+    fn concerns_all(&self) -> bool {
+        !matches!(self.error, Error::Unattachable { .. }) || self.met.len() >= ALIKE
     }
 
-    /// Takes in how an attempt has ended.
-    pub(super) fn learn(&self, places: &Places, result: Result<(), &Error>, now: Instant) {
-        let mut all = lock(&self.0);
+    fn holds(&self, now: Instant) -> bool {
+        self.concerns_all() && now < self.until
+    }
+}
+
+impl All {
+    fn known<'a>(&'a self, places: &'a Places) -> impl Iterator<Item = &'a Refusal> {
+        places.0.iter().filter_map(|place| self.places.get(place))
+    }
+
+    fn refusal(&self, places: &Places, now: Instant) -> Option<Error> {
+        self.known(places).find(|refusal| refusal.holds(now)).map(|refusal| refusal.error.clone())
+    }
+}
+
+impl Refused {
+    /// Why nobody asks for this now.
+    pub(super) fn refusal(&self, places: &Places, now: Instant) -> Option<Error> {
+        lock(&self.all).refusal(places, now)
+    }
+
+    /// Begins to ask. The first that comes when it is time asks on behalf of all. Returns how many refusals
+    /// there were before, for [`Refused::until_refused`].
+    ///
+    /// # Errors
+    /// Why nobody asks for this now.
+    pub(super) fn begin(&self, places: &Places, now: Instant) -> Result<u64, Error> {
+        let mut all = lock(&self.all);
+        if let Some(error) = all.refusal(places, now) {
+            return Err(error);
+        }
+        for place in &places.0 {
+            if let Some(refusal) = all.places.get_mut(place).filter(|refusal| refusal.concerns_all()) {
+                refusal.until = now + AGAIN;
+            }
+        }
+        Ok(all.count)
+    }
+
+    /// Ends when others were refused this since one has begun to ask: a thousand calls may wait for their
+    /// turn within Azure's limits when the first of them is refused.
+    pub(super) async fn until_refused(self: Arc<Self>, places: Places, since: u64) {
+        let mut news = self.news.subscribe();
+        while !self.is_refused_since(&places, since) {
+            if news.changed().await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
+    fn is_refused_since(&self, places: &Places, since: u64) -> bool {
+        let all = lock(&self.all);
+        all.known(places).any(|refusal| refusal.concerns_all() && refusal.number > since)
+    }
+
+    /// Takes in how an attempt has ended that was about `id`.
+    pub(super) fn learn(&self, places: &Places, id: &ResourceId, result: Result<(), &Error>, now: Instant) {
+        let mut all = lock(&self.all);
         match result {
             Err(error) => {
-                if let Some(place) = places.concerned(error) {
-                    all.insert(place.clone(), (now + AGAIN, error.clone()));
+                for place in places.0.iter().filter(|place| place.is_concerned(error)) {
+                    all.count += 1;
+                    let before = all.places.remove(place);
+                    let (mut met, cause) =
+                        before.map(|before| (before.met, before.cause)).unwrap_or_default();
+                    if met.len() < ALIKE {
+                        met.insert(id.key());
+                    }
+                    let (error, until, number) = (error.clone(), now + AGAIN, all.count);
+                    all.places.insert(place.clone(), Refusal { error, met, until, number, cause });
                 }
+                drop(all);
+                self.news.send_replace(());
             }
-            Ok(()) => [&places.region, &places.group].into_iter().for_each(|place| drop(all.remove(place))),
+            Ok(()) => {
+                let ended: Vec<_> = places.0.iter().filter_map(|place| all.places.remove(place)).collect();
+                all.has_ended |= ended.iter().any(Refusal::concerns_all);
+            }
         }
+    }
+
+    /// A person may have ended them: each is tried at once. The same `cause` counts once.
+    pub(super) fn try_now(&self, cause: u64, now: Instant) {
+        for refusal in lock(&self.all).places.values_mut().filter(|one| one.cause != Some(cause)) {
+            (refusal.cause, refusal.until) = (Some(cause), refusal.until.min(now));
+        }
+    }
+
+    /// Whether one of them has ended since this was asked last.
+    pub(super) fn has_ended(&self) -> bool {
+        std::mem::take(&mut lock(&self.all).has_ended)
     }
 }
 
@@ -99,11 +231,20 @@ impl Refused {
 mod tests {
     use super::*;
 
-    fn places(group: &str, region: &str) -> Places {
+    fn public(group: &str) -> ResourceId {
         let id = format!(
             "/subscriptions/S/resourceGroups/{group}/providers/Microsoft.Network/publicIPAddresses/vnp-u"
         );
-        Places::of(&id.parse().unwrap(), region)
+        id.parse().unwrap()
+    }
+
+    fn places(group: &str, region: &str) -> Places {
+        Places::of_public_address(&public(group), region)
+    }
+
+    /// Whether one that comes now asks Azure.
+    fn asks(refused: &Refused, places: &Places, now: Instant) -> bool {
+        refused.begin(places, now).is_ok()
     }
 
     #[test]
@@ -115,20 +256,22 @@ mod tests {
         // Each of them comes every ten minutes, for two hours.
         let times = (0..5000 * 12).map(|turn| start + Duration::from_secs(7200) * turn / (5000 * 12));
         for now in times {
-            if refused.refusal(&place, now).is_none() {
+            if asks(&refused, &place, now) {
                 asked += 1;
-                refused.learn(&places("G", "westeurope"), Err(&error), now);
+                refused.learn(&places("G", "westeurope"), &public("g"), Err(&error), now);
             }
         }
         assert!((80..=91).contains(&asked), "{asked}");
         let end = start + Duration::from_secs(7200);
-        assert!(refused.refusal(&places("g", "northeurope"), end).is_none(), "another region's");
-        assert!(refused.refusal(&places("h", "westeurope"), end).is_some(), "another group's");
+        assert!(asks(&refused, &places("g", "northeurope"), end), "another region's");
+        assert!(!asks(&refused, &places("h", "westeurope"), end), "another group's");
         // The quota is raised, which the next that may try finds out.
         let later = end + AGAIN;
-        assert!(refused.refusal(&place, later).is_none() && refused.refusal(&place, later).is_some());
-        refused.learn(&place, Ok(()), later);
-        assert!(refused.refusal(&place, later).is_none() && refused.refusal(&place, later).is_none());
+        assert!(asks(&refused, &place, later) && !asks(&refused, &place, later));
+        assert!(!refused.has_ended());
+        refused.learn(&place, &public("g"), Ok(()), later);
+        assert!(asks(&refused, &place, later) && asks(&refused, &place, later));
+        assert!(refused.has_ended() && !refused.has_ended());
     }
 
     #[test]
@@ -151,10 +294,109 @@ mod tests {
             (label, false),
         ] {
             let (refused, now) = (Refused::default(), Instant::now());
-            refused.learn(&places("g", "r"), Err(&error), now);
-            assert_eq!(refused.refusal(&places("G", "r"), now).is_some(), is_shared, "{error}");
-            assert!(refused.refusal(&places("h", "r"), now).is_none(), "{error}");
-            assert!(refused.refusal(&places("g", "r"), now + AGAIN).is_none(), "{error}");
+            refused.learn(&places("g", "r"), &public("g"), Err(&error), now);
+            assert_eq!(!asks(&refused, &places("G", "r"), now), is_shared, "{error}");
+            assert!(asks(&refused, &places("h", "r"), now), "{error}");
+            assert!(asks(&refused, &places("g", "r"), now + AGAIN), "{error}");
         }
+    }
+
+    fn nic(number: usize) -> ResourceId {
+        let network = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network";
+        format!("{network}/networkInterfaces/n{number}-nic").parse().unwrap()
+    }
+
+    fn pool(name: &str) -> ResourceId {
+        let network = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network";
+        format!("{network}/loadBalancers/{name}/backendAddressPools/pods").parse().unwrap()
+    }
+
+    fn unjoined(scope: &str) -> Error {
+        let action = "Microsoft.Network/loadBalancers/backendAddressPools/join/action".to_owned();
+        Error::Denied { action, scope: scope.to_owned(), message: "m".into() }
+    }
+
+    #[test]
+    fn a_backend_pool_that_may_not_be_joined_is_asked_for_by_one_on_behalf_of_all_nics() {
+        let (refused, start) = (Refused::default(), Instant::now());
+        let (web, other) = (pool("web"), pool("web2"));
+        let both = Places::of_referred([&web, &other]);
+        let mut asked = 0;
+        // A thousand NICs come every two minutes, for an hour.
+        for turn in 0..30 * 1000 {
+            let now = start + Duration::from_secs(120) * turn / 1000;
+            if asks(&refused, &both, now) {
+                asked += 1;
+                refused.learn(&both, &nic(turn as usize), Err(&unjoined(web.as_str())), now);
+            }
+        }
+        assert!((40..=46).contains(&asked), "{asked}");
+        let now = start + Duration::from_secs(3600);
+        assert!(asks(&refused, &Places::of_referred([&other]), now), "another pool may be joined");
+        // A person who has granted the right edits the pool, which all nodes report.
+        refused.try_now(7, now);
+        assert!(asks(&refused, &both, now));
+        refused.try_now(7, now);
+        assert!(!asks(&refused, &both, now));
+        refused.learn(&both, &nic(0), Ok(()), now);
+        assert!(refused.has_ended() && asks(&refused, &both, now));
+    }
+
+    #[test]
+    fn a_refusal_of_what_a_nic_refers_to_is_known_by_the_scope_that_it_names() {
+        let (web, nic) = (pool("web"), nic(0));
+        let lock = |scope: &str| Error::Locked {
+            resource: nic.to_string(),
+            scope: scope.to_owned(),
+            message: "m".into(),
+        };
+        let balancer = web.as_str().split("/backend").next().unwrap();
+        for (error, is_about) in [
+            (unjoined(&web.as_str().to_uppercase()), true),
+            (unjoined(balancer), true),
+            (unjoined(nic.as_str()), false),
+            (lock(balancer), true),
+            (lock(&web.group()), false),
+            (lock(nic.as_str()), false),
+        ] {
+            assert_eq!(error.is_about(&web), is_about, "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_asked_for_by_one_once_three_nics_have_met_it() {
+        let (refused, now) = (Refused::default(), Instant::now());
+        let missing = |id: &str| {
+            let message = format!("Resource {id} referenced by resource /subscriptions/s/n was not found.");
+            Error::Unattachable { resource: "n".into(), remedy: "make it", message }
+        };
+        let (web, places) = (pool("web"), Places::of_referred([&pool("web")]));
+        for number in [0, 0, 0, 1, 2] {
+            assert!(asks(&refused, &places, now), "{number}");
+            refused.learn(&places, &nic(number), Err(&missing(web.as_str())), now);
+        }
+        assert!(!asks(&refused, &places, now));
+        let longer = missing(&format!("{}-2", web.as_str()));
+        assert!(!longer.is_about(&web) && missing(&web.as_str().to_uppercase()).is_about(&web));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_waits_for_its_turn_is_given_up_when_others_are_refused_the_same_meanwhile() {
+        let (refused, now) = (Arc::new(Refused::default()), Instant::now());
+        let [web, other] = ["web", "other"].map(|name| Places::of_referred([&pool(name)]));
+        let queued = |places: &Places| {
+            let since = refused.begin(places, now).unwrap();
+            Box::pin(refused.clone().until_refused(places.clone(), since))
+        };
+        let moment = Duration::from_millis(50);
+        let (mut one, mut two) = (queued(&web), queued(&other));
+        assert!(tokio::time::timeout(moment, &mut one).await.is_err());
+        refused.learn(&web, &nic(0), Err(&unjoined(pool("web").as_str())), now);
+        assert!(tokio::time::timeout(moment, &mut one).await.is_ok());
+        assert!(tokio::time::timeout(moment, &mut two).await.is_err());
+        // The next that tries on behalf of all isn't stopped by what is known already.
+        let since = refused.begin(&web, now + AGAIN).unwrap();
+        let mut next = Box::pin(refused.clone().until_refused(web.clone(), since));
+        assert!(tokio::time::timeout(moment, &mut next).await.is_err());
     }
 }

@@ -135,7 +135,8 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
 
 /// The part of the operator's conditions that the pool's status repeats.
 pub fn readiness_digest(allocation: &NodeIPAllocation) -> u64 {
-    let repeated = [condition::READY, condition::SELECTED, condition::UPDATING];
+    use condition::{APPLICATION_SECURITY_GROUPS, READY, SELECTED, UPDATING};
+    let repeated = [READY, SELECTED, UPDATING, APPLICATION_SECURITY_GROUPS];
     let told = allocation.conditions().iter().filter(|one| repeated.iter().any(|type_| one.type_ == *type_));
     digest(told.map(|one| (&one.type_, &one.status, &one.reason)).collect::<Vec<_>>())
 }

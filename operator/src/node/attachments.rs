@@ -18,6 +18,7 @@ use vnetpool_crds::pool::Mode;
 use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::observe::Seen;
+use super::setback::Setback;
 use super::vacate::is_confirmed_gone;
 use crate::azure::ResourceId;
 use crate::cluster::kept;
@@ -57,11 +58,14 @@ pub fn plan(
     let confirmed = confirmed.filter(|one| !one.pod_uid.is_empty());
     let confirmed = confirmed.filter_map(|one| Some((one.address.parse().ok()?, one.pod_uid.clone())));
     let has = attachments::holders(&seen.observed.held, &marks, confirmed, &wishes);
-    let refused: HashSet<String> =
-        attaching.refused.iter().filter(|(_, (_, one))| one.holds(now)).map(|(uid, _)| uid.clone()).collect();
+    // What many are refused is decided anew each time.
+    let holds = |one: &Setback| one.holds(now) && !one.is_shared;
+    let mut refused: HashSet<String> =
+        attaching.refused.iter().filter(|(_, (_, one))| holds(one)).map(|(uid, _)| uid.clone()).collect();
     let nic: Option<ResourceId> = seen.nic.as_ref().and_then(|nic| nic.id.parse().ok());
-    let plan = attachments::plan(
-        &Facts {
+    let offered = seen.pool.as_ref().map(|pool| pool.spec.attachments.clone()).unwrap_or_default();
+    let plan = loop {
+        let facts = Facts {
             held: &seen.observed.held,
             marks: &marks,
             recorded: &recorded,
@@ -69,14 +73,20 @@ pub fn plan(
             has: &has,
             confirmed: lag(allocation, kept::boot_id(node)) == Lag::None,
             in_doubt,
-            offered: &seen.pool.as_ref().map(|pool| pool.spec.attachments.clone()).unwrap_or_default(),
+            offered: &offered,
             impossible: impossible(seen, nic.as_ref()),
             public: &attaching.public,
             refused: &refused,
             batch: attaching.batch,
-        },
-        |uid| public_id(nic.as_ref()?, uid),
-    );
+        };
+        let plan = attachments::plan(&facts, |uid| public_id(nic.as_ref()?, uid));
+        // The step is for the others.
+        let held_back = step::held_back(ctx, nic.as_ref(), plan.step.as_ref(), attaching);
+        if held_back.is_empty() {
+            break plan;
+        }
+        refused.extend(held_back);
+    };
     attaching.undeleted.retain(|id, _| plan.delete.contains(id));
     plan
 }

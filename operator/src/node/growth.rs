@@ -30,7 +30,8 @@ pub fn limit(
     let sources = sources(seen).filter(|_| plan.change.reserve > 0);
     let Some(sources) = sources else {
         // A node that waits for the end of a burst keeps its place.
-        if !plan.grows || !seen.observed.may_write {
+        let is_refused = setback.as_ref().is_some_and(|setback| setback.holds_growth(now));
+        if !plan.grows || !seen.observed.may_write || is_refused {
             stand_back(ctx, &node, now);
         }
         return plan;

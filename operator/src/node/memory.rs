@@ -1,7 +1,7 @@
 //! What this process remembers of a node between two reconciles. All of it can be lost: it saves requests,
 //! nothing more.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use super::absences::Absences;
 use super::attachments::remembered::Attaching;
+use super::blame::Part;
 use super::lag::Lag;
 use super::mending::Mending;
 use super::observe::adopt::Found;
@@ -21,7 +22,7 @@ use super::report::reports::Reports;
 use super::setback::{Setback, Stage};
 use super::strays::Strays;
 use crate::lock::lock;
-use crate::planner::Plan;
+use crate::planner::{Change, Plan};
 
 /// One node's, taken out while it is reconciled: the controller never runs two reconciles of one object at
 /// once.
@@ -43,8 +44,8 @@ pub struct Memory {
     /// Others' ipConfigurations, and since when the agent is asked about them.
     pub others: Found,
     pub mending: Mending,
-    /// Azure has refused the pool's application security groups.
-    pub grouping: Option<Setback>,
+    /// Parts of writes that Azure has refused.
+    pub left_out: BTreeMap<Part, Setback>,
     /// An earlier operator's finding about the subnet or network, until it has been checked.
     pub recalled: Option<Recalled>,
     /// UID and generation of the pool that served the node at the last reconcile.
@@ -77,7 +78,7 @@ impl Memory {
             strays: Strays::of(allocation),
             others: Found::default(),
             mending: Mending::default(),
-            grouping: None,
+            left_out: BTreeMap::new(),
             recalled: Recalled::of(allocation),
             pool: None,
             knows_pods: false,
@@ -98,12 +99,28 @@ impl Memory {
         if before == pool {
             return None;
         }
-        for setback in [&mut self.setback, &mut self.grouping].into_iter().flatten() {
+        for setback in self.left_out.values_mut().chain(&mut self.setback) {
             setback.edited(now);
         }
         self.attaching.edited(now);
         // The first pool that is seen is no edit.
         before.map(|_| BuildHasherDefault::<DefaultHasher>::default().hash_one(pool))
+    }
+
+    /// Whether a part is left out of writes for now.
+    pub fn is_left_out(&self, part: Part, now: Instant) -> bool {
+        self.left_out.get(&part).is_some_and(|setback| setback.holds(now))
+    }
+
+    /// Whether something of a write was refused before.
+    pub fn has_refused_part_of(&self, change: &Change) -> bool {
+        Part::of(change).iter().any(|part| self.left_out.contains_key(part))
+            || self.mending.has_withheld(&change.restore)
+    }
+
+    /// Why the next writes go without a part. Groups have a condition of their own.
+    pub fn lacking(&self) -> Option<&Setback> {
+        [Part::Release, Part::Adoption].iter().find_map(|part| self.left_out.get(part))
     }
 
     /// From the moment an address has vanished, the agent is waited for until it has taken up a `spec`
@@ -127,12 +144,21 @@ impl Memory {
     /// Ends the waits that the NIC, or the plan made from it, shows to be over.
     pub fn end_what_is_over(&mut self, plan: &Plan, has_vanished: bool, lag: &Lag, now: Instant) {
         self.await_agent(has_vanished, lag, now);
-        if !plan.repairs && !plan.forwards {
+        if !plan.repairs && !plan.reroutes {
             self.mending.mended();
         }
+        if !plan.releases {
+            self.left_out.remove(&Part::Release);
+        }
+        let releases = plan.releases && !self.left_out.contains_key(&Part::Release);
+        let regroups = plan.regroups && !self.left_out.contains_key(&Part::Groups);
         self.setback = self.setback.take().filter(|setback| match setback.stage {
             Stage::Find => setback.holds(now),
-            Stage::Growth | Stage::Write => plan.grows || plan.releases || plan.repairs || plan.regroups,
+            Stage::Growth => plan.grows,
+            Stage::Write => {
+                let mends = plan.repairs || plan.reroutes || plan.replaces;
+                plan.grows || releases || mends || regroups
+            }
         });
     }
 }
@@ -198,7 +224,8 @@ impl Memories {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::azure::sample_nic;
+    use crate::azure::{self, sample_nic};
+    use crate::planner::{self, Observed};
     use serde_json::json;
     use vnetpool_crds::condition;
     use vnetpool_crds::reason::Reason;
@@ -285,6 +312,23 @@ mod tests {
         assert_eq!(holding(&memory), 4);
         memory.pool_seen(Some(&pool(2)), now);
         assert_eq!(holding(&memory), 0);
+    }
+
+    #[test]
+    fn a_route_or_an_adoption_that_azure_refuses_is_not_tried_with_each_event() {
+        let (mut memory, now) = (Memories::default().take(&allocation("a", 9, 1)), Instant::now());
+        let (resource, scope, message) = ("t".to_owned(), "t".to_owned(), "m".to_owned());
+        let locked = azure::Error::Locked { resource, scope, message };
+        memory.setback = Some(Setback::after(None, Stage::Write, &locked, now));
+        let right = planner::tests::observed(16, 0);
+        let wrong = Observed { route_is_wrong: true, may_write: false, ..right.clone() };
+        let foreign = Observed { adopt: vec!["theirs".into()], may_write: false, ..right.clone() };
+        for refused in [wrong, foreign] {
+            memory.end_what_is_over(&planner::plan(&refused), false, &Lag::None, now);
+            assert!(memory.setback.as_ref().is_some_and(|setback| setback.holds(now)));
+        }
+        memory.end_what_is_over(&planner::plan(&right), false, &Lag::None, now);
+        assert_eq!(memory.setback, None);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! When a write that is to mend a fault may be made again, and when an address may be asked for again. Pure.
 //!
-//! Azure may report a write as a success that hasn't mended anything: the NIC stays Failed, or another client
-//! turns forwarding off again at once. The first such write is made at once, the next ever less often.
+//! Azure may report a write as a success that hasn't mended anything: the NIC stays Failed, an address or a
+//! route isn't there, or another client turns forwarding off again at once. The first such write is made at
+//! once, the next ever less often.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(600);
 /// How long an address that Azure is still freeing is left out of writes at first.
 pub const FREEING: Duration = Duration::from_secs(10);
+/// How long an address is left out at first that a successful write hasn't brought.
+const UNSEEN: Duration = Duration::from_secs(10);
 /// How long an address is left out at first that was in a write that Azure refused: Azure may object to it.
 pub const REFUSED: Duration = Duration::from_secs(120);
 
@@ -58,9 +61,16 @@ impl Mending {
         }
     }
 
-    /// These are on the NIC again.
-    pub fn restored(&mut self, addresses: &[Ipv4Net]) {
-        self.withheld.retain(|address, _| !addresses.contains(address));
+    /// A write that asked for these was a success by Azure's report. Those that the NIC `lacks` aren't there
+    /// all the same.
+    pub fn restored(&mut self, addresses: &[Ipv4Net], lacks: &[Ipv4Net], now: Instant) {
+        self.withheld.retain(|address, _| !addresses.contains(address) || lacks.contains(address));
+        self.withhold(lacks.to_vec(), UNSEEN, now);
+    }
+
+    /// Whether one of these couldn't be had before.
+    pub fn has_withheld(&self, addresses: &[Ipv4Net]) -> bool {
+        addresses.iter().any(|address| self.withheld.contains_key(address))
     }
 
     /// The lost addresses that may be asked for now. Those that couldn't be had are asked for one at a time:
@@ -112,7 +122,26 @@ mod tests {
         assert_eq!(mending.askable(lost.clone(), now), BTreeSet::from([other]));
         assert_eq!(mending.wait(now), Some(FREEING));
         assert_eq!(mending.askable(BTreeSet::from([one]), now + FREEING), BTreeSet::from([one]));
-        mending.restored(&[one]);
+        mending.restored(&[one], &[], now);
+        assert_eq!(mending.askable(lost.clone(), now), lost);
+    }
+
+    #[test]
+    fn an_address_that_a_success_does_not_bring_is_asked_for_ever_less_often() {
+        let (mut mending, mut now) = (Mending::default(), Instant::now());
+        let lost = lost(&["10.0.0.5/32", "10.0.0.6/32"]);
+        let [one, other] = [0, 1].map(|index| *lost.iter().nth(index).unwrap());
+        let mut waits = vec![];
+        for _ in 0..4 {
+            mending.restored(&[one, other], &[one], now);
+            assert_eq!(mending.askable(lost.clone(), now), BTreeSet::from([other]));
+            let wait = mending.wait(now).unwrap();
+            waits.push(wait.as_secs());
+            now += wait;
+            assert_eq!(mending.askable(BTreeSet::from([one]), now), BTreeSet::from([one]));
+        }
+        assert_eq!(waits, [10, 20, 40, 80]);
+        mending.restored(&[one], &[], now);
         assert_eq!(mending.askable(lost.clone(), now), lost);
     }
 

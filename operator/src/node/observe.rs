@@ -25,6 +25,7 @@ use vnetpool_crds::pool::Sizing;
 use vnetpool_crds::{NodeIPPool, condition};
 
 use super::backend::{self, Backend, Holding, NicView};
+use super::blame::Part;
 use super::memory::Memory;
 use super::need::{self, Need};
 use super::reads::Reads;
@@ -163,7 +164,8 @@ pub fn occasion(
     let is_new = spec.interfaces.is_empty()
         || Some(&spec.node_uid) != node.metadata.uid.as_ref()
         || spec.boot_id != kept::boot_id(node);
-    let held_back = memory.setback.as_ref().filter(|setback| setback.holds(now));
+    let setback = memory.setback.as_ref();
+    let held_back = setback.filter(|setback| setback.holds(now) && !setback.holds_growth(now));
     let has_failed = held_back.is_some_and(|setback| setback.stage == Stage::Find);
     let may_ask = held_back.is_none();
     let is_held_back = has_failed || (is_new || memory.nic.needs_read(now)) && !may_ask;
@@ -250,13 +252,13 @@ pub async fn around(
     });
     let wanted = Wanted::of(pool, obstacle.as_ref());
     let drift = Drift::of((nic, &backend), allocation, kept::boot_id(node), wanted.grain, memory, now);
-    // Groups that Azure has refused are left out for a while.
-    let may_join = memory.grouping.as_ref().is_none_or(|refused| !refused.holds(now));
+    // What Azure has refused is left out for a while.
+    let adopted = adoption.as_ref().filter(|_| !memory.is_left_out(Part::Adoption, now));
     let azure = AzureView {
         wanted,
         lost: drift.lost,
-        adopt: adoption.iter().flat_map(|adoption| adoption.ready.clone()).collect(),
-        join: if may_join { grouping.lacks.clone() } else { vec![] },
+        adopt: adopted.map(|adoption| adoption.ready.clone()).unwrap_or_default(),
+        join: grouping.lacks.clone(),
         leave: grouping.leave.clone(),
         is_held_back: !occasion.may_ask || found.is_unsettled,
         // A route doesn't hang on the NIC's state.
@@ -388,6 +390,7 @@ fn observed(
     now: Instant,
 ) -> Observed {
     let since = |start: Option<Instant>| start.map(|start| now.saturating_duration_since(start));
+    let growth_waits = memory.setback.as_ref().is_some_and(|setback| setback.holds_growth(now));
     Observed {
         sizing: azure.wanted.sizing,
         demand: cluster.demand,
@@ -406,10 +409,12 @@ fn observed(
         bound_still_for: cluster.bound_still_for,
         growth_wanted_for: since(memory.growth_since).unwrap_or_default(),
         release_wanted_for: since(memory.release_since).unwrap_or_default(),
-        may_reserve: if azure.awaits_agent { 0 } else { u32::MAX },
+        may_reserve: if azure.awaits_agent || growth_waits { 0 } else { u32::MAX },
         may_write: !azure.is_held_back,
         nic_failed: azure.nic_failed,
         may_mend: memory.mending.may_write(now),
+        may_regroup: !memory.is_left_out(Part::Groups, now),
+        may_release: !memory.is_left_out(Part::Release, now),
         forwarding_lacks: azure.forwarding_lacks,
         route_is_wrong: azure.holding.route_is_wrong,
     }

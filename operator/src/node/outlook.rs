@@ -102,6 +102,8 @@ pub fn outlook(facts: &Facts) -> Outlook {
         may_write: true,
         nic_failed: false,
         may_mend: false,
+        may_regroup: true,
+        may_release: true,
         forwarding_lacks: false,
         route_is_wrong: false,
     };

@@ -62,8 +62,8 @@ struct Reasons {
     more: Option<Duration>,
     /// Azure has refused an attachment.
     refused: Option<Duration>,
-    /// Azure has refused application security groups.
-    ungrouped: Option<Duration>,
+    /// Azure has refused parts of writes.
+    left_out: Option<Duration>,
     /// A condition is due.
     report: Option<Duration>,
     /// The agent hasn't reported yet which addresses pods use.
@@ -121,18 +121,17 @@ impl Progress {
 
     /// Whether the node holds what its pool asks for, and its agent has taken that up. A surplus holds no
     /// place: pods may pin it, and an edit of less can be taken back until it has lasted. Groups that Azure
-    /// refuses have a condition of their own: pods have addresses either way.
+    /// refuses keep it: they would be refused to the next node, too.
     pub fn is_settled(&self, boot_id: &str, memory: &Memory) -> bool {
         let (Some(seen), Some(plan)) = (&self.seen, &self.plan) else { return false };
         let is_seen = !seen.is_held_back && seen.obstacle.is_none() && seen.left.is_empty();
-        let is_fulfilled = !plan.grows && !plan.releases && !plan.repairs && !plan.forwards;
-        let is_grouped = !plan.regroups || memory.grouping.is_some();
+        let is_fulfilled = !plan.grows && !plan.releases && !plan.repairs && !plan.reroutes;
         let follows = seen.pool.as_ref().is_some_and(|pool| {
             pool.name_any() == self.allocation.spec.pool && policy::follows(&self.allocation.spec, pool)
         });
         is_seen
             && is_fulfilled
-            && is_grouped
+            && !plan.regroups
             && follows
             && !memory.nic.writing
             && lag(&self.allocation, boot_id) == Lag::None
@@ -206,10 +205,7 @@ impl Progress {
         let since = now.saturating_duration_since(self.observed_at);
         let now = self.observed_at;
         let seen = self.seen.as_ref();
-        let holding = |setback: &Option<Setback>| {
-            let holding = setback.as_ref().filter(|setback| setback.holds(now));
-            holding.map(|setback| setback.until - now)
-        };
+        let holding = |setback: &Setback| setback.holds(now).then(|| setback.until - now);
         // Without a NIC there is none to read, however long it is due.
         let has_nic = seen.is_some_and(|seen| !seen.is_held_back && seen.nic.is_some());
         // While the last write was under way, more may have come to do.
@@ -217,11 +213,11 @@ impl Progress {
         let reasons = Reasons {
             plan: self.plan.as_ref().and_then(|plan| plan.requeue),
             grace: seen.and_then(|seen| seen.pool_change.as_ref()?.due()),
-            setback: holding(&memory.setback),
+            setback: memory.setback.as_ref().and_then(holding),
             nic: memory.nic.wait(now).filter(|_| has_nic),
             more: (self.wants_write() || attaches).then_some(Duration::ZERO),
             refused: memory.attaching.wait(now),
-            ungrouped: holding(&memory.grouping),
+            left_out: memory.left_out.values().filter_map(holding).min(),
             report,
             reported_by: seen
                 .and_then(|seen| seen.reported_by)
@@ -241,10 +237,10 @@ impl Progress {
 
 impl Reasons {
     fn soonest(self) -> Option<Duration> {
-        let Reasons { plan, grace, setback, nic, more, refused, ungrouped, .. } = self;
+        let Reasons { plan, grace, setback, nic, more, refused, left_out, .. } = self;
         let Reasons { report, reported_by, hint, mending, strays, .. } = self;
         let all =
-            [plan, grace, setback, nic, more, refused, ungrouped, report, reported_by, hint, mending, strays];
+            [plan, grace, setback, nic, more, refused, left_out, report, reported_by, hint, mending, strays];
         all.into_iter().flatten().min()
     }
 }

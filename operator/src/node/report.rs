@@ -25,6 +25,7 @@ use vnetpool_crds::verdict::Verdict;
 
 use super::absences::Absences;
 use super::attachments::step;
+use super::blame::Part;
 use super::error::Error;
 use super::lag::lag;
 use super::memory::Memory;
@@ -95,11 +96,12 @@ async fn made(
         is_settled: progress.is_settled(kept::boot_id(node), memory),
         rehearsal: progress.rehearsal.as_ref(),
         setback: memory.setback.as_ref(),
+        lacking: memory.lacking(),
         writing: memory.nic.writing,
         tracked: tracked(ctx, &progress.allocation),
         grouped: progress.seen.as_ref().and_then(|seen| {
             let pool = seen.pool.as_ref().map(|pool| pool.name_any());
-            let (nic, refused) = (seen.nic.as_ref()?, memory.grouping.as_ref());
+            let (nic, refused) = (seen.nic.as_ref()?, memory.left_out.get(&Part::Groups));
             groups::condition(&seen.grouping, &nic.id, pool.as_deref(), refused, ctx.azure.is_dry_run())
         }),
         attached: progress.attachments.as_ref().and_then(|plan| attached::condition(plan, &memory.attaching)),
@@ -163,7 +165,7 @@ fn applied(
     ctx.cluster.answered(&progress.allocation);
     memory.nic.status_written(&progress.allocation);
     let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
-    for event in conditions::turned(&before, &next, memory.setback.as_ref()) {
+    for event in conditions::turned(&before, &next, memory.setback.as_ref().or(memory.lacking())) {
         ctx.events.report(&about, event);
     }
 }

@@ -1,11 +1,13 @@
 //! A node's part in a refusal that concerns all of a scope: it writes nothing while others are known to be
 //! refused the same, unless it is its turn to try on behalf of all.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use kube::ResourceExt;
 use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationSpec};
 
+use super::blame::Part;
 use super::observe::Seen;
 use super::setback::{Setback, Stage};
 use crate::azure::{Error, Urgency, VmId};
@@ -44,6 +46,20 @@ pub fn limit(
     planner::plan(&seen.observed)
 }
 
+/// Leaves out security groups that all are refused now. One node tries on behalf of all; when it succeeds,
+/// the others are woken.
+pub fn limit_groups(ctx: &Context, seen: &mut Seen, left_out: &mut BTreeMap<Part, Setback>, now: Instant) {
+    if let Some(error) = ctx.azure.refusal_of(&seen.grouping.lacks) {
+        let resource = seen.nic.as_ref().map(|nic| nic.id.as_str()).unwrap_or_default();
+        let own = Setback::after(None, Stage::Write, &error.about(resource), now);
+        left_out.insert(Part::Groups, own.shared());
+        seen.observed.may_regroup = false;
+    } else if left_out.get(&Part::Groups).is_some_and(|own| own.is_shared) {
+        left_out.remove(&Part::Groups);
+        seen.observed.may_regroup = true;
+    }
+}
+
 /// The node writes nothing now, or can't.
 pub fn stand_back(ctx: &Context, node: &str, now: Instant) {
     ctx.wake(&lock(&ctx.refusals.writes).left(node, now));
@@ -80,6 +96,7 @@ pub fn while_allowed(ctx: &Context, node: &str, seen: &Seen, change: &Change, ur
 /// The node's pool was edited: every refusal around its NICs, and around its VM if that is known, is tried
 /// again. All nodes of the pool report the edit, and it counts once.
 pub fn pool_edited(ctx: &Context, spec: &NodeIPAllocationSpec, vm: Option<&VmId>, cause: u64, now: Instant) {
+    ctx.azure.try_refused(cause);
     let of_nics = spec.interfaces.iter().flat_map(|nic| [nic.id.as_str(), &nic.subnet.id]);
     let of_vm = vm.map(|vm| vm.resource().as_str());
     for site in of_nics.chain(spec.route_table_id.as_deref()).chain(of_vm) {

@@ -15,8 +15,8 @@ use vnetpool_crds::reason::Reason;
 pub enum Stage {
     /// Finding the node's VM and NIC and reading them.
     Find,
-    /// Writing the NIC to reserve addresses of Azure's choice. In a full subnet or network it is decided for
-    /// all nodes there when one may grow, see [`crate::shortage`]; nothing else is held up.
+    /// Writing the NIC to reserve addresses of Azure's choice. Nothing else is held up. In a full subnet or
+    /// network it is decided for all nodes there when one may grow, see [`crate::shortage`].
     Growth,
     /// Writing it for anything else.
     Write,
@@ -38,8 +38,7 @@ pub struct Setback {
     pub is_in_use: bool,
     /// What is refused, and in which scope, if that may concern others.
     pub matter: Option<Matter>,
-    /// A read that is refused to all of a scope: how long it waits is decided for all whom it concerns, see
-    /// [`crate::refusals`].
+    /// It is refused to many: how long it waits is decided for all whom it concerns.
     pub is_shared: bool,
     /// The reason of the error itself.
     cause: Reason,
@@ -117,8 +116,23 @@ impl Setback {
         Setback { until: now, ..self }
     }
 
+    /// How often in a row it was met before.
+    pub fn strikes(&self) -> u32 {
+        self.strikes
+    }
+
+    /// Whether this error was the last one, too.
+    pub fn is_of(&self, error: &Error) -> bool {
+        self.cause == error.reason()
+    }
+
     pub fn holds(&self, now: Instant) -> bool {
         now < self.until
+    }
+
+    /// Whether growth waits, and nothing else.
+    pub fn holds_growth(&self, now: Instant) -> bool {
+        self.stage == Stage::Growth && self.holds(now)
     }
 
     /// A person has edited what was refused: if only that could help, it is tried at once.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::condition::{self, APPLICATION_SECURITY_GROUPS, ATTACHED};
 
 use super::{growth, reads, scope, takeup};
 use crate::context::Context;
@@ -37,8 +39,23 @@ pub async fn keep_time(ctx: Arc<Context>) {
             ctx.wake(&woken);
         }
         takeup::tick(&ctx);
+        wake_refused(&ctx);
         observe_scarcity(&ctx, now);
     }
+}
+
+/// What many were refused was carried out for one: the others try, too.
+fn wake_refused(ctx: &Context) {
+    if !ctx.azure.has_refusal_ended() {
+        return;
+    }
+    let lacks = |node: &NodeIPAllocation| {
+        let told =
+            [ATTACHED, APPLICATION_SECURITY_GROUPS].map(|type_| condition::find(node.conditions(), type_));
+        told.into_iter().flatten().any(|said| said.status == "False")
+    };
+    let all = ctx.cluster.allocations().state();
+    all.iter().filter(|node| lacks(node)).for_each(|node| ctx.waker.allocation(&node.name_any()));
 }
 
 /// Nodes find their step at their next reconcile: woken all at once they would give back all at once, and

@@ -1,17 +1,15 @@
 //! Carries a plan out at Azure and remembers the outcome.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Resource, ResourceExt};
 use vnetpool_crds::pool::Mode;
 
 use super::backend::{Outcome, Task};
+use super::blame::{self, Blamed, Part};
 use super::growth;
 use super::memory::Memory;
-use super::mending;
-use super::observe::groups;
 use super::pause;
 use super::progress::Progress;
 use super::scope;
@@ -81,9 +79,14 @@ fn learn(memory: &mut Memory, change: &Change, nic: &str, outcome: &Outcome, now
     if outcome.is_known {
         memory.nic.at = Some(now);
     }
-    memory.setback = None;
-    memory.mending.restored(&change.restore);
-    if change.repair || change.forward {
+    // What has reserved nothing shows nothing of growth.
+    memory.setback = memory.setback.take().filter(|one| one.stage == Stage::Growth && change.reserve == 0);
+    let ungrouped = memory.left_out.get(&Part::Groups).cloned();
+    for part in Part::of(change) {
+        memory.left_out.remove(&part);
+    }
+    memory.mending.restored(&change.restore, &outcome.lacks, now);
+    if change.repair || change.forward || change.mend {
         memory.mending.written(now);
     }
     if outcome.lacks_groups {
@@ -92,76 +95,158 @@ fn learn(memory: &mut Memory, change: &Change, nic: &str, outcome: &Outcome, now
             resource: nic.to_owned(),
             message: "it doesn't show application security groups that it has joined".to_owned(),
         };
-        memory.grouping = Some(Setback::after(memory.grouping.as_ref(), Stage::Write, &error, now));
+        let own = Setback::after(ungrouped.as_ref(), Stage::Write, &error, now);
+        memory.left_out.insert(Part::Groups, own);
     }
 }
 
-/// Remembers the failure of a write. Returns the setback for all of the node's writes, unless only a part of
-/// this one is left out of the next, so that the node gets its addresses all the same.
+/// Remembers the failure of a write. Returns the setback for all of the node's writes, or its growth, unless
+/// only a part of this one is left out of the next.
 fn learn_from(memory: &mut Memory, change: &Change, error: &azure::Error, now: Instant) -> Option<Setback> {
     let taken = error.taken(&change.restore);
     memory.taken.extend(&taken);
-    // Addresses that pods lost.
-    if let Some((addresses, first)) = withheld(error, &taken, change) {
-        memory.mending.withhold(addresses, first, now);
-        return None;
-    }
-    // Groups that are refused. Only what is refused without them is asked for others, too.
-    if !change.join.is_empty() && groups::may_be_refused(error) {
-        let own = Setback::after(memory.grouping.as_ref(), Stage::Write, error, now);
-        memory.grouping = Some(own);
-        return None;
-    }
-    let stage = if change.reserve > 0 { Stage::Growth } else { Stage::Write };
-    Some(Setback::after(memory.setback.as_ref(), stage, error, now))
-}
-
-/// Which of the addresses to restore can't be had for a while, and for how long at first; `taken` are certain
-/// never to be had. `None`: the error isn't about them, or growth has met it, which waits for its turn.
-fn withheld(error: &azure::Error, taken: &[Ipv4Net], change: &Change) -> Option<(Vec<Ipv4Net>, Duration)> {
-    let restore = &change.restore[..];
-    let (addresses, first) = match error {
-        // One of these is; later requests for one at a time show which.
-        azure::Error::AddressTaken { .. } if taken.is_empty() => (restore.to_vec(), mending::REFUSED),
-        azure::Error::AddressBeingFreed { .. } => (error.being_freed(restore), mending::FREEING),
-        // Azure may object to one of these.
-        azure::Error::Arm { .. } | azure::Error::QuotaExceeded { .. } => (restore.to_vec(), mending::REFUSED),
-        azure::Error::SubnetFull { .. } | azure::Error::NetworkFull { .. } if change.reserve == 0 => {
-            (restore.to_vec(), mending::REFUSED)
+    let is_again = memory.has_refused_part_of(change)
+        || memory.setback.as_ref().is_some_and(|setback| setback.is_of(error));
+    let stage = match blame::blame(error, &taken, change, is_again) {
+        Blamed::All => Stage::Write,
+        Blamed::Growth => Stage::Growth,
+        Blamed::Restored(addresses, first) => {
+            memory.mending.withhold(addresses, first, now);
+            return None;
         }
-        _ => return None,
+        Blamed::Parts(parts) => {
+            // Of those that were refused before one goes by itself: two that waited equally long would be
+            // refused together for ever.
+            let strikes = |part: &Part| Some((memory.left_out.get(part)?.strikes(), *part));
+            let again = parts.iter().filter_map(strikes).max().map(|(_, part)| vec![part]);
+            for part in again.unwrap_or(parts) {
+                let own = Setback::after(memory.left_out.get(&part), Stage::Write, error, now);
+                memory.left_out.insert(part, own);
+            }
+            return None;
+        }
     };
-    (!addresses.is_empty()).then_some((addresses, first))
+    Some(Setback::after(memory.setback.as_ref(), stage, error, now))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::memory::Memories;
+    use ipnet::Ipv4Net;
+    use serde_json::json;
+    use std::time::Duration;
 
-    #[test]
-    fn where_azure_names_no_address_that_is_taken_each_is_asked_for_by_itself_before_it_is_given_up() {
-        let [one, other] = ["10.0.0.5/32", "10.0.0.16/28"].map(|one| one.parse::<Ipv4Net>().unwrap());
-        let error = azure::Error::AddressTaken { resource: "nic".into(), message: "somebody has it".into() };
-        let outcome = |restore: &[Ipv4Net]| {
-            let taken = error.taken(restore);
-            let change = Change { restore: restore.to_vec(), ..Change::default() };
-            let later = withheld(&error, &taken, &change);
-            (taken, later)
-        };
-        assert_eq!(outcome(&[one, other]), (vec![], Some((vec![one, other], mending::REFUSED))));
-        assert_eq!(outcome(&[other]), (vec![other], None));
+    fn memory() -> Memory {
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        let object = json!({"metadata": {"name": "n"}, "spec": spec});
+        Memories::default().take(&serde_json::from_value(object).unwrap())
     }
 
     #[test]
-    fn lost_addresses_that_find_no_room_are_left_out_for_a_while_and_growth_waits_for_its_turn() {
-        let one: Ipv4Net = "10.0.0.5/32".parse().unwrap();
-        let subnet =
-            || azure::Error::SubnetFull { subnet: "s".into(), resource: "n".into(), message: String::new() };
-        let network = || azure::Error::NetworkFull { resource: "n".into(), message: String::new() };
-        for error in [subnet(), network()] {
-            let of = |reserve| Change { restore: vec![one], reserve, ..Change::default() };
-            assert_eq!(withheld(&error, &[], &of(0)), Some((vec![one], mending::REFUSED)));
-            assert_eq!(withheld(&error, &[], &of(1)), None);
+    fn a_route_that_is_written_without_effect_is_written_ever_less_often() {
+        let (mut memory, mut now) = (memory(), Instant::now());
+        let mend = Change { mend: true, ..Change::default() };
+        let mut waits = vec![];
+        for _ in 0..4 {
+            assert!(memory.mending.may_write(now));
+            learn(&mut memory, &mend, "nic", &Outcome { was_sent: true, ..Outcome::default() }, now);
+            let wait = memory.mending.wait(now).unwrap_or_default();
+            waits.push(wait.as_secs());
+            now += wait;
+        }
+        assert_eq!(waits, [5, 10, 20, 40]);
+    }
+
+    /// What a node that wants all this writes now, as the planner would have it.
+    fn planned(wanted: &Change, memory: &Memory, now: Instant) -> Change {
+        let lost = wanted.restore.iter().copied().collect();
+        let mut change = wanted.clone();
+        change.restore = memory.mending.askable(lost, now).into_iter().collect();
+        if memory.is_left_out(Part::Groups, now) {
+            (change.join, change.leave) = (vec![], vec![]);
+        }
+        if memory.is_left_out(Part::Adoption, now) {
+            change.adopt = vec![];
+        }
+        if memory.is_left_out(Part::Release, now) {
+            change.release = vec![];
+        }
+        let setback = memory.setback.as_ref().filter(|setback| setback.holds(now));
+        match setback.map(|setback| setback.stage) {
+            None => change,
+            Some(Stage::Growth) => Change { reserve: 0, ..change },
+            Some(_) => Change::default(),
+        }
+    }
+
+    /// Whatever the code, and whichever part Azure objects to: all others are carried out soon, and that one
+    /// is asked for ever less often.
+    #[test]
+    fn a_part_of_a_write_that_azure_objects_to_does_not_keep_the_node_from_the_rest() {
+        let network = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network";
+        let group = format!("{network}/applicationSecurityGroups/web");
+        let lost = ["10.0.0.5/32", "10.0.0.16/28"].map(|one| one.parse::<Ipv4Net>().unwrap());
+        let all = Change {
+            reserve: 1,
+            restore: lost.to_vec(),
+            release: vec!["vnp-1".into()],
+            adopt: vec!["ipconfig2".into()],
+            join: vec![group.parse().unwrap()],
+            ..Change::default()
+        };
+        type IsWrong = fn(&Change) -> bool;
+        let parts: [IsWrong; 5] = [
+            |change| change.restore.iter().any(|one| one.prefix_len() == 28),
+            |change| !change.release.is_empty(),
+            |change| !change.adopt.is_empty(),
+            |change| !change.join.is_empty(),
+            |change| change.reserve > 0,
+        ];
+        let (resource, code, message) = (|| "nic".to_owned(), || "Novel".to_owned(), || "m".to_owned());
+        for error in [
+            azure::Error::Conflict { resource: resource(), code: code(), message: message() },
+            azure::Error::Failed { resource: resource(), code: code(), message: message() },
+            azure::Error::Arm { resource: resource(), status: 400, code: code(), message: message() },
+            azure::Error::PolicyForbidden { resource: resource(), assignment: None, message: message() },
+            azure::Error::Unattachable { resource: resource(), remedy: "r", message: message() },
+        ] {
+            for (index, is_wrong) in parts.into_iter().enumerate() {
+                let (mut memory, start) = (memory(), Instant::now());
+                let (mut wanted, mut refused, mut last) = (all.clone(), 0, start);
+                for second in 0..7200 {
+                    let now = start + Duration::from_secs(second);
+                    let change = planned(&wanted, &memory, now);
+                    if change.is_empty() {
+                        continue;
+                    }
+                    if is_wrong(&change) {
+                        refused += 1;
+                        if let Some(own) = learn_from(&mut memory, &change, &error, now) {
+                            memory.setback = Some(own);
+                        }
+                        continue;
+                    }
+                    learn(
+                        &mut memory,
+                        &change,
+                        "nic",
+                        &Outcome { was_sent: true, ..Outcome::default() },
+                        now,
+                    );
+                    wanted.reserve -= change.reserve;
+                    wanted.restore.retain(|one| !change.restore.contains(one));
+                    wanted.release.retain(|one| !change.release.contains(one));
+                    wanted.adopt.retain(|one| !change.adopt.contains(one));
+                    wanted.join.retain(|one| !change.join.contains(one));
+                    last = now;
+                }
+                let left = parts.iter().filter(|is_of| is_of(&wanted)).count();
+                assert!(left == 1 && is_wrong(&wanted), "{error}, part {index}: {wanted:?}");
+                let last = (last - start).as_secs();
+                let refused_so = format!("{error}, part {index}: until {last} s, {refused} times");
+                assert!(last <= 600 && (4..40).contains(&refused), "{refused_so}");
+            }
         }
     }
 }

@@ -95,7 +95,8 @@ mod tests {
             grows: target > kept,
             releases: false,
             repairs: false,
-            forwards: false,
+            reroutes: false,
+            replaces: false,
             regroups: false,
             requeue: None,
         }

@@ -53,6 +53,8 @@ pub(crate) fn observed(held: u32, bound: u32) -> Observed {
         may_write: true,
         nic_failed: false,
         may_mend: true,
+        may_regroup: true,
+        may_release: true,
         forwarding_lacks: false,
         join: vec![],
         leave: vec![],
@@ -218,6 +220,20 @@ fn a_full_subnet_holds_growth_back_but_not_a_release() {
 }
 
 #[test]
+fn a_release_that_azure_has_refused_waits_and_holds_no_growth_up() {
+    let refused = Observed {
+        may_release: false,
+        relinquished: [name(0)].into(),
+        release_wanted_for: COLLECT,
+        ..observed(9, 40)
+    };
+    let grows = plan(&refused);
+    assert!(grows.change.reserve > 0 && grows.change.release.is_empty() && grows.releases);
+    let idle = plan(&Observed { demand: Demand::default(), ..refused });
+    assert!(idle.change.is_empty() && idle.requeue.is_none(), "{idle:?}");
+}
+
+#[test]
 fn a_node_with_blocks_reserves_as_many_as_its_pods_need_and_each_counts_sixteen() {
     let observed = |held, bound| Observed { grain: 16, held: blocks(0..held), ..observed(0, bound) };
     assert_eq!((plan(&observed(0, 0)).change.reserve, plan(&observed(0, 0)).target), (1, 16));
@@ -248,7 +264,9 @@ fn a_route_that_is_wrong_is_put_right_at_once_though_nothing_is_to_be_reserved()
     let mending = plan(&wrong);
     assert_eq!(mending.change, Change { mend: true, ..Change::default() });
     assert_eq!(mending.priority, Priority::WaitingPods);
-    assert!(plan(&Observed { may_write: false, ..wrong }).change.is_empty());
+    assert!(plan(&Observed { may_write: false, ..wrong.clone() }).change.is_empty());
+    let written = plan(&Observed { may_mend: false, ..wrong });
+    assert!(written.reroutes && written.change.is_empty(), "it has to show its effect first");
 }
 
 #[test]

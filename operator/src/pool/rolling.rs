@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use vnetpool_crds::condition::{self, PAUSED, READY, RECONCILING, STALLED, UPDATING};
+use vnetpool_crds::condition::{
+    self, APPLICATION_SECURITY_GROUPS, PAUSED, READY, RECONCILING, STALLED, UPDATING,
+};
 use vnetpool_crds::reason::{Actor, Reason};
 use vnetpool_crds::verdict::{Verdict, name_some};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus};
@@ -58,12 +60,18 @@ pub fn report<'a>(
     condition::set(&mut status.conditions, verdict.condition(type_, generation, now));
 }
 
-/// The name of a node that takes the edit up and can't settle before a person acts, and its message.
+/// The name of a node that takes the edit up and can't settle before a person acts, and the reason.
 fn stuck(node: &NodeIPAllocation) -> Option<(String, &str)> {
-    let ready = condition::find(node.conditions(), READY).filter(|ready| ready.status == "False")?;
-    let needs_somebody = Reason::of(&ready.reason).is_none_or(|reason| reason.row().actor != Actor::Nobody);
-    let is_updating = condition::is_true(node.conditions(), UPDATING);
-    (is_updating && needs_somebody).then(|| (node.name_any(), ready.reason.as_str()))
+    let needs_somebody = |reason: &str| match Reason::of(reason) {
+        // No group is asked for, so it settles without them.
+        Some(Reason::SharedNIC) => false,
+        Some(reason) => reason.row().actor != Actor::Nobody,
+        None => true,
+    };
+    let told = [READY, APPLICATION_SECURITY_GROUPS].map(|type_| condition::find(node.conditions(), type_));
+    let mut lacking = told.into_iter().flatten().filter(|said| said.status == "False");
+    let said = lacking.find(|said| needs_somebody(&said.reason))?;
+    condition::is_true(node.conditions(), UPDATING).then(|| (node.name_any(), said.reason.as_str()))
 }
 
 /// The condition by which a rollout has just stopped.
@@ -132,6 +140,20 @@ mod tests {
         }
         assert!(turned_stopped(&status.conditions, &status.conditions).is_none());
         assert!(condition::find(&status.conditions, RECONCILING).is_none());
+        // Nodes whose NIC may not join the pool's groups are `Ready`, and can't settle.
+        let ungrouped = |name, reason| {
+            let mut node = behind(name, "Ready", true);
+            let said = Verdict::no(reason, "m");
+            let said = said.condition(APPLICATION_SECURITY_GROUPS, None, Timestamp::UNIX_EPOCH);
+            node.status.get_or_insert_default().conditions.push(said);
+            node
+        };
+        let stopped_by = |reason| {
+            let nodes = [ungrouped("a", reason), ungrouped("b", reason), waits()];
+            turned_stopped(&[], &told(&pool, &nodes).conditions).map(|said| said.message.clone())
+        };
+        assert!(stopped_by(Reason::NotAttachable).unwrap().contains("(NotAttachable): a, b."));
+        assert_eq!((stopped_by(Reason::Joining), stopped_by(Reason::SharedNIC)), (None, None));
         // It goes on where it may again.
         let mut before = pool.clone();
         before.status = Some(std::mem::take(&mut status));

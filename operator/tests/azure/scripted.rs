@@ -214,6 +214,31 @@ async fn public_addresses_that_are_used_up_in_a_region_are_asked_for_by_one_on_b
 }
 
 #[tokio::test]
+async fn public_addresses_that_wait_for_their_turn_are_not_asked_for_once_the_quota_is_known_to_be_used_up() {
+    let script = Script::start().await;
+    let azure = script.azure();
+    let make = async |name: String| {
+        let id = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-{name}");
+        let id: ResourceId = id.parse().unwrap();
+        let new = NewPublicAddress { location: "westeurope".into(), dns_label: None, pod: "a/b".into() };
+        let reserved = azure.reserve_public_address(&id).await;
+        azure.make_public_address(&reserved, &new, Priority::WarmRefill).await
+    };
+    // Nothing is left for a second, and then one write at a time.
+    let throttled = answer(429, arm_error("SubscriptionRequestsThrottled"));
+    let throttled = throttled.with("retry-after", 1).with("x-ms-ratelimit-remaining-subscription-writes", 0);
+    script.next(throttled);
+    make("first".into()).await.unwrap_err();
+    script.next(answer(400, arm_error("PublicIPCountLimitReached")));
+    let made = futures::future::join_all((0..20).map(|index| make(index.to_string()))).await;
+    assert_eq!(script.heard().len(), 2);
+    let (given_up, answered): (Vec<_>, Vec<_>) =
+        made.into_iter().map(Result::unwrap_err).partition(Error::is_given_up);
+    assert_eq!(given_up.len(), 19);
+    assert!(matches!(answered[..], [Error::PublicAddressesUsedUp { .. }]), "{answered:?}");
+}
+
+#[tokio::test]
 async fn a_public_address_that_is_there_is_changed_while_others_are_used_up_and_none_is_made_by_that() {
     let script = Script::start().await;
     let azure = script.azure();

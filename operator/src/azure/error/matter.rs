@@ -99,6 +99,7 @@ impl Error {
         | Error::PolicyForbidden { resource, .. }
         | Error::PublicAddressesUsedUp { resource, .. }
         | Error::SubscriptionUnusable { resource, .. }
+        | Error::Unattachable { resource, .. }
         | Error::ScopeMissing { resource, .. } = &mut self
         {
             other.clone_into(resource);

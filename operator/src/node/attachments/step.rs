@@ -42,6 +42,10 @@ pub fn writes_nic(step: &Step) -> bool {
     }
 }
 
+/// The rank of what is attached to an address, and of a public address that is made for one: a pod that asks
+/// for them has its address, so they come after pods that have none.
+const ATTACHED: Priority = Priority::WarmRefill;
+
 /// Carries out a step. The plan has been published before, and a write of the NIC announced.
 ///
 /// # Errors
@@ -63,7 +67,7 @@ pub async fn carry_out(
         }
         Step::LookUp(ids) => look_up(ctx, attaching, ids, urgency(Priority::WarmRefill)).await,
         Step::Attach(attach) => {
-            return attach_all(ctx, &nic, attach, urgency(Priority::WaitingPods), memory).await;
+            return attach_all(ctx, &nic, attach, urgency(ATTACHED), memory).await;
         }
     };
     attaching.setback = match result {
@@ -142,7 +146,7 @@ async fn attach_all(
         Err(error) if error.is_given_up() => return Err(error),
         Err(error) => {
             if !lost(ctx, &attach, &error, urgency, attaching).await? {
-                refuse(ctx, &pods(&attach), &error, attaching);
+                refuse(ctx, &attach.iter().map(Asked::from).collect::<Vec<_>>(), &error, attaching);
             }
         }
     }
@@ -184,9 +188,24 @@ fn shows(nic: &Nic, asked: &Attach) -> bool {
     nic.ip_configurations.iter().any(|one| one.name == asked.name && one.attached == asked.attached)
 }
 
-/// The UIDs and names of these pods.
-fn pods(attach: &[Attach]) -> Vec<(&str, &str)> {
-    attach.iter().map(|one| (one.uid.as_str(), one.pod.as_str())).collect()
+/// What is asked for a pod.
+struct Asked<'a> {
+    uid: &'a str,
+    pod: &'a str,
+    /// What its address is to refer to, and others' may, too.
+    referred: Vec<&'a ResourceId>,
+}
+
+impl<'a> From<&'a Attach> for Asked<'a> {
+    fn from(Attach { uid, pod, attached, .. }: &'a Attach) -> Asked<'a> {
+        Asked { uid, pod, referred: attached.backend_pools.iter().collect() }
+    }
+}
+
+impl<'a> From<&'a Make> for Asked<'a> {
+    fn from(Make { uid, pod, .. }: &'a Make) -> Asked<'a> {
+        Asked { uid, pod, referred: vec![] }
+    }
 }
 
 /// Begins to make the public addresses that pods of the node are to have, and to delete those that no pod has
@@ -211,7 +230,7 @@ async fn make(ctx: &Context, progress: &Progress, attaching: &mut Attaching, ask
     let presence = Presence::of(attaching, asked);
     // If its answer is lost, it may be there all the same.
     attaching.public.retain(|id, public| public.is_some() || *id != asked.id);
-    let urgency = pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, Priority::WaitingPods);
+    let urgency = pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, ATTACHED);
     let (azure, for_pod) = (ctx.azure.clone(), asked.clone());
     let work = async move {
         let new = new(&azure, &nic, &for_pod, &urgency).await?;
@@ -319,7 +338,7 @@ pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone
         match (result, order) {
             (Ok(public), order) => attaching.ended(order.id(), public.map(shown)),
             (Err(error), Order::Make(asked)) => {
-                refuse(ctx, &[(&asked.uid, &asked.pod)], &error, attaching);
+                refuse(ctx, &[Asked::from(&asked)], &error, attaching);
             }
             (Err(error @ azure::Error::InUse { .. }), Order::Delete(id)) if is_confirmed_gone => {
                 warn!(public_address = %id, %error, "given up on a person's word");
@@ -332,25 +351,64 @@ pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone
     }
 }
 
-/// What an error means to the pods of the write. Of several, one may have been the cause, so fewer are tried
-/// next time.
-fn refuse(ctx: &Context, pods: &[(&str, &str)], error: &azure::Error, attaching: &mut Attaching) {
+/// What an error means to the pods of the write. Where it doesn't show whose part was the cause, fewer are
+/// tried next time.
+fn refuse(ctx: &Context, asked: &[Asked<'_>], error: &azure::Error, attaching: &mut Attaching) {
     if !matches!(error.remedy(), azure::Remedy::WaitForChange { .. }) {
         attaching.setback = Some(setback(attaching.setback.as_ref(), error));
         return;
     }
-    let [(uid, pod)] = *pods else {
-        attaching.batch = (pods.len() / 2).max(1);
-        return;
-    };
-    let last = attaching.refused.get(uid).map(|(_, setback)| setback);
-    let is_news = last.is_none_or(|last| last.reason != error.reason());
-    let setback = setback(last, error);
-    if is_news {
-        let event = events::stuck(setback.reason, "Attach", &setback.message);
-        ctx.events.report(&[about(pod, uid)], event);
+    let concerned = concerned(asked, error);
+    if concerned.is_empty() {
+        attaching.batch = (asked.len() / 2).max(1);
     }
-    attaching.refused.insert(uid.to_owned(), (pod.to_owned(), setback));
+    for one in concerned {
+        let is_shared = ctx.azure.refusal_of(one.referred.iter().copied()).is_some();
+        refuse_one(ctx, one, error, is_shared, attaching);
+    }
+}
+
+/// Those of several whose part was the cause, as far as an error shows that.
+fn concerned<'a, 'b>(asked: &'a [Asked<'b>], error: &azure::Error) -> Vec<&'a Asked<'b>> {
+    let is_concerned = |one: &&Asked| asked.len() == 1 || one.referred.iter().any(|id| error.is_about(id));
+    asked.iter().filter(is_concerned).collect()
+}
+
+/// A pod waits: by itself, ever longer, or for one that tries on behalf of all.
+fn refuse_one(
+    ctx: &Context,
+    asked: &Asked<'_>,
+    error: &azure::Error,
+    is_shared: bool,
+    attaching: &mut Attaching,
+) {
+    let last = attaching.refused.get(asked.uid).map(|(_, setback)| setback);
+    let is_news = last.is_none_or(|last| last.reason != error.reason());
+    let own = setback(last.filter(|_| !is_shared), error);
+    if is_news {
+        let event = events::stuck(own.reason, "Attach", &own.message);
+        ctx.events.report(&[about(asked.pod, asked.uid)], event);
+    }
+    let own = if is_shared { own.shared() } else { own };
+    attaching.refused.insert(asked.uid.to_owned(), (asked.pod.to_owned(), own));
+}
+
+/// The pods of the next step that ask for what all are refused now: by UID.
+pub fn held_back(
+    ctx: &Context,
+    nic: Option<&ResourceId>,
+    step: Option<&Step>,
+    attaching: &mut Attaching,
+) -> Vec<String> {
+    let (Some(nic), Some(Step::Attach(attach))) = (nic, step) else { return vec![] };
+    let mut held = vec![];
+    for one in attach {
+        if let Some(error) = ctx.azure.refusal_of(&one.attached.backend_pools) {
+            refuse_one(ctx, &Asked::from(one), &error.about(nic.as_str()), true, attaching);
+            held.push(one.uid.clone());
+        }
+    }
+    held
 }
 
 fn setback(last: Option<&Setback>, error: &azure::Error) -> Setback {
@@ -367,5 +425,36 @@ fn about(pod: &str, uid: &str) -> ObjectReference {
         name: Some(name.into()),
         uid: Some(uid.into()),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(name: &str) -> ResourceId {
+        let network = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network";
+        format!("{network}/loadBalancers/{name}/backendAddressPools/pods").parse().unwrap()
+    }
+
+    #[test]
+    fn of_pods_in_one_write_those_wait_that_ask_for_what_azure_refuses() {
+        let (web, other) = (pool("web"), pool("other"));
+        let asked = [("a", &web), ("b", &other), ("c", &web)];
+        let asked = asked.map(|(uid, pool)| Asked { uid, pod: uid, referred: vec![pool] });
+        let refused = |asked: &[Asked], scope: &ResourceId| {
+            let (action, scope, message) = ("join".to_owned(), scope.to_string(), "m".to_owned());
+            let error = azure::Error::Denied { action, scope, message };
+            concerned(asked, &error).iter().map(|one| one.uid.to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(refused(&asked, &web), ["a", "c"]);
+        // It may be any of them, or the only one.
+        assert_eq!(refused(&asked, &pool("third")), [""; 0]);
+        assert_eq!(refused(&asked[..1], &pool("third")), ["a"]);
+    }
+
+    #[test]
+    fn pods_that_have_an_address_wait_for_attachments_behind_pods_and_nodes_that_have_none() {
+        assert!(ATTACHED > Priority::NewNode);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use ipnet::Ipv4Net;
 use kube::runtime::events::Event;
 use tracing::info;
 use uuid::Uuid;
@@ -35,11 +36,14 @@ pub async fn apply(ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Err
     let released = count(&mut held.iter().filter(|one| planned.release.contains(&one.name)));
     let held = count(&mut nic.ip_configurations.iter());
     info!(reserved = planned.reserve * grain, released, held, nic = %id, "NIC written");
-    for event in events_of(planned, grain, (released, held), id.name()) {
+    let is_shown = |address: &Ipv4Net| nic.ip_configurations.iter().any(|one| one.address == Some(*address));
+    let (restore, lacks) = planned.restore.iter().copied().partition(is_shown);
+    let made = Change { restore, ..planned.clone() };
+    for event in events_of(&made, grain, (released, held), id.name()) {
         ctx.events.report(&task.about, event);
     }
     let lacks_groups = !planned.join.iter().all(|group| nic.groups.contains(group));
-    Ok(Outcome { was_sent: nic.was_sent, is_known: true, lacks_groups })
+    Ok(Outcome { was_sent: nic.was_sent, is_known: true, lacks_groups, lacks })
 }
 
 /// The planned change as Azure's client takes it: each new ipConfiguration has a name.

@@ -1,5 +1,6 @@
 //! The requests to all back-ends, and their answers.
 
+use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::ObjectReference;
 use vnetpool_crds::allocation::Interface;
 
@@ -49,4 +50,6 @@ pub struct Outcome {
     pub is_known: bool,
     /// The NIC doesn't show application security groups that it has joined.
     pub lacks_groups: bool,
+    /// Restored addresses that the NIC doesn't show.
+    pub lacks: Vec<Ipv4Net>,
 }

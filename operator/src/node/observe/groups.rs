@@ -11,7 +11,7 @@ use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-use crate::azure::{self, Nic, Remedy, ResourceId};
+use crate::azure::{Nic, ResourceId};
 use crate::node::setback::Setback;
 
 /// Everything the decision may depend on.
@@ -79,22 +79,6 @@ fn vouches(allocation: &NodeIPAllocation) -> bool {
     })
 }
 
-/// Whether the groups may be why Azure has refused a write that was to join them. They are then left out of
-/// the next one, so that the node gets its addresses all the same.
-pub fn may_be_refused(error: &azure::Error) -> bool {
-    let is_elsewhere = matches!(
-        error,
-        azure::Error::SubnetFull { .. }
-            | azure::Error::NetworkFull { .. }
-            | azure::Error::Credential { .. }
-            | azure::Error::Locked { .. }
-            | azure::Error::NotFound { .. }
-            | azure::Error::ScopeMissing { .. }
-            | azure::Error::SubscriptionUnusable { .. }
-    );
-    matches!(error.remedy(), Remedy::WaitForChange { .. }) && !is_elsewhere
-}
-
 /// The condition; `None` where the pool names no groups and the NIC has left all of ours.
 pub fn condition(
     grouping: &Grouping,
@@ -129,6 +113,11 @@ pub fn condition(
         });
     }
     if !leave.is_empty() {
+        if let Some(setback) = setback {
+            let message =
+                format!("{nic} is in application security groups that it is to leave: {}", setback.message);
+            return Some(Verdict::no(setback.reason, message));
+        }
         let message = format!(
             "{nic} is about to leave {} application security groups that its pool doesn't name any more, or its former pool did; \
              without a pool it leaves them with its last pod address",

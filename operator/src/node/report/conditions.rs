@@ -47,6 +47,8 @@ pub struct Facts<'a> {
     /// In a dry run, the writes that would be made.
     pub rehearsal: Option<&'a Rehearsal>,
     pub setback: Option<&'a Setback>,
+    /// Why writes go without a part.
+    pub lacking: Option<&'a Setback>,
     pub writing: bool,
     /// Whether Azure lets us follow writes to the NIC; `None` if it isn't known.
     pub tracked: Option<Result<(), Arc<azure::Error>>>,
@@ -205,7 +207,7 @@ fn reserved(facts: &Facts, found: bool) -> Verdict {
     let matters = |setback: &&Setback| {
         setback.needs_change || setback.stage != Stage::Find || facts.plan.is_none_or(|plan| plan.grows)
     };
-    if let Some(setback) = facts.setback.filter(matters) {
+    if let Some(setback) = facts.setback.filter(matters).or(facts.lacking) {
         return Verdict::no(setback.reason, format!("{}{}", setback.message, of_blocks(facts, setback)));
     }
     let Some(plan) = facts.plan else {

@@ -105,6 +105,7 @@ impl Story {
             pause: self.pause.as_ref(),
             rehearsal: rehearsal.as_ref(),
             setback: self.setback.as_ref(),
+            lacking: None,
             writing: false,
             tracked: None,
             grouped: None,
