@@ -149,6 +149,24 @@ impl Change {
     pub fn is_empty(&self) -> bool {
         *self == Change::default()
     }
+
+    /// This change but for a part of it.
+    pub fn without(&self, part: &Change) -> Change {
+        fn rest<T: Clone + PartialEq>(all: &[T], part: &[T]) -> Vec<T> {
+            all.iter().filter(|one| !part.contains(one)).cloned().collect()
+        }
+        Change {
+            reserve: self.reserve.saturating_sub(part.reserve),
+            restore: rest(&self.restore, &part.restore),
+            release: rest(&self.release, &part.release),
+            adopt: rest(&self.adopt, &part.adopt),
+            join: rest(&self.join, &part.join),
+            leave: rest(&self.leave, &part.leave),
+            repair: self.repair && !part.repair,
+            forward: self.forward && !part.forward,
+            mend: self.mend && !part.mend,
+        }
+    }
 }
 
 pub fn plan(observed: &Observed) -> Plan {
