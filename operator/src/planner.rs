@@ -70,7 +70,7 @@ pub struct Observed {
     pub may_reserve: u32,
     /// False while an error holds every write back.
     pub may_write: bool,
-    /// The NIC itself is Failed, whatever its ipConfigurations are.
+    /// The NIC itself is Failed, or the model of its instance is, whatever its ipConfigurations are.
     pub nic_failed: bool,
     /// False while a write that was to mend a fault has to show its effect first.
     pub may_mend: bool,

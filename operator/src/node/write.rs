@@ -52,6 +52,8 @@ pub async fn write(
     }
     let now = Instant::now();
     memory.nic.wrote(&result);
+    let has_remains = nic.id.parse().is_ok_and(|id| ctx.azure.take_remains(&id));
+    memory.nic.model_failed = has_remains || (result.is_err() && memory.nic.model_failed);
     // A write that wasn't sent teaches nothing.
     if result.as_ref().map_or(true, |outcome| outcome.was_sent) {
         growth::record_write(ctx, &name, seen, plan, result.as_ref().map(|outcome| &outcome.lacks));
