@@ -171,8 +171,8 @@ fn configurations(model: &Value) -> Option<&Vec<Value>> {
 }
 
 /// The body that carries out `change` on the NIC of that name; `None` if there is nothing to do and nothing
-/// to repair. `on_nic` is the NIC itself, where it isn't as the model has it or the last write failed: then our
-/// addresses on the NIC count.
+/// to repair. `on_nic` is the NIC itself, where it isn't as the model has it or the last write failed: then
+/// our addresses on the NIC count.
 ///
 /// The body has only the necessary fields. A field that a PUT of an instance leaves out stays (recorded), and
 /// sending back the image's reference would need the right to read Microsoft's images (AKS#1819). The list of

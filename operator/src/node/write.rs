@@ -163,7 +163,8 @@ mod tests {
         let mut waits = vec![];
         for _ in 0..5 {
             learn(&mut memory, &change, "nic", &lacks(1, &["vnp-1"]), now);
-            let until = [&memory.setback.clone().unwrap(), &memory.left_out[&Part::Release]].map(|one| one.until);
+            let until =
+                [&memory.setback.clone().unwrap(), &memory.left_out[&Part::Release]].map(|one| one.until);
             assert!(until[0] == until[1] && memory.setback.as_ref().unwrap().holds_growth(now));
             waits.push((until[0] - now).as_secs());
             now = until[0];

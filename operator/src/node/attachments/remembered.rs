@@ -243,7 +243,8 @@ mod tests {
     #[test]
     fn a_public_address_is_gone_when_a_second_deletion_a_minute_later_does_not_find_it_either() {
         let (start, minute) = (Instant::now(), Duration::from_secs(60));
-        let missed = |uid: &str| azure::Error::NotFound { resource: id(uid).to_string(), message: "m".into() };
+        let missed =
+            |uid: &str| azure::Error::NotFound { resource: id(uid).to_string(), message: "m".into() };
         let mut attaching = Attaching::default();
         for uid in ["a", "b"] {
             attaching.not_deleted(&id(uid), &missed(uid), minute, start);
