@@ -3,6 +3,7 @@
 
 use crate::Test;
 use crate::attachments::{attached, kept, pool};
+use crate::reported::take;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
 use kube::Api;
@@ -222,6 +223,9 @@ async fn a_release_goes_on_while_a_restore_is_refused(plane: &ControlPlane) -> R
     stage.until_holds("n1", 3).await?;
     stage.kill().await?;
     wipe(&stage, "n1").await?;
+    for address in &before {
+        take(&stage, address).await?;
+    }
     let body = json!({ "error": { "code": "Novel", "message": "Not with these addresses." } });
     let refusal = Effect::Status { status: 400, body, headers: Default::default() };
     stage.fault("PUT", "/n1-nic", Some(1), refusal);

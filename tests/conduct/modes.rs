@@ -61,6 +61,8 @@ async fn a_block_that_a_stranger_has_half_of_is_given_up_and_no_other(plane: &Co
         if let Some(code) = code {
             refuse(&stage, code, &theirs);
         }
+        // The next operator reads the NIC before it writes.
+        stage.bind("n1", 13).await?;
         stage.start().await?;
         let rest = |seen: &NodeIPAllocation| {
             let is_named = find(seen, AGENT_REPORTING)?.reason == "AddressVanished";
