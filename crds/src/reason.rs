@@ -344,6 +344,8 @@ table! {
     Unconfirmed: AZURE, None, "The API server did not confirm a write that was announced; it was not sent.", Nobody, "";
     OperationFailed: AZURE, WARNING, "Azure took the write and gave it up later; Vnetpool makes it again.", Azure,
         "If it lasts, ask Azure's support about that operation.";
+    WithoutEffect: AZURE, WARNING, "Azure reports writes as successes that change nothing.", Azure,
+        "Find out what undoes them: an Azure Policy, a proxy or another client.";
     NotAttachable: AZURE, WARNING, "Azure cannot attach the resource that a pod asks for.", Azure, "Follow the message.";
     CredentialRefused: AZURE, WARNING, "The operator cannot sign in to Azure.", Azure,
         "Check the identity that the chart's `azure.identity` names.";

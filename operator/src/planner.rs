@@ -70,7 +70,7 @@ pub struct Observed {
     pub may_reserve: u32,
     /// False while an error holds every write back.
     pub may_write: bool,
-    /// The NIC itself is Failed, whatever its ipConfigurations are.
+    /// The NIC itself is Failed, or the model of its instance is, whatever its ipConfigurations are.
     pub nic_failed: bool,
     /// False while a write that was to mend a fault has to show its effect first.
     pub may_mend: bool,
@@ -148,6 +148,24 @@ pub struct Change {
 impl Change {
     pub fn is_empty(&self) -> bool {
         *self == Change::default()
+    }
+
+    /// This change but for a part of it.
+    pub fn without(&self, part: &Change) -> Change {
+        fn rest<T: Clone + PartialEq>(all: &[T], part: &[T]) -> Vec<T> {
+            all.iter().filter(|one| !part.contains(one)).cloned().collect()
+        }
+        Change {
+            reserve: self.reserve.saturating_sub(part.reserve),
+            restore: rest(&self.restore, &part.restore),
+            release: rest(&self.release, &part.release),
+            adopt: rest(&self.adopt, &part.adopt),
+            join: rest(&self.join, &part.join),
+            leave: rest(&self.leave, &part.leave),
+            repair: self.repair && !part.repair,
+            forward: self.forward && !part.forward,
+            mend: self.mend && !part.mend,
+        }
     }
 }
 

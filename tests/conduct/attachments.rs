@@ -23,6 +23,8 @@ pub const TESTS: &[Test] = crate::tests![
     a_public_address_with_a_dns_label_comes_and_goes_with_its_pod,
     a_public_address_is_not_forgotten_by_an_operator_that_dies_before_it_is_attached,
     a_public_address_goes_with_its_node,
+    a_passing_404_at_the_deletion_of_a_public_address_leaves_its_record,
+    a_passing_404_at_the_deletion_of_a_gone_nodes_public_address_leaves_its_record,
     a_public_address_that_lost_its_ip_configuration_is_deleted_though_another_operator_leads_by_then,
     a_public_address_that_lost_its_ip_configuration_goes_with_its_node,
     a_public_address_that_is_made_after_its_deletion_has_found_none_is_deleted_once_more,
@@ -174,16 +176,57 @@ async fn a_public_address_is_not_forgotten_by_an_operator_that_dies_before_it_is
 }
 
 async fn a_public_address_goes_with_its_node(plane: &ControlPlane) -> Result<()> {
-    let stage = Stage::set(plane, quick(), pool()).await?;
-    stage.node("n1", None).await?;
-    stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
-    stage.until_condition("n1", ATTACHED, "Attached").await?;
-    let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
-    let public = entry.public_address.context("no public address")?;
+    let (stage, _, public) = with_public_address(plane).await?;
     stage.sim.delete_vm("n1", false).await?;
     stage.delete_node("n1").await?;
     stage.until_gone("n1").await?;
-    ensure!(!stage.exists(&public.id).await?, "{public:?} is forgotten");
+    ensure!(!stage.exists(&public).await?, "{public} is forgotten");
+    Ok(())
+}
+
+/// The next deletion of a public address finds none, as during an incident of Azure's.
+fn missed_once(stage: &Stage<'_>) -> u64 {
+    let body = json!({ "error": { "code": "ResourceNotFound", "message": "It could not be found." } });
+    let effect = Effect::Status { status: 404, body, headers: Default::default() };
+    stage.fault("DELETE", "/publicIPAddresses/", Some(1), effect)
+}
+
+/// A node with a pod that has a public address. Gives the pod, and the public address's id.
+async fn with_public_address(plane: &ControlPlane) -> Result<(Stage<'_>, String, String)> {
+    let stage = Stage::set(plane, quick(), pool()).await?;
+    stage.node("n1", None).await?;
+    let pod = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    stage.until_condition("n1", ATTACHED, "Attached").await?;
+    let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
+    let public = entry.public_address.context("no public address")?.id;
+    Ok((stage, pod, public))
+}
+
+async fn a_passing_404_at_the_deletion_of_a_public_address_leaves_its_record(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, pod, public) = with_public_address(plane).await?;
+    let fault = missed_once(&stage);
+    stage.remove("n1", &pod).await?;
+    stage.until_condition("n1", ATTACHED, "ResourceNotFound").await?;
+    stage.until_struck(fault, 1).await?;
+    let is_named = stage.allocation("n1").await?.spec.public_addresses().any(|one| one == public);
+    ensure!(is_named && stage.exists(&public).await?, "{public} is forgotten");
+    stage.until("nothing is kept", "n1", |seen| kept(seen).is_none().then_some(())).await?;
+    ensure!(!stage.exists(&public).await?, "{public} costs money still");
+    Ok(())
+}
+
+async fn a_passing_404_at_the_deletion_of_a_gone_nodes_public_address_leaves_its_record(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, _, public) = with_public_address(plane).await?;
+    let fault = missed_once(&stage);
+    stage.sim.delete_vm("n1", false).await?;
+    stage.delete_node("n1").await?;
+    stage.until_gone("n1").await?;
+    stage.until_struck(fault, 1).await?;
+    ensure!(!stage.exists(&public).await?, "{public} is forgotten");
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 use crate::Test;
 use crate::attachments::{attached, kept, pool};
+use crate::reported::take;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
 use kube::Api;
@@ -20,6 +21,7 @@ pub const TESTS: &[Test] = crate::tests![
     addresses_wiped_off_a_nic_under_their_pods_are_restored_by_the_first_write,
     an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named,
     lost_addresses_that_azure_refuses_keep_no_other_from_pods,
+    a_release_goes_on_while_a_restore_is_refused,
     lost_addresses_that_a_full_network_has_no_room_for_are_not_asked_for_again_and_again,
     an_instance_of_a_uniform_scale_set_serves_its_pods,
     a_model_upgrade_that_wipes_an_instance_is_seen_and_made_good,
@@ -207,6 +209,42 @@ async fn lost_addresses_that_azure_refuses_keep_no_other_from_pods(plane: &Contr
     let first = stage.writes("n1").into_iter().next().context("nothing was written")?;
     ensure!(first.status == 400 && asked_for(&first).is_superset(&before), "{:?}", asked_for(&first));
     ensure!(asked_for(&grown).is_disjoint(&before), "it asks for {:?} again", asked_for(&grown));
+    Ok(())
+}
+
+async fn a_release_goes_on_while_a_restore_is_refused(plane: &ControlPlane) -> Result<()> {
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing, "cooldown": "0s" })).await?;
+    stage.node("n1", None).await?;
+    let mut pods = vec![];
+    for _ in 0..3 {
+        pods.push(stage.pod("n1", json!({})).await?);
+    }
+    let before = until_served(&stage, "n1", 3).await?;
+    stage.until_holds("n1", 3).await?;
+    stage.kill().await?;
+    wipe(&stage, "n1").await?;
+    for address in &before {
+        take(&stage, address).await?;
+    }
+    let body = json!({ "error": { "code": "Novel", "message": "Not with these addresses." } });
+    let refusal = Effect::Status { status: 400, body, headers: Default::default() };
+    stage.fault("PUT", "/n1-nic", Some(1), refusal);
+    for _ in 0..2 {
+        pods.push(stage.pod("n1", json!({})).await?);
+    }
+    stage.start().await?;
+    stage.until_holds("n1", 5).await?;
+    // One that has lost its address stays.
+    for pod in &pods[1..] {
+        stage.remove("n1", pod).await?;
+    }
+    stage.until_holds("n1", 1).await?;
+    let writes = stage.writes("n1");
+    let (first, rest) = writes.split_first().context("nothing was written")?;
+    ensure!(first.status == 400 && asked_for(first) == before, "{:?}", asked_for(first));
+    ensure!(rest.iter().all(|one| asked_for(one).is_disjoint(&before)), "they are asked for again: {rest:?}");
+    ensure!(!is_backed(&stage.allocation("n1").await?), "the lost address is back");
     Ok(())
 }
 

@@ -1,16 +1,21 @@
 //! Pools of mode Prefix: blocks from the first pod to the last.
 
 use crate::Test;
-use crate::machines::{NODE, instance};
+use crate::machines::{NODE, asked_for, instance, wipe};
+use crate::reported::{refuse, take};
 use crate::stage::{Stage, find, quick};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use ipnet::Ipv4Net;
 use serde_json::json;
-use vnetpool_azure_sim::NewScaleSet;
-use vnetpool_crds::condition::{INTERFACE_FOUND, READY, RESERVED};
+use std::collections::BTreeSet;
+use vnetpool_azure_sim::{LogEntry, NewScaleSet};
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::condition::{AGENT_REPORTING, INTERFACE_FOUND, READY, RESERVED};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_node_gets_blocks_as_its_pods_need_them_and_gives_back_those_that_are_wholly_free,
+    a_block_that_a_stranger_has_half_of_is_given_up_and_no_other,
     a_subnet_too_scattered_for_a_block_is_reported_and_single_addresses_still_work,
     a_node_that_moves_to_a_pool_with_blocks_trades_its_single_addresses_for_them,
     a_pool_of_the_wrong_mode_can_be_deleted_and_made_anew_before_pods_have_addresses,
@@ -36,6 +41,46 @@ async fn a_node_gets_blocks_as_its_pods_need_them_and_gives_back_those_that_are_
     stage.until_offers("n1", 16).await?;
     stage.until_condition("n1", READY, "Ready").await?;
     stage.until_assigned("n1", 8).await
+}
+
+/// Whether Azure names the block that was asked for, or the address in it, isn't known.
+async fn a_block_that_a_stranger_has_half_of_is_given_up_and_no_other(plane: &ControlPlane) -> Result<()> {
+    for code in [None, Some("PrivateIPAddressInUse")] {
+        let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "maximum": 256 });
+        let stage = Stage::set(plane, quick(), json!({ "mode": "Prefix", "sizing": sizing })).await?;
+        stage.node("n1", None).await?;
+        stage.bind("n1", 20).await?;
+        stage.until_holds("n1", 2).await?;
+        stage.until_assigned("n1", 20).await?;
+        let blocks = blocks(&stage.allocation("n1").await?);
+        let [one, other] = &blocks.iter().collect::<Vec<_>>()[..] else { bail!("{blocks:?}") };
+        stage.kill().await?;
+        wipe(&stage, "n1").await?;
+        let theirs = one.hosts().nth(7).context("an empty block")?.to_string();
+        take(&stage, &theirs).await?;
+        if let Some(code) = code {
+            refuse(&stage, code, &theirs);
+        }
+        // The next operator reads the NIC before it writes.
+        stage.bind("n1", 13).await?;
+        stage.start().await?;
+        let rest = |seen: &NodeIPAllocation| {
+            let is_named = find(seen, AGENT_REPORTING)?.reason == "AddressVanished";
+            let is_settled = find(seen, RESERVED)?.status == "True";
+            let shown = self::blocks(seen);
+            (is_named && is_settled && shown.contains(*other) && !shown.contains(*one)).then_some(())
+        };
+        stage.until("the other is back, and pods of the one are said to be lost", "n1", rest).await?;
+        let asks = |write: &&LogEntry| asked_for(write).contains(&one.to_string());
+        let tries = stage.writes("n1").iter().filter(asks).count();
+        ensure!(tries == 1, "{one} was asked for {tries} times");
+    }
+    Ok(())
+}
+
+/// The blocks that `spec` shows.
+fn blocks(seen: &NodeIPAllocation) -> BTreeSet<Ipv4Net> {
+    seen.spec.ip_configurations().filter_map(|one| one.address.parse().ok()).collect()
 }
 
 async fn a_subnet_too_scattered_for_a_block_is_reported_and_single_addresses_still_work(

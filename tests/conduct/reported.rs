@@ -13,11 +13,13 @@ use tokio::time::sleep;
 use vnetpool_azure_sim::{Effect, Ending, LogEntry};
 use vnetpool_crds::condition::RESERVED;
 use vnetpool_tests::control_plane::ControlPlane;
-use vnetpool_tests::wait::Limit;
+use vnetpool_tests::wait::{Limit, throughout};
 
 pub const TESTS: &[Test] = crate::tests![
     a_nic_that_stays_updating_is_read_ever_less_often_and_written_when_it_has_settled,
     a_nic_that_stays_failed_is_written_again_ever_less_often_and_serves_all_the_same,
+    growth_that_a_success_does_not_bring_is_asked_for_ever_less_often_and_not_reported,
+    a_release_that_a_success_does_not_bring_is_asked_for_ever_less_often_and_stays_in_the_record,
     an_address_that_azure_is_cleaning_up_is_back_within_seconds_and_holds_no_other_up,
     an_operation_that_another_has_overtaken_is_made_again_within_seconds_without_an_event,
 ];
@@ -81,6 +83,66 @@ async fn a_nic_that_stays_failed_is_written_again_ever_less_often_and_serves_all
     stage.until_holds("n1", 4).await
 }
 
+/// From now on Azure answers each write of the node's NIC with the NIC as it is now, and does nothing.
+fn without_effect(stage: &Stage<'_>) -> u64 {
+    let unchanged = Effect::Status { status: 200, body: stage.nic("n1"), headers: BTreeMap::new() };
+    stage.sim.clear_log();
+    stage.fault("PUT", "/n1-nic", None, unchanged)
+}
+
+/// At once, after 5 s, and after 10 s more.
+async fn is_written_ever_less_often(stage: &Stage<'_>) -> Result<()> {
+    throughout("it isn't written again and again", Duration::from_secs(14), async || {
+        ensure!(stage.writes("n1").len() <= 3, "{:?}", stage.writes("n1"));
+        Ok(())
+    })
+    .await?;
+    ensure!(stage.writes("n1").len() >= 2, "it isn't written again: {:?}", stage.writes("n1"));
+    Ok(())
+}
+
+async fn growth_that_a_success_does_not_bring_is_asked_for_ever_less_often_and_not_reported(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let pool = json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } });
+    let stage = Stage::set(plane, quick(), pool).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    stage.until_events("n1", "AddressesReserved", 1).await?;
+    let said = stage.events("n1", "AddressesReserved").await?;
+    let fault = without_effect(&stage);
+    stage.bind("n1", 4).await?;
+    let says = stage.until_condition("n1", RESERVED, "OutcomeUnknown").await?;
+    ensure!(says.message.contains("reports a write") && says.message.contains("n1-nic"), "{}", says.message);
+    is_written_ever_less_often(&stage).await?;
+    ensure!(stage.events("n1", "AddressesReserved").await? == said, "an Event says what wasn't done");
+    stage.sim.lift_fault(fault)?;
+    stage.until_holds("n1", 4).await?;
+    stage.until_condition("n1", RESERVED, "Reserved").await.map(drop)
+}
+
+async fn a_release_that_a_success_does_not_bring_is_asked_for_ever_less_often_and_stays_in_the_record(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing, "cooldown": "0s" })).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 3).await?;
+    stage.until_holds("n1", 3).await?;
+    let fault = without_effect(&stage);
+    stage.unbind("n1", 2).await?;
+    stage.until_condition("n1", RESERVED, "OutcomeUnknown").await?;
+    is_written_ever_less_often(&stage).await?;
+    // What is on the NIC stays in the record, though the node has given it up.
+    let seen = stage.allocation("n1").await?;
+    let shown: BTreeSet<_> = seen.spec.ip_configurations().map(|one| one.name.clone()).collect();
+    ensure!(shown.len() == 3 && shown == stage.held("n1"), "{shown:?}");
+    ensure!(stage.events("n1", "AddressesReleased").await?.is_empty(), "an Event says what wasn't done");
+    stage.sim.lift_fault(fault)?;
+    stage.bind("n1", 2).await?;
+    stage.until_holds("n1", 3).await
+}
+
 /// Three pods on a node that has one address more, all of which are gone from its NIC. No operator runs: the
 /// next one reads the NIC before it writes. Gives the pods' addresses.
 async fn wiped(stage: &Stage<'_>) -> Result<BTreeSet<String>> {
@@ -94,7 +156,7 @@ async fn wiped(stage: &Stage<'_>) -> Result<BTreeSet<String>> {
 }
 
 /// Another client's NIC has this address, so that it can't come back by chance.
-async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
+pub async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
     let properties = json!({ "primary": true, "subnet": { "id": subnet("nodes") },
         "privateIPAddress": address, "privateIPAllocationMethod": "Static" });
     let body =
@@ -104,7 +166,7 @@ async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
 }
 
 /// Azure refuses the next write of the node's NIC, with this about an address.
-fn refuse(stage: &Stage<'_>, code: &str, address: &str) {
+pub fn refuse(stage: &Stage<'_>, code: &str, address: &str) {
     let message = format!("Private static IP address {address} can not be used now, says {code}.");
     let body = json!({ "error": { "code": code, "message": message, "details": [] } });
     let refusal = Effect::Status { status: 400, body, headers: BTreeMap::new() };

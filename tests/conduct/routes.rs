@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+use vnetpool_azure_sim::Effect;
 use vnetpool_crds::condition::{self, INTERFACE_FOUND, READY, RESERVED, VALID};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
@@ -18,6 +19,7 @@ use vnetpool_tests::wait::Limit;
 pub const TESTS: &[Test] = crate::tests![
     each_node_gets_a_range_of_its_own_and_many_share_a_write,
     only_the_route_of_a_node_that_is_gone_is_removed,
+    a_passing_404_of_the_table_leaves_the_record_of_a_gone_nodes_route,
     a_removed_route_is_put_back_with_the_same_range,
     a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name,
     a_pool_is_served_as_soon_as_the_older_one_with_its_range_is_deleted,
@@ -62,7 +64,7 @@ fn pool(table: &str, cidr: &str) -> Value {
 }
 
 /// A stage with the table and a pool of 10.244.0.0/16 that uses it.
-async fn stage(plane: &ControlPlane) -> Result<(Stage<'_>, String)> {
+pub async fn stage(plane: &ControlPlane) -> Result<(Stage<'_>, String)> {
     let stage = Stage::empty(plane, quick()).await?;
     let id = table(&stage, json!([theirs()])).await?;
     stage.pool("default", pool(&id, "10.244.0.0/16")).await?;
@@ -153,6 +155,29 @@ async fn only_the_route_of_a_node_that_is_gone_is_removed(plane: &ControlPlane) 
         until_routes(&stage, &table, 2).await?.into_iter().map(|(_, range, _)| range).collect();
     ensure!(left == ["172.31.0.0/16".to_owned(), kept], "{left:?}");
     nothing_was_listed(&stage)
+}
+
+async fn a_passing_404_of_the_table_leaves_the_record_of_a_gone_nodes_route(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, table) = stage(plane).await?;
+    stage.node("n1", Some("nodes")).await?;
+    until_routed(&stage, "n1").await?;
+    stage.kill().await?;
+    stage.start_with(|config| config.waits.second_read = Duration::from_secs(10)).await?;
+    let body = json!({ "error": { "code": "ResourceNotFound", "message": "It could not be found." } });
+    let missing = Effect::Status { status: 404, body, headers: Default::default() };
+    let faults = ["GET", "PUT"].map(|method| stage.fault(method, "/routeTables/", None, missing.clone()));
+    stage.sim.delete_vm("n1", true).await?;
+    stage.delete_node("n1").await?;
+    stage.until_condition("n1", READY, "ResourceNotFound").await?;
+    for fault in faults {
+        stage.sim.lift_fault(fault)?;
+    }
+    stage.until_gone("n1").await?;
+    let left = routes(&stage, &table).await?;
+    ensure!(left.len() == 1, "a dead node's route stays, and is in no record: {left:?}");
+    Ok(())
 }
 
 async fn a_removed_route_is_put_back_with_the_same_range(plane: &ControlPlane) -> Result<()> {
@@ -301,7 +326,7 @@ async fn an_operator_that_dies_between_table_and_spec_leaves_no_second_range(
     plane: &ControlPlane,
 ) -> Result<()> {
     let (stage, table) = stage(plane).await?;
-    let fault = stage.fault("PUT", "/routeTables/", Some(1), vnetpool_azure_sim::Effect::Hold);
+    let fault = stage.fault("PUT", "/routeTables/", Some(1), Effect::Hold);
     stage.node("n1", Some("nodes")).await?;
     let written = until_routes(&stage, &table, 2).await?;
     stage.kill().await?;

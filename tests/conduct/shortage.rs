@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
-use vnetpool_azure_sim::{Config, Effect, NewInstance, NewScaleSet, VnetConfig};
+use vnetpool_azure_sim::{Config, Effect, NewInstance, NewScaleSet, VmInfo, VnetConfig};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::RESERVED;
 use vnetpool_tests::control_plane::{ControlPlane, User};
@@ -25,6 +25,8 @@ pub const TESTS: &[Test] = crate::tests![
     a_node_in_need_whose_read_hangs_delays_others_for_no_longer_than_its_turn,
     a_virtual_network_at_azures_limit_shares_freed_addresses_as_a_full_subnet_does,
     an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_clean,
+    what_a_failed_write_has_left_in_a_model_goes_though_no_pod_asks_any_more,
+    what_a_failed_write_has_left_in_a_model_is_found_by_the_next_leader,
     writes_that_wait_for_their_turn_when_a_subnet_runs_out_are_not_sent,
 ];
 
@@ -165,11 +167,10 @@ async fn a_virtual_network_at_azures_limit_shares_freed_addresses_as_a_full_subn
     stage.until_reported("b", "VirtualNetworkFull", &["Node", "NodeIPAllocation"]).await
 }
 
-async fn an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_clean(
-    plane: &ControlPlane,
-) -> Result<()> {
+/// The small subnet, in which a node `a` has six addresses, and an instance finds three.
+async fn beside_instance(plane: &ControlPlane) -> Result<(Stage<'_>, VmInfo)> {
     let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "releaseAfter": "0s" });
-    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing, "cooldown": "0s" })).await?;
     stage.node("a", SMALL).await?;
     stage.bind("a", 6).await?;
     stage.until_holds("a", 6).await?;
@@ -178,6 +179,13 @@ async fn an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_c
     let new = NewInstance { instance_id: Some(0), ..NewInstance::default() };
     let vm = stage.sim.add_instance("pool", new).await?;
     stage.join(NODE, &vm.provider_id).await?;
+    Ok((stage, vm))
+}
+
+async fn an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_clean(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, vm) = beside_instance(plane).await?;
     // Three are left.
     stage.bind(NODE, 8).await?;
     stage.until_offers(NODE, 3).await?;
@@ -185,12 +193,61 @@ async fn an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_c
     stage.unbind("a", 5).await?;
     stage.until_offers(NODE, 8).await?;
     stage.until_condition(NODE, RESERVED, "Reserved").await?;
+    is_clean(&stage, &vm).await
+}
+
+async fn what_a_failed_write_has_left_in_a_model_goes_though_no_pod_asks_any_more(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, vm) = beside_instance(plane).await?;
+    fail_to_grow(&stage).await?;
+    stage.unbind(NODE, 1).await?;
+    until_clean(&stage, &vm).await
+}
+
+async fn what_a_failed_write_has_left_in_a_model_is_found_by_the_next_leader(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, vm) = beside_instance(plane).await?;
+    stage.bind(NODE, 3).await?;
+    stage.until_offers(NODE, 3).await?;
+    // The first leader can't clean it: only the write that fails reaches Azure.
+    let grows = stage.fault("PUT", "/virtualMachines/0", Some(1), Effect::Delay { ms: 1 });
+    let cut = stage.fault("PUT", "/virtualMachines/0", None, Effect::CutBeforeApply);
+    stage.bind(NODE, 1).await?;
+    stage.until_struck(grows, 1).await?;
+    stage.until_struck(cut, 1).await?;
+    stage.kill().await?;
+    stage.unbind(NODE, 1).await?;
+    stage.sim.lift_fault(cut)?;
+    stage.start().await?;
+    until_clean(&stage, &vm).await
+}
+
+/// The instance has three pods and addresses, all there are, and a fourth pod comes.
+async fn fail_to_grow(stage: &Stage<'_>) -> Result<()> {
+    stage.bind(NODE, 3).await?;
+    stage.until_offers(NODE, 3).await?;
+    stage.bind(NODE, 1).await?;
+    stage.until_condition(NODE, RESERVED, "SubnetFull").await?;
+    Ok(())
+}
+
+async fn until_clean(stage: &Stage<'_>, vm: &VmInfo) -> Result<()> {
+    eventually("the model has what the NIC has", Duration::from_secs(30), || async {
+        is_clean(stage, vm).await.map(Some)
+    })
+    .await
+}
+
+/// The model has the NIC's names, and is met.
+async fn is_clean(stage: &Stage<'_>, vm: &VmInfo) -> Result<()> {
     let model = stage.get_vm(&vm.vm_id).await?;
     let list = "/properties/networkProfileConfiguration/networkInterfaceConfigurations/0/properties/ipConfigurations";
     let list = model.pointer(list).and_then(Value::as_array).context("no list")?;
     let names: BTreeSet<_> =
         list.iter().filter_map(|one| one["name"].as_str()).filter(|name| name.starts_with("vnp-")).collect();
-    let on_nic = held(&stage, &vm.nic_id);
+    let on_nic = held(stage, &vm.nic_id);
     ensure!(
         names == on_nic.keys().map(String::as_str).collect(),
         "{names:?} in the model, {on_nic:?} on the NIC"

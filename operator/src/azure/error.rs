@@ -117,6 +117,11 @@ pub enum Error {
          often. If this lasts, ask Azure's support about that operation. Azure says: {message}"
     )]
     Failed { resource: String, code: String, message: String },
+    #[error(
+        "Azure reports a write to {resource} as a success, and it isn't as it was to be afterwards; Vnetpool writes it again, \
+         ever less often. If this lasts, find out what undoes it: an Azure Policy that modifies it, a proxy or another client"
+    )]
+    WithoutEffect { resource: String },
     #[error("Azure can't attach this to an address of {resource}. {remedy} Azure says: {message}")]
     Unattachable { resource: String, remedy: &'static str, message: String },
     #[error(
@@ -217,7 +222,7 @@ impl Error {
             | Error::Busy { retry_after, .. }
             | Error::MayComeBack { retry_after, .. }
             | Error::Unavailable { retry_after, .. } => Remedy::RetryAfter(*retry_after),
-            Error::Failed { .. } => Remedy::RetryAfter(FAILED),
+            Error::Failed { .. } | Error::WithoutEffect { .. } => Remedy::RetryAfter(FAILED),
             Error::AddressBeingFreed { .. } => Remedy::RetryAfter(BEING_FREED),
             Error::Conflict { .. } => Remedy::RetryAfter(BUSY),
             Error::Stale { .. }
@@ -275,6 +280,7 @@ impl Error {
             Error::Outgrown { .. } => Reason::Outgrown,
             Error::Unconfirmed { .. } => Reason::Unconfirmed,
             Error::Failed { .. } => Reason::OperationFailed,
+            Error::WithoutEffect { .. } => Reason::WithoutEffect,
             Error::Unattachable { .. } | Error::PublicAddressesUsedUp { .. } => Reason::NotAttachable,
             Error::Credential { .. } => Reason::CredentialRefused,
             Error::ProviderId { .. } => Reason::ProviderIDUnusable,
@@ -350,6 +356,7 @@ impl Error {
             | Error::OutcomeUnknown { .. }
             | Error::MayComeBack { .. }
             | Error::Failed { .. }
+            | Error::WithoutEffect { .. }
             | Error::Unexpected { .. } => false,
         }
     }

@@ -136,6 +136,12 @@ impl Nic {
             .all(|state| matches!(state, ProvisioningState::Succeeded | ProvisioningState::Failed))
     }
 
+    /// Whether Azure has given up its work on the NIC, or on one of our ipConfigurations.
+    pub fn has_failed(&self) -> bool {
+        let mut ours = self.ip_configurations.iter().map(|one| &one.state).chain([&self.state]);
+        ours.any(|state| *state == ProvisioningState::Failed)
+    }
+
     /// Whether Azure works on the NIC, or on one of our ipConfigurations. A NIC that is being deleted is
     /// neither this nor settled.
     pub fn is_updating(&self) -> bool {

@@ -119,10 +119,11 @@ impl Azure {
         }
     }
 
-    /// Deletes a public address, if there is one. Azure refuses while it is in use.
+    /// Deletes a public address. Azure refuses while it is in use.
     ///
     /// # Errors
-    /// Also if it is gone, and a request that makes it may still be carried out.
+    /// Also if it is gone, and a request that makes it may still be carried out. [`Error::NotFound`] if Azure
+    /// reports that there is none, which proves nothing by itself.
     #[instrument(skip_all, fields(public_address = %id))]
     pub async fn delete_public_address(
         &self,
@@ -135,7 +136,7 @@ impl Azure {
         let call = call(Kind::Delete, urgency, id);
         let url = self.url(id, &self.versions.network);
         let accepted = match self.transport.send(&call, url.clone(), None, None).await {
-            Err(Error::NotFound { .. }) => return self.stays_gone(id),
+            Err(error @ Error::NotFound { .. }) => return self.stays_gone(id).and(Err(error)),
             answer => answer?,
         };
         match self.follow(&call, &url, &accepted).await {

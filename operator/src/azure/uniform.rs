@@ -10,7 +10,7 @@
 //! NIC has: otherwise a smaller request would fail wherever a larger one had failed.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -47,7 +47,11 @@ impl Model {
 /// They are kept only briefly: Compute's etags are small integers, and those of a machine that comes back
 /// under an old id start anew. A machine takes minutes to go and to come.
 #[derive(Debug, Default)]
-pub(super) struct Models(Mutex<HashMap<String, (Instant, Model)>>);
+pub(super) struct Models {
+    kept: Mutex<HashMap<String, (Instant, Model)>>,
+    /// Instances whose last write has failed when it was under way.
+    remains: Mutex<BTreeSet<String>>,
+}
 
 const KEPT: Duration = Duration::from_secs(60);
 
@@ -62,12 +66,22 @@ impl Models {
         self.all().remove(&instance.key()).filter(|(read, _)| read.elapsed() < KEPT).map(|(_, model)| model)
     }
 
+    fn note_remains(&self, instance: &ResourceId) {
+        lock(&self.remains).insert(instance.key());
+    }
+
     fn all(&self) -> MutexGuard<'_, HashMap<String, (Instant, Model)>> {
-        lock(&self.0)
+        lock(&self.kept)
     }
 }
 
 impl Azure {
+    /// Whether a write to this NIC has failed since the last call in such a way that its instance's model may
+    /// have kept what was asked for: every later write, by any client, would try that again.
+    pub fn take_remains(&self, nic: &ResourceId) -> bool {
+        nic.instance().is_some_and(|instance| lock(&self.models.remains).remove(&instance.key()))
+    }
+
     /// [`Azure::update`] for an instance's NIC. `known` is the NIC's cache, under its lock.
     pub(super) async fn update_through(
         &self,
@@ -93,14 +107,25 @@ impl Azure {
             }
         };
         let value = parse(instance, &model.body)?;
-        let on_nic = match nic::provisioning_state(&value["properties"]) {
-            ProvisioningState::Succeeded => None,
+        let is_like = |nic: &Arc<Nic>| is_like(&value, id.name(), nic);
+        let state = nic::provisioning_state(&value["properties"]);
+        let on_nic = match state {
+            ProvisioningState::Succeeded if before.as_ref().is_none_or(is_like) => None,
             // After the model, so that the model's etag vouches for both.
-            ProvisioningState::Failed => Some(self.nics.learn(known, self.read_nic(&reading, id).await?)),
+            ProvisioningState::Succeeded | ProvisioningState::Failed => {
+                Some(self.nics.learn(known, self.read_nic(&reading, id).await?))
+            }
             _ => return Err(operation::unsettled(instance)),
         };
+        if state == ProvisioningState::Succeeded && on_nic.as_ref().is_some_and(is_like) {
+            // The change was planned from a NIC that has followed its model since.
+            return Err(Error::Stale { resource: id.to_string() });
+        }
         known.forget();
         call.region = value["location"].as_str().map(str::to_owned);
+        // Nothing has failed where both are well.
+        let is_well = on_nic.is_none() && before.as_ref().is_some_and(|nic| !nic.has_failed());
+        let change = &Change { repair: change.repair && !is_well, ..change.clone() };
         let body = edit(&value, id.name(), change, on_nic.as_deref())
             .map_err(|source| Error::Nic { resource: id.to_string(), source })?;
         let Some(body) = body else {
@@ -112,6 +137,9 @@ impl Azure {
         let accepted = match self.transport.send(&call, url.clone(), Some(&model.etag), sent).await {
             Ok(accepted) => accepted,
             Err(error) => {
+                if matches!(error, Error::OutcomeUnknown { .. }) {
+                    self.models.note_remains(instance);
+                }
                 if let Some(before) = before.filter(|_| error.left_all_as_it_was()) {
                     known.learn(before);
                 }
@@ -119,7 +147,7 @@ impl Azure {
             }
         };
         let started = Instant::now();
-        self.follow(&call, &url, &accepted).await?;
+        self.follow(&call, &url, &accepted).await.inspect_err(|_| self.models.note_remains(instance))?;
         let nic = self.nics.learn(known, self.read_nic(&call.following(Kind::Read), id).await?);
         info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written through its instance");
         Ok(Written { after: nic, was_sent: true })
@@ -143,7 +171,8 @@ fn configurations(model: &Value) -> Option<&Vec<Value>> {
 }
 
 /// The body that carries out `change` on the NIC of that name; `None` if there is nothing to do and nothing
-/// to repair. `on_nic` is the NIC itself, where the last write failed: then our addresses on the NIC count.
+/// to repair. `on_nic` is the NIC itself, where it isn't as the model has it or the last write failed: then
+/// our addresses on the NIC count.
 ///
 /// The body has only the necessary fields. A field that a PUT of an instance leaves out stays (recorded), and
 /// sending back the image's reference would need the right to read Microsoft's images (AKS#1819). The list of
@@ -160,7 +189,9 @@ fn edit(
         .ok_or(lacks("properties.networkProfileConfiguration.networkInterfaceConfigurations"))?;
     let is_it = |one: &Value| one["name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case(nic));
     let index = all.iter().position(is_it).ok_or(lacks("the NIC's configuration"))?;
-    let righted = on_nic.map(|on_nic| righted(&all[index], on_nic, change));
+    let is_met = nic::provisioning_state(&model["properties"]) == ProvisioningState::Succeeded;
+    let rest = if is_met { awaiting } else { righted };
+    let righted = on_nic.map(|on_nic| rest(&all[index], on_nic, change));
     let after = nic::edit(&all[index], righted.as_ref().unwrap_or(change), Form::Instance)?;
     let is_unlike = on_nic.is_some_and(|on_nic| ours(&all[index]) != on_nic_names(on_nic));
     if after == all[index] && !change.repair && !is_unlike {
@@ -182,6 +213,22 @@ fn righted(configuration: &Value, on_nic: &Nic, change: &Change) -> Change {
     righted.release.extend(in_model.difference(&on_nic).map(owned));
     righted.reserve.extend(on_nic.difference(&in_model).filter(|name| !released(name)).map(owned));
     righted
+}
+
+/// The rest of a change to a model that Azure reports to be met though its NIC shows less: entries that are
+/// still to appear on the NIC are used before new ones are added. They stay, for they may appear at any time.
+fn awaiting(configuration: &Value, on_nic: &Nic, change: &Change) -> Change {
+    let (in_model, on_nic) = (ours(configuration), on_nic_names(on_nic));
+    let released = |name: &&&str| change.release.iter().any(|released| released == **name);
+    let awaited = in_model.difference(&on_nic).filter(|name| !released(name)).count();
+    Change { reserve: change.reserve.iter().skip(awaited).cloned().collect(), ..change.clone() }
+}
+
+/// Whether a model has the same ipConfigurations of ours as the NIC of that name.
+fn is_like(model: &Value, name: &str, nic: &Nic) -> bool {
+    let mut all = configurations(model).into_iter().flatten();
+    let own = all.find(|one| one["name"].as_str().is_some_and(|own| own.eq_ignore_ascii_case(name)));
+    own.is_none_or(|own| ours(own) == on_nic_names(nic))
 }
 
 /// The names of our ipConfigurations in a model.
@@ -319,6 +366,23 @@ mod tests {
         let agrees =
             sample_nic(&[("vnp-1", "10.0.0.5/32"), ("vnp-2", "10.0.0.6/32"), ("vnp-3", "10.0.0.7/32")]);
         assert_eq!(edit(&failed, "first", &change(&[], &[]), Some(&agrees)), Ok(None));
+    }
+
+    #[test]
+    fn entries_that_a_nic_does_not_show_yet_are_used_before_new_ones_are_added() {
+        let asked = edit(&model(), "first", &change(&["vnp-1", "vnp-2"], &[]), None).unwrap().unwrap();
+        let mut met = model();
+        met["properties"]["networkProfileConfiguration"] =
+            asked["properties"]["networkProfileConfiguration"].clone();
+        met["properties"]["provisioningState"] = json!("Succeeded");
+        let nic = sample_nic(&[("vnp-1", "10.0.0.5/32")]);
+        assert!(!is_like(&met, "FIRST", &nic));
+        let next = |reserve: &[&str], release: &[&str]| {
+            let body = edit(&met, "first", &change(reserve, release), Some(&nic)).unwrap().unwrap();
+            ours(&configurations(&body).unwrap()[1]).into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(next(&["vnp-3"], &[]), ["vnp-1", "vnp-2"]);
+        assert_eq!(next(&["vnp-3", "vnp-4"], &["vnp-1"]), ["vnp-2", "vnp-4"]);
     }
 
     #[test]

@@ -107,6 +107,7 @@ fn may_be_about_a_part(error: &Error) -> bool {
             | Error::Stale { .. }
             | Error::Superseded { .. }
             | Error::OutcomeUnknown { .. }
+            | Error::WithoutEffect { .. }
             | Error::MayComeBack { .. }
             | Error::Outgrown { .. }
             | Error::Unconfirmed { .. }

@@ -85,8 +85,9 @@ pub fn stand_back(ctx: &Context, node: &str, now: Instant) {
     ctx.wake(&lock(&ctx.shortages).withdraw(node, now));
 }
 
-/// Records the meaning of a write that has ended for the other nodes of the subnet and of its network.
-pub fn record_write(ctx: &Context, node: &str, seen: &Seen, plan: &Plan, result: Result<(), &Error>) {
+/// Records the meaning of a write that has ended for the other nodes of the subnet and of its network. A
+/// success comes with the part of the change that has had no effect.
+pub fn record_write(ctx: &Context, node: &str, seen: &Seen, plan: &Plan, result: Result<&Change, &Error>) {
     let (Some(sources), now) = (sources(seen), Instant::now()) else { return };
     let asked = plan.change.reserve;
     let full = match result {
@@ -96,24 +97,26 @@ pub fn record_write(ctx: &Context, node: &str, seen: &Seen, plan: &Plan, result:
         Err(Error::NetworkFull { message, .. }) => {
             Some((true, Said { subnet: String::new(), message: message.clone() }))
         }
-        Ok(()) | Err(_) => None,
+        Ok(_) | Err(_) => None,
     };
+    let brought = result.map_or(0, |lacks| asked.saturating_sub(lacks.reserve));
     for source in &sources {
         let mut shortages = lock(&ctx.shortages);
         let woken = match (result, &full) {
-            (Ok(()), _) if asked > 0 => shortages.granted(source, node, asked, now),
+            (Ok(_), _) if brought > 0 => shortages.granted(source, node, brought, now),
             // One that asked for certain addresses shows nothing of the others.
             (Err(_), Some((is_network, said))) if asked > 0 && *is_network == is_of_network(source) => {
                 shortages.refused(source, (node, want(seen, plan)), asked, said.clone(), now)
             }
-            (Err(_), _) if asked > 0 => shortages.missed(source, node, now),
+            (_, _) if asked > 0 => shortages.missed(source, node, now),
             _ => continue,
         };
         drop(shortages);
         ctx.wake(&woken);
     }
-    if let (Ok(()), Some(nic)) = (result, &seen.nic) {
-        let released = seen.observed.held.iter().filter(|one| plan.change.release.contains(&one.name));
+    if let (Ok(lacks), Some(nic)) = (result, &seen.nic) {
+        let is_gone = |name: &String| plan.change.release.contains(name) && !lacks.release.contains(name);
+        let released = seen.observed.held.iter().filter(|one| is_gone(&one.name));
         freed(ctx, &key(&nic.subnet.id), released.map(|one| addresses(one, seen.observed.grain)), now);
     }
 }

@@ -263,7 +263,7 @@ pub async fn around(
         is_held_back: !occasion.may_ask || found.is_unsettled,
         // A route doesn't hang on the NIC's state.
         nic_failed: !backend.needs_forwarding()
-            && nic.is_some_and(|nic| nic.state == ProvisioningState::Failed),
+            && (memory.nic.model_failed || nic.is_some_and(|nic| nic.state == ProvisioningState::Failed)),
         forwarding_lacks: served.is_some()
             && backend.needs_forwarding()
             && nic.is_some_and(|nic| !nic.forwards),

@@ -70,7 +70,9 @@ impl Setback {
                 (doubled(wait, LONGEST_BUSY), false)
             }
             // It may pass like any other conflict. A conflict that stays is for a person to end.
-            Remedy::RetryAfter(wait) if matches!(error, Error::Conflict { .. }) => {
+            Remedy::RetryAfter(wait)
+                if matches!(error, Error::Conflict { .. } | Error::WithoutEffect { .. }) =>
+            {
                 (doubled(wait, LONGEST), strikes >= LASTING)
             }
             // Azure names no time for an operation that it gave up; one that keeps failing is tried ever less
@@ -86,11 +88,15 @@ impl Setback {
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
         };
-        // A conflict that may pass without help is reported like any other; that it lasts is news.
-        let passes = matches!(error, Error::Conflict { .. }) && !needs_change;
+        // What may pass without help is reported like any other of its kind; that it lasts is news.
+        let reason = match error {
+            Error::Conflict { .. } if !needs_change => Reason::ResourceBusy,
+            Error::WithoutEffect { .. } if !needs_change => Reason::OutcomeUnknown,
+            _ => cause,
+        };
         Setback {
             stage,
-            reason: if passes { Reason::ResourceBusy } else { cause },
+            reason,
             cause,
             message: error.to_string(),
             until: now + wait,

@@ -176,8 +176,8 @@ async fn refused(
     memory.absences.note(&error, now);
     if Recorded::of(allocation, Timestamp::now()).lacks_second_read(&error) {
         let message = format!(
-            "{why}, and Azure doesn't find its NIC. That may pass, so it is asked again in {} s before this record of what \
-             the NIC holds goes. {error}",
+            "{why}, and Azure doesn't find what this object records. That may pass, so it is asked again in {} s before the \
+             record goes. {error}",
             ctx.waits.second_read.as_secs()
         );
         report::vacant(ctx, allocation, &memory.absences, error.reason(), message).await?;

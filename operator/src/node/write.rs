@@ -52,16 +52,19 @@ pub async fn write(
     }
     let now = Instant::now();
     memory.nic.wrote(&result);
+    let has_remains = nic.id.parse().is_ok_and(|id| ctx.azure.take_remains(&id));
+    memory.nic.model_failed = has_remains || (result.is_err() && memory.nic.model_failed);
     // A write that wasn't sent teaches nothing.
     if result.as_ref().map_or(true, |outcome| outcome.was_sent) {
-        growth::record_write(ctx, &name, seen, plan, result.as_ref().map(|_| ()));
+        growth::record_write(ctx, &name, seen, plan, result.as_ref().map(|outcome| &outcome.lacks));
     }
     match result {
         Ok(outcome) => {
             if outcome.was_sent {
                 scope::succeeded(ctx, seen, &plan.change, now);
             }
-            learn(memory, &plan.change, &nic.id, &outcome, now);
+            let written = seen.backend.route_table_id();
+            learn(memory, &plan.change, written.as_ref().unwrap_or(&nic.id), &outcome, now);
             Ok(())
         }
         Err(error) => {
@@ -74,29 +77,34 @@ pub async fn write(
     }
 }
 
-/// Remembers the outcome of a write that has succeeded.
-fn learn(memory: &mut Memory, change: &Change, nic: &str, outcome: &Outcome, now: Instant) {
+/// Remembers the outcome of a write to a resource that has succeeded by Azure's report. Made once more at
+/// once, what has had no effect would have no more: it waits ever longer, and nothing else does.
+fn learn(memory: &mut Memory, change: &Change, resource: &str, outcome: &Outcome, now: Instant) {
     if outcome.is_known {
         memory.nic.at = Some(now);
     }
-    // What has reserved nothing shows nothing of growth.
-    memory.setback = memory.setback.take().filter(|one| one.stage == Stage::Growth && change.reserve == 0);
-    let ungrouped = memory.left_out.get(&Part::Groups).cloned();
+    let lacks = &outcome.lacks;
+    let error = azure::Error::WithoutEffect { resource: resource.to_owned() };
     for part in Part::of(change) {
-        memory.left_out.remove(&part);
+        let last = memory.left_out.remove(&part);
+        if Part::of(lacks).contains(&part) {
+            memory.left_out.insert(part, Setback::after(last.as_ref(), Stage::Write, &error, now));
+        }
     }
-    memory.mending.restored(&change.restore, &outcome.lacks, now);
+    let last = memory.setback.take();
+    memory.setback = if lacks.reserve > 0 {
+        Some(Setback::after(last.as_ref(), Stage::Growth, &error, now))
+    } else {
+        // What has reserved nothing shows nothing of growth.
+        last.filter(|one| one.stage == Stage::Growth && change.reserve == 0)
+    };
+    memory.mending.restored(&change.restore, &lacks.restore, now);
     if change.repair || change.forward || change.mend {
         memory.mending.written(now);
     }
-    if outcome.lacks_groups {
-        // Written once more at once it would show them no sooner.
-        let error = azure::Error::Unexpected {
-            resource: nic.to_owned(),
-            message: "it doesn't show application security groups that it has joined".to_owned(),
-        };
-        let own = Setback::after(ungrouped.as_ref(), Stage::Write, &error, now);
-        memory.left_out.insert(Part::Groups, own);
+    if !lacks.is_empty() {
+        // The answer may be older than the write, or the write may come late.
+        memory.nic.lost_answer();
     }
 }
 
@@ -141,6 +149,35 @@ mod tests {
         let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
         let object = json!({"metadata": {"name": "n"}, "spec": spec});
         Memories::default().take(&serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn a_part_of_a_write_that_has_no_effect_is_tried_ever_less_often_and_the_rest_is_not_held_up() {
+        let (mut memory, mut now) = (memory(), Instant::now());
+        let change = Change { reserve: 2, release: vec!["vnp-1".into()], ..Change::default() };
+        let lacks = |reserve, release: &[&str]| {
+            let release = release.iter().map(|&name| name.to_owned()).collect();
+            let lacks = Change { reserve, release, ..Change::default() };
+            Outcome { was_sent: true, is_known: true, lacks }
+        };
+        let mut waits = vec![];
+        for _ in 0..5 {
+            learn(&mut memory, &change, "nic", &lacks(1, &["vnp-1"]), now);
+            let until =
+                [&memory.setback.clone().unwrap(), &memory.left_out[&Part::Release]].map(|one| one.until);
+            assert!(until[0] == until[1] && memory.setback.as_ref().unwrap().holds_growth(now));
+            waits.push((until[0] - now).as_secs());
+            now = until[0];
+        }
+        assert_eq!(waits, [5, 10, 20, 40, 80]);
+        let last = memory.setback.clone().unwrap();
+        assert!(last.needs_change && last.reason == "WithoutEffect", "{last:?}");
+        assert!(memory.nic.is_in_doubt(), "the NIC is read again");
+        // Growth succeeds, and the release still doesn't.
+        learn(&mut memory, &change, "nic", &lacks(0, &["vnp-1"]), now);
+        assert!(memory.setback.is_none() && memory.is_left_out(Part::Release, now));
+        learn(&mut memory, &change, "nic", &lacks(0, &[]), now);
+        assert!(memory.left_out.is_empty());
     }
 
     #[test]

@@ -180,5 +180,9 @@ async fn a_public_address_whose_making_got_no_answer_is_gone_for_good_a_minute_l
     }
     pass(LATE).await;
     script.next(answer(404, arm_error("ResourceNotFound")));
+    let error = azure.delete_public_address(&public, Priority::GiveBack).await.unwrap_err();
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    script.next(answer(200, Value::Null).with("retry-after", 1));
+    script.next(answer(404, arm_error("ResourceNotFound")));
     azure.delete_public_address(&public, Priority::GiveBack).await.unwrap();
 }

@@ -190,6 +190,30 @@ async fn an_instance_under_another_operation_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_nic_that_lags_behind_its_model_gets_no_reservation_twice() {
+    let pool = Pool::start().await;
+    let path = format!("{}{}?api-version=2018-10-01", pool.sim.arm_url(), pool.nic);
+    let old = reqwest::Client::new().get(path).bearer_auth("test").send().await.unwrap();
+    let lags = pool.sim.order_fault(Fault {
+        method: Some("GET".into()),
+        path_contains: Some("/networkInterfaces/".into()),
+        count: None,
+        effect: Effect::Status { status: 200, body: old.json().await.unwrap(), headers: Default::default() },
+    });
+    // Each time the node asks for what the NIC lacks, under new names.
+    for names in [&["vnp-1", "vnp-2"], &["vnp-3", "vnp-4"], &["vnp-5", "vnp-6"]] {
+        assert_eq!(pool.update(names, &[]).await.unwrap(), [""; 0]);
+    }
+    pool.sim.lift_fault(lags).unwrap();
+    let error = pool.update(&["vnp-7"], &[]).await.unwrap_err();
+    assert!(matches!(error, Error::Stale { .. }), "{error}");
+    let held = pool.azure.nic(&pool.nic, Freshness::Cached, Priority::NewNode).await.unwrap();
+    let names: Vec<_> = held.ip_configurations.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!(names, ["vnp-1", "vnp-2"]);
+    assert_eq!(nics(&pool.written())[0]["properties"]["ipConfigurations"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
 async fn an_instance_marked_for_deletion_is_not_written() {
     let pool = Pool::start().await;
     pool.azure.primary_nic(&pool.vm, Priority::NewNode).await.unwrap();

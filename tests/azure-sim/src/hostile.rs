@@ -5,10 +5,9 @@ use crate::draws::Draws;
 use crate::fault::{Effect, Ending};
 use crate::request::Request;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Codes with the status they come with. A resource's own 404 isn't among them: a client that gets two 404s
-/// for a NIC must believe that it is gone.
+/// Codes with the status they come with.
 const CODES: &[(u16, &str)] = &[
     (400, "SubnetIsFull"),
     (400, "PrivateIPAddressLimitReached"),
@@ -43,14 +42,19 @@ const CODES: &[(u16, &str)] = &[
 /// The statuses of codes that may come with any.
 const REFUSING: [u16; 3] = [400, 403, 409];
 
-/// Reports that the resource isn't there. A client that reads or deletes it must believe that, so only a PUT
-/// gets it.
+/// Reports that the resource isn't there. A client that gets this twice must believe it. So only a PUT gets
+/// it, of a resource that hasn't been missed.
 const ABSENT: &str = "ParentResourceNotFound";
+
+/// The same, by a resource's own 404: any other request than a PUT gets it, once for each resource.
+const MISSING: &str = "ResourceNotFound";
 
 /// One seed's answers.
 pub(crate) struct Hostile {
     draws: Draws,
     codes: Vec<Code>,
+    /// The paths of resources that have been missed.
+    missed: BTreeSet<String>,
 }
 
 /// A code, and the status that it comes with; without one, any of [`REFUSING`].
@@ -60,7 +64,7 @@ impl Hostile {
     /// `further` codes are drawn beside those known here.
     pub(crate) fn of(seed: u64, further: Vec<Code>) -> Self {
         let known = CODES.iter().map(|(status, code)| (Some(*status), (*code).to_owned()));
-        Self { draws: Draws::of(seed), codes: known.chain(further).collect() }
+        Self { draws: Draws::of(seed), codes: known.chain(further).collect(), missed: BTreeSet::new() }
     }
 
     /// The fate of a request; `None`: it is answered as always.
@@ -72,7 +76,7 @@ impl Hostile {
         let is_write = request.method != "GET";
         let (status, code) = &self.codes[detail % self.codes.len()];
         let status = status.unwrap_or(REFUSING[detail / self.codes.len() % REFUSING.len()]);
-        let would_be_believed = code == ABSENT && request.method != "PUT";
+        let would_be_believed = code == ABSENT && (request.method != "PUT" || self.missed.contains(&path));
         Some(match choice {
             0..14 | 38..48 if would_be_believed => return None,
             0..14 => refusal(status, code, &request.path),
@@ -88,6 +92,9 @@ impl Hostile {
                 let status = if detail.is_multiple_of(3) { Ending::Canceled } else { Ending::Failed };
                 let error = json!({ "code": code, "message": words(code, &request.path) });
                 Effect::OperationEnds { status, error }
+            }
+            48..56 if request.method != "PUT" && self.missed.insert(path) => {
+                refusal(404, MISSING, &request.path)
             }
             _ => return None,
         })
@@ -142,11 +149,12 @@ fn garbage(which: usize) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
-    /// One of seven NICs.
+    /// How many NICs there are. Each is either read or written.
+    const NICS: usize = 14;
+
     fn path(index: usize) -> String {
-        format!("/subscriptions/s/resourceGroups/g/providers/P/networkInterfaces/n{}", index % 7)
+        format!("/subscriptions/s/resourceGroups/g/providers/P/networkInterfaces/n{}", index % NICS)
     }
 
     fn further() -> Vec<Code> {
@@ -177,10 +185,13 @@ mod tests {
         let all = drawn(1, 20_000);
         for (status, code) in Hostile::of(1, further()).codes {
             for status in status.map_or(REFUSING.to_vec(), |status| vec![status]) {
-                let is_drawn = (0..7).any(|nic| all.contains(&json!(refusal(status, &code, &path(nic)))));
+                let is_drawn = (0..NICS).any(|nic| all.contains(&json!(refusal(status, &code, &path(nic)))));
                 assert!(is_drawn, "{status} {code}");
             }
         }
+        let missing = json!(refusal(404, MISSING, ""));
+        let missed = all.iter().filter(|effect| **effect == missing).count();
+        assert_eq!(missed, NICS / 2, "each NIC that is read is missed once");
         let kinds: BTreeSet<&str> = all.iter().filter_map(|effect| effect["kind"].as_str()).collect();
         let expected = [
             "cut_after_apply",

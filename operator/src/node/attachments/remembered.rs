@@ -8,7 +8,8 @@ use vnetpool_crds::allocation;
 
 use crate::azure::{self, PublicAddress, ResourceId};
 use crate::lock::lock;
-use crate::node::setback::Setback;
+use crate::node::absences::{Absences, Recorded};
+use crate::node::setback::{Setback, Stage};
 use crate::planner::attachments::{Make, Wish};
 
 /// What this process remembers of a node's attachments. All of it can be lost.
@@ -20,8 +21,10 @@ pub struct Attaching {
     pub refused: HashMap<String, (String, Setback)>,
     /// The wishes of the node's pods when they were last seen, by UID.
     wishes: HashMap<String, Wish>,
-    /// Public addresses that Azure has refused to delete.
+    /// Public addresses that Azure has refused to delete, or hasn't found.
     pub undeleted: HashMap<ResourceId, Setback>,
+    /// Since when it hasn't.
+    absences: Absences,
     /// The reason why all of the node's attachments wait.
     pub setback: Option<Setback>,
     /// The refusals that were reported to pods, by UID: each Event comes once.
@@ -114,6 +117,7 @@ impl Default for Attaching {
             refused: HashMap::new(),
             wishes: HashMap::new(),
             undeleted: HashMap::new(),
+            absences: Absences::default(),
             setback: None,
             told: HashMap::new(),
             batch: usize::MAX,
@@ -144,6 +148,35 @@ impl Attaching {
     /// deleted at once, and then given up.
     pub fn said_to_be_gone(&mut self, now: Instant) {
         self.undeleted.values_mut().filter(|one| one.is_in_use).for_each(|one| one.edited(now));
+    }
+
+    /// This public address is there, or certainly gone.
+    pub fn ended(&mut self, id: &ResourceId, public: Option<allocation::PublicAddress>) {
+        self.undeleted.remove(id);
+        self.absences.found(id.as_str());
+        self.public.insert(id.clone(), public);
+    }
+
+    /// This public address couldn't be deleted. One that isn't found is gone if it wasn't found `second_read`
+    /// ago either.
+    pub fn not_deleted(
+        &mut self,
+        id: &ResourceId,
+        error: &azure::Error,
+        second_read: Duration,
+        now: Instant,
+    ) {
+        if self.absences.prove(error, &Recorded::default(), second_read, false, now) {
+            return self.ended(id, None);
+        }
+        let mut setback = Setback::after(self.undeleted.get(id), Stage::Write, error, now);
+        if matches!(error, azure::Error::NotFound { .. }) {
+            self.absences.note(error, now);
+            setback.until = now + second_read;
+        } else {
+            self.absences.found(id.as_str());
+        }
+        self.undeleted.insert(id.clone(), setback);
     }
 
     /// The node's pods have these wishes now. A pod whose wish has been edited is tried at once: nothing of
@@ -205,6 +238,26 @@ mod tests {
         attaching.said_to_be_gone(now);
         let holds = |uid| attaching.undeleted[&id(uid)].holds(now);
         assert_eq!((holds("u"), holds("v")), (false, true));
+    }
+
+    #[test]
+    fn a_public_address_is_gone_when_a_second_deletion_a_minute_later_does_not_find_it_either() {
+        let (start, minute) = (Instant::now(), Duration::from_secs(60));
+        let missed =
+            |uid: &str| azure::Error::NotFound { resource: id(uid).to_string(), message: "m".into() };
+        let mut attaching = Attaching::default();
+        for uid in ["a", "b"] {
+            attaching.not_deleted(&id(uid), &missed(uid), minute, start);
+        }
+        assert_eq!((attaching.public.len(), attaching.wait(start)), (0, Some(minute)));
+        // One of them is there, and is missed again later.
+        attaching.ended(&id("b"), Some(allocation::PublicAddress::default()));
+        for uid in ["a", "b"] {
+            attaching.not_deleted(&id(uid), &missed(uid), minute, start + minute);
+        }
+        let is_gone = |uid| attaching.public[&id(uid)].is_none();
+        assert!(is_gone("a") && !is_gone("b"), "{:?}", attaching.public);
+        assert_eq!(attaching.undeleted.keys().collect::<Vec<_>>(), [&id("b")]);
     }
 
     #[test]

@@ -336,21 +336,16 @@ impl Presence {
 pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone: bool) {
     for Done { order, result } in attaching.orders.take() {
         match (result, order) {
-            (Ok(public), order) => {
-                attaching.undeleted.remove(order.id());
-                attaching.public.insert(order.id().clone(), public.map(shown));
-            }
+            (Ok(public), order) => attaching.ended(order.id(), public.map(shown)),
             (Err(error), Order::Make(asked)) => {
                 refuse(ctx, &[Asked::from(&asked)], &error, attaching);
             }
             (Err(error @ azure::Error::InUse { .. }), Order::Delete(id)) if is_confirmed_gone => {
                 warn!(public_address = %id, %error, "given up on a person's word");
-                attaching.undeleted.remove(&id);
-                attaching.public.insert(id, None);
+                attaching.ended(&id, None);
             }
             (Err(error), Order::Delete(id)) => {
-                let setback = setback(attaching.undeleted.get(&id), &error);
-                attaching.undeleted.insert(id, setback);
+                attaching.not_deleted(&id, &error, ctx.waits.second_read, Instant::now());
             }
         }
     }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use vnetpool_crds::names;
 
 use super::terms::{Outcome, Task};
-use crate::azure::{self, IpConfiguration, ResourceId};
+use crate::azure::{self, IpConfiguration, Nic, ResourceId};
 use crate::context::Context;
 use crate::events;
 use crate::planner::{Change, addresses};
@@ -33,17 +33,34 @@ pub async fn apply(ctx: &Context, task: &Task<'_>) -> Result<Outcome, azure::Err
     let (grain, held) = (task.observed.grain, &task.observed.held);
     let count =
         |all: &mut dyn Iterator<Item = &IpConfiguration>| all.map(|one| addresses(one, grain)).sum::<u32>();
-    let released = count(&mut held.iter().filter(|one| planned.release.contains(&one.name)));
+    let lacks = lacking(planned, held, &nic);
+    let made = planned.without(&lacks);
+    let released = count(&mut held.iter().filter(|one| made.release.contains(&one.name)));
     let held = count(&mut nic.ip_configurations.iter());
-    info!(reserved = planned.reserve * grain, released, held, nic = %id, "NIC written");
-    let is_shown = |address: &Ipv4Net| nic.ip_configurations.iter().any(|one| one.address == Some(*address));
-    let (restore, lacks) = planned.restore.iter().copied().partition(is_shown);
-    let made = Change { restore, ..planned.clone() };
+    info!(reserved = made.reserve * grain, released, held, nic = %id, "NIC written");
     for event in events_of(&made, grain, (released, held), id.name()) {
         ctx.events.report(&task.about, event);
     }
-    let lacks_groups = !planned.join.iter().all(|group| nic.groups.contains(group));
-    Ok(Outcome { was_sent: nic.was_sent, is_known: true, lacks_groups, lacks })
+    Ok(Outcome { was_sent: nic.was_sent, is_known: true, lacks })
+}
+
+/// The part of a change that a NIC doesn't show after it; `held` are its reservations before.
+fn lacking(planned: &Change, held: &[IpConfiguration], nic: &Nic) -> Change {
+    let ours = &nic.ip_configurations;
+    let is_there = |name: &&String| ours.iter().any(|one| one.name == **name);
+    let has = |address: &Ipv4Net| ours.iter().any(|one| one.address == Some(*address));
+    let is_restored = |one: &IpConfiguration| one.address.is_some_and(|one| planned.restore.contains(&one));
+    let is_new = |one: &&IpConfiguration| !held.iter().any(|old| old.name == one.name) && !is_restored(one);
+    let has_other = |name: &&String| nic.others.idle.contains(name) || nic.others.attached.contains(name);
+    Change {
+        reserve: planned.reserve.saturating_sub(ours.iter().filter(is_new).count() as u32),
+        restore: planned.restore.iter().filter(|address| !has(address)).copied().collect(),
+        release: planned.release.iter().filter(is_there).cloned().collect(),
+        adopt: planned.adopt.iter().filter(has_other).cloned().collect(),
+        join: planned.join.iter().filter(|group| !nic.groups.contains(group)).cloned().collect(),
+        leave: planned.leave.iter().filter(|group| nic.groups.contains(group)).cloned().collect(),
+        ..Change::default()
+    }
 }
 
 /// The planned change as Azure's client takes it: each new ipConfiguration has a name.
@@ -82,8 +99,44 @@ fn new_name() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::collections::HashSet;
+
+    use super::*;
+    use crate::azure::sample_nic;
+
+    #[test]
+    fn what_a_nic_does_not_show_after_a_write_has_had_no_effect() {
+        let group: ResourceId =
+            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/applicationSecurityGroups/web"
+                .parse()
+                .unwrap();
+        let planned = Change {
+            reserve: 2,
+            restore: ["10.0.0.8/32", "10.0.0.9/32"].map(|one| one.parse().unwrap()).to_vec(),
+            release: vec!["vnp-1".into(), "vnp-2".into()],
+            adopt: vec!["theirs".into()],
+            join: vec![group.clone()],
+            repair: true,
+            ..Change::default()
+        };
+        let before = sample_nic(&[("vnp-1", "10.0.0.5/32"), ("vnp-2", "10.0.0.6/32")]);
+        let held = before.ip_configurations.clone();
+        let others = azure::Others { idle: vec!["theirs".into()], attached: vec![] };
+        let same = Nic { others, ..before };
+        assert_eq!(lacking(&planned, &held, &same), Change { repair: false, ..planned.clone() });
+        let half =
+            sample_nic(&[("vnp-2", "10.0.0.6/32"), ("vnp-3", "10.0.0.7/32"), ("vnp-4", "10.0.0.8/32")]);
+        let half = Nic { groups: vec![group], ..half };
+        let lacks = lacking(&planned, &held, &half);
+        let rest = Change {
+            reserve: 1,
+            restore: vec![planned.restore[1]],
+            release: vec!["vnp-2".into()],
+            ..Change::default()
+        };
+        assert_eq!(lacks, rest);
+        assert_eq!(planned.without(&lacks).release, ["vnp-1"]);
+    }
 
     #[test]
     fn names_are_ours_and_never_the_same() {

@@ -130,26 +130,36 @@ pub fn sizing(pool: &NodeIPPool) -> Sizing {
 /// # Errors
 /// Azure's. The table is then to be read again.
 pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<Outcome, azure::Error> {
-    let mut was_sent = false;
+    let (mut was_sent, mut lacks) = (false, Change::default());
     let Task { nic, observed, change: planned, about, urgency, .. } = task;
     let Change { forward, leave, .. } = planned;
     if *forward || !leave.is_empty() {
         let id: ResourceId = nic.parse()?;
         let change = azure::Change { forward: *forward, leave: leave.clone(), ..Default::default() };
-        was_sent |= ctx.azure.update(&id, &change, urgency).await?.was_sent;
-        if *forward {
+        let written = ctx.azure.update(&id, &change, urgency).await?;
+        was_sent |= written.was_sent;
+        lacks.forward = *forward && !written.forwards;
+        let (stay, left) = leave.iter().cloned().partition(|group| written.groups.contains(group));
+        lacks.leave = stay;
+        if *forward && !lacks.forward {
             info!(nic = %id, "IP forwarding turned on");
             ctx.events.report(about, events::forwarding(id.name()));
         }
-        if !leave.is_empty() {
-            ctx.events.report(about, events::regrouped(&[], leave, id.name()));
+        let left: Vec<ResourceId> = left;
+        if !left.is_empty() {
+            ctx.events.report(about, events::regrouped(&[], &left, id.name()));
         }
     }
     let (table, grain) = (&routed.table, observed.grain);
     if !planned.release.is_empty() {
         let release = RouteChange::Release { names: planned.release.clone() };
-        was_sent |= ctx.azure.change_routes(table, release, urgency).await?.was_sent;
-        ctx.events.report(about, events::released(grain, 0, table.name()));
+        let written = ctx.azure.change_routes(table, release, urgency).await?;
+        was_sent |= written.was_sent;
+        let stays = |name: &&String| written.routes.iter().any(|route| route.name == **name);
+        lacks.release = planned.release.iter().filter(stays).cloned().collect();
+        if lacks.release.is_empty() {
+            ctx.events.report(about, events::released(grain, 0, table.name()));
+        }
     }
     if let Some(claim) = routed.claim.as_ref().filter(|_| planned.reserve > 0 || planned.mend) {
         let claim = Claim {
@@ -157,19 +167,34 @@ pub async fn apply(ctx: &Context, task: &Task<'_>, routed: &Routed) -> Result<Ou
             held: claim.held.clone().filter(|(name, _)| !planned.release.contains(name)),
             ..claim.clone()
         };
-        let claimed = ctx.azure.change_routes(table, RouteChange::Claim(claim), urgency).await?;
-        was_sent |= claimed.was_sent;
-        let event = if planned.mend {
-            events::mended(table.name())
+        let written = ctx.azure.change_routes(table, RouteChange::Claim(claim.clone()), urgency).await?;
+        was_sent |= written.was_sent;
+        if !is_met(&claim, &written) {
+            (lacks.reserve, lacks.mend) = (planned.reserve, planned.mend);
+        } else if planned.mend {
+            ctx.events.report(about, events::mended(table.name()));
         } else {
-            events::reserved(grain, grain, table.name())
-        };
-        ctx.events.report(about, event);
+            ctx.events.report(about, events::reserved(grain, grain, table.name()));
+        }
     }
-    Ok(Outcome { was_sent, ..Outcome::default() })
+    Ok(Outcome { was_sent, is_known: false, lacks })
+}
+
+/// Whether a table shows the route that was claimed.
+fn is_met(claim: &Claim, table: &RouteTable) -> bool {
+    let own = match &claim.held {
+        Some((name, range)) => {
+            table.routes.iter().find(|route| route.name == *name && route.range == Some(*range))
+        }
+        None => table.of(&claim.node, Some(claim.within), claim.next_hop),
+    };
+    own.is_some_and(|route| route.next_hop == Some(claim.next_hop))
 }
 
 /// Removes the routes of a node that is gone.
+///
+/// # Errors
+/// Azure's. That it doesn't find the table proves nothing by itself.
 pub async fn leave(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -183,10 +208,7 @@ pub async fn leave(
         names: spec.ip_configurations().map(|one| one.name.clone()).collect(),
         next_hop: next_hop.unwrap_or(Ipv4Addr::UNSPECIFIED),
     };
-    match ctx.azure.change_routes(&table.parse()?, change, urgency).await {
-        Ok(_) | Err(azure::Error::NotFound { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
+    ctx.azure.change_routes(&table.parse()?, change, urgency).await.map(drop)
 }
 
 /// How often each table is read, a little less often than the known state of it expires.

@@ -1,6 +1,5 @@
 //! The requests to all back-ends, and their answers.
 
-use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::ObjectReference;
 use vnetpool_crds::allocation::Interface;
 
@@ -48,8 +47,6 @@ pub struct Outcome {
     pub was_sent: bool,
     /// All that the back-end holds is known from Azure's answer.
     pub is_known: bool,
-    /// The NIC doesn't show application security groups that it has joined.
-    pub lacks_groups: bool,
-    /// Restored addresses that the NIC doesn't show.
-    pub lacks: Vec<Ipv4Net>,
+    /// The part of the change that has had no effect, though Azure reports a success.
+    pub lacks: Change,
 }

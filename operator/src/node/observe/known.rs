@@ -33,6 +33,8 @@ pub struct Known {
     pub writing: bool,
     /// The outcome of a write isn't known, of ours or of a leader before us.
     in_doubt: bool,
+    /// A write to the model of the NIC's instance has failed and may have left something there.
+    pub model_failed: bool,
     /// When to read the NIC once more, because such a write may have come late.
     once_more: Option<Instant>,
     /// The condition `Writing` as we last wrote it. While we haven't cleared it, a `Writing` that we see is
@@ -70,6 +72,7 @@ impl Known {
             must_read: writing,
             writing,
             in_doubt: writing,
+            model_failed: writing && is_of_instance(allocation),
             reported_writing: writing,
             inherits_strays: !allocation.spec.stray_interfaces.is_empty(),
             generation: allocation.metadata.generation,
@@ -88,6 +91,7 @@ impl Known {
             self.reported_writing = true;
             self.writing = true;
             self.in_doubt = true;
+            self.model_failed = is_of_instance(allocation);
             self.must_read = true;
         }
     }
@@ -204,9 +208,15 @@ impl Known {
                 self.once_more = Some(now + late);
             }
             // The condition stands until then, so that the next leader has the same doubt.
-            self.writing = self.once_more.is_some();
+            self.writing = self.once_more.is_some() || self.model_failed;
         }
     }
+}
+
+/// Whether the node's NIC is written through the model of a scale set's instance.
+fn is_of_instance(allocation: &NodeIPAllocation) -> bool {
+    let serving = allocation.spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
+    serving.is_some_and(|nic| nic.instance().is_some())
 }
 
 fn is_writing(allocation: &NodeIPAllocation) -> bool {
