@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test soak conformance nightly mutations bench-scale bench-node bench-wire bench-peers plots book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test soak conformance nightly mutations older-linux bench-scale bench-node bench-wire bench-peers plots book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-docs check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-conduct-short test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
@@ -51,6 +51,11 @@ nightly: setup ## the same and what is too long for that
 # Those of one rule: cargo test --workspace --test mutations -- RULE
 mutations: setup ## each rule of safety left out of a copy of the product: do the tests notice?
 	cargo test --workspace --test mutations
+
+# The kernel isn't installed: an emulator boots it.
+older-linux: setup ## the tests of the kernel that plugin and agent have, on Linux 6.1
+	@tests/older-linux/setup.sh
+	cargo test --workspace --test older-linux
 
 # Of a release build: SCENARIO is all, or some of join,idle,churn,edit,strangers,outage,takeover,relist.
 SCENARIO ?= all
@@ -242,7 +247,7 @@ test-clusters:
 	$(TOOLS)/cluster apart cargo test --workspace --no-fail-fast $(addprefix --test ,$(RUN))
 
 # All the other test programs there are, but for what is only run nightly.
-ONLY_NIGHTLY := mutations sig-network
+ONLY_NIGHTLY := mutations older-linux sig-network
 test-others:
 	@programs=$$(cargo metadata --no-deps --format-version 1 \
 		| jq -r '[.packages[].targets[] | select(.kind == ["test"]).name] | unique - ($$ARGS.positional) | .[]' --args $(UNITS) $(CLUSTERS) $(ONLY_NIGHTLY)); \

@@ -155,6 +155,7 @@ case $target in
       check 'Dependencies' make check-dependencies
       check 'Release' make release
       tests 'Nightly' make test-nightly
+      tests 'Linux 6.1' make older-linux
       tests 'Mutations' make mutations
       tests "Kubernetes' conformance" env NIGHTLY=yes make conformance
     fi

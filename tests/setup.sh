@@ -1,6 +1,7 @@
 #!/bin/bash
 # setup.sh TOOL...: sees to what the builds need beyond these tools, which it can't install: Rust's cargo,
-# Go's go. What the test cluster needs is installed by `cluster build`.
+# Go's go. What the test cluster needs is installed by `cluster build`. PACKAGES: Debian's, of which one test
+# alone has need.
 set -euo pipefail
 
 for tool in "$@"; do
@@ -13,7 +14,7 @@ done
 # A C compiler and a static C library: Rust links with them, and one dependency (ring) has parts in C.
 # nftables and iptables go into an image; jq reads cargo's description of the workspace.
 missing=()
-for package in gcc iptables jq libc6-dev nftables; do
+for package in gcc iptables jq libc6-dev nftables ${PACKAGES:-}; do
   [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || missing+=("$package")
 done
 if [ ${#missing[@]} -gt 0 ]; then

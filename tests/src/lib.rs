@@ -18,6 +18,7 @@
 //!   reference the pages of docs/reference that are made from the programs
 //!   asked     what a run is asked for by its environment
 //!   site      the documents as a site, and which of its links lead nowhere
+//!   guest     what a guest with a kernel of its own reports
 //!   specs     what Kubernetes' own suite of specs reports
 //!   chapters  tests that come one after the other, each on a world
 //!   wait      the one way to wait for something, and to see that something holds all the while
@@ -33,6 +34,7 @@ pub mod cluster;
 pub mod control_plane;
 pub mod engine;
 pub mod glimpse;
+pub mod guest;
 pub mod lots;
 pub mod monitoring;
 pub mod node;

@@ -238,8 +238,8 @@ echo "$*" >> runs
 exec nft "$@"
 "#;
 
-/// Runs a test alone on a node of its own: a network namespace with a NIC, and [`NFT`]. Returns the folder of
-/// both in there, and `None` out here once the test has passed.
+/// Runs a test alone on a node of its own: a network namespace with a NIC, mounts, and [`NFT`]. Returns the
+/// folder of all that in there, and `None` out here once the test has passed.
 fn on_a_node(test: &str) -> Option<PathBuf> {
     if let Some(dir) = env::var_os(NODE) {
         return Some(dir.into());
@@ -250,7 +250,7 @@ fn on_a_node(test: &str) -> Option<PathBuf> {
     fs::set_permissions(&nft, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(dir.path().join("plugin"), "plugin").unwrap();
     let before = "ip link add eth0 address 00:0d:3a:e5:1c:c0 type veth peer name wire && ip link set eth0 up";
-    let mut again = alone::again(test, &["--net"], before);
+    let mut again = alone::again(test, &["--net", "--mount"], before);
     let path = format!("{}:{}", dir.path().display(), env::var("PATH").unwrap());
     again.env(NODE, dir.path()).env("PATH", path);
     alone::run(again);
@@ -349,6 +349,22 @@ async fn a_node_whose_rules_fail_reports_it_assigns_nothing_and_keeps_its_pods_a
     settle(&mut agent, &leaving).await;
     let left = Counts { held: 1, assigned: 1, relinquished: 1, ..Counts::default() };
     assert_eq!(counts(&agent), left, "its pool is gone, and its rules don't come back");
+}
+
+#[tokio::test]
+async fn a_node_whose_kernel_is_too_old_says_so_and_assigns_nothing() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let release = dir.join("release");
+    fs::write(&release, "5.4.0-1109-azure\n").unwrap();
+    let mut mount = Command::new("mount");
+    mount.arg("--bind").arg(&release).arg("/proc/sys/kernel/osrelease");
+    assert!(mount.status().unwrap().success());
+    let (agent, _) = settled(&dir).await;
+    assert_eq!(reported(&agent, condition::RULES_APPLIED), ("False".to_owned(), "KernelTooOld".to_owned()));
+    let message = condition(&agent, condition::RULES_APPLIED).message;
+    assert!(message.contains("5.4.0-1109-azure") && message.contains("Linux 5.5"), "{message}");
+    assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
+    assert!(!agent.store.peek().unwrap().had_first_address(), "the runtime sends no pods");
 }
 
 #[tokio::test]

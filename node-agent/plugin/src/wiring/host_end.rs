@@ -113,5 +113,6 @@ pub fn move_aside(older: &Sandbox, pod: &Pod) -> Result<(), Error> {
     ]);
     // Whether it was renamed or not: it is up again, and its route, which went when it was down, is back.
     restore(index, &wired)?;
-    moved
+    let is_taken = |error: &Error| error.is(Errno::EEXIST);
+    moved.map_err(|error| if is_taken(&error) { Error::NameTaken(older.host_link(pod)) } else { error })
 }

@@ -5,11 +5,12 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     path::Path,
+    process::Command,
     time::Duration,
 };
 
 use crate::{
-    node::{NODE, Node, Pod},
+    node::{NODE, Namespace, Node, Pod},
     wiring::connect,
 };
 use vnetpool_plugin::{
@@ -117,6 +118,39 @@ fn on_an_older_kernel_a_link_is_renamed_while_it_is_down_for_a_moment() {
     }
 }
 
+/// A DEL may just have taken the link down for good. Linux before 6.2 renames it only by way of down and up.
+#[test]
+fn the_link_of_a_sandbox_on_which_a_verb_is_at_work_is_not_set_down_and_up() {
+    let node = Node::holding(2);
+    let (older, newer) = (Pod::named("older", "web-0"), Pod::named("newer", "web-0"));
+    let address = node.add(&older).address();
+    let verb = node.store.lock_sandbox(&older.sandbox(), Duration::ZERO).unwrap();
+    let added = node.add(&newer);
+    assert_eq!(added.is_success, renames_links_that_are_up(), "{}", added.document);
+    if !added.is_success {
+        assert_eq!(added.code(), 11);
+        assert!(added.message().contains("no link that is up"), "{}", added.message());
+        assert_eq!(node.ledger().address_of(&newer.sandbox()), None, "what was assigned is given back");
+        assert_eq!(sandbox_on(&node, WEB_0).as_deref(), Some("older"));
+    }
+    drop(verb);
+    node.check(&older, address).succeeds();
+    // Another test that is just starting a process lends it our open files, the lock among them, until it is
+    // that program.
+    crate::node::eventually("the newer one is wired", || node.add(&newer).is_success);
+    assert_eq!(sandbox_on(&node, WEB_0).as_deref(), Some("newer"));
+    node.check(&older, address).succeeds();
+}
+
+fn renames_links_that_are_up() -> bool {
+    let netns = Namespace::new();
+    netns.ip("link add before type veth peer name other");
+    netns.ip("link set before up");
+    let mut rename = Command::new("ip");
+    rename.args(["link", "set", "before", "name", "after"]);
+    netns.inside(|| rename.status().unwrap().success())
+}
+
 #[test]
 fn a_sandbox_that_was_silenced_makes_room_before_its_namespace_has_ended() {
     let node = Node::holding(2);
@@ -149,8 +183,7 @@ fn a_sandbox_waits_for_the_name_of_its_pod_where_it_can_not_be_had() {
     assert!(link_named(&node, WEB_0).is_some());
     node.netns.ip(&format!("link delete {WEB_0}"));
 
-    // A kernel that doesn't rename: Linux before 6.2 answers EBUSY for a link that is up, and any answers
-    // EEXIST here.
+    // A kernel that doesn't rename, whether the link is up or down: its spare name is another link's.
     let address = node.add(&older).address();
     let spare = older.sandbox().spare_link();
     node.netns.ip(&format!("link add {spare} type veth peer name other"));
@@ -181,7 +214,7 @@ fn a_pod_wired_by_an_earlier_build_keeps_its_name_and_its_verbs() {
     let (node, pod) = (Node::holding(1), Pod::named("a", "web-0"));
     let address = node.add(&pod).address();
     let named_before = pod.sandbox().spare_link();
-    node.netns.ip(&format!("link set {WEB_0} name {named_before}"));
+    node.netns.inside(|| wiring::move_aside(&pod.sandbox(), &pod.facts()).unwrap());
     let again = node.add(&pod);
     assert_eq!(again.address(), address);
     assert_eq!(again.document["interfaces"][0]["name"], named_before);
