@@ -10,7 +10,7 @@ use netlink_packet_core::{NetlinkBuffer, NlaBuffer, ParseableParametrized};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     link::{LinkAttribute, LinkMessage},
-    route::{RouteHeader, RouteMessage, RouteProtocol, RouteScope},
+    route::{RouteHeader, RouteMessage, RouteScope},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -19,6 +19,7 @@ use super::{
     Error, HOST_MAC,
     bridge::BRIDGE,
     messages::{host_address, identity_of, is_up, mac_of, name_of},
+    netlink::OURS,
 };
 
 /// Groups of rtnetlink (`linux/rtnetlink.h`): links, IPv4 addresses, routes and rules, settings of links.
@@ -102,9 +103,7 @@ fn concerns(message: &RouteNetlinkMessage, uplinks: &Uplinks, is_wired: &impl Fn
     match message {
         // DEL silences a pod's link first, and the kernel then announces no removed routes. The route to the
         // bridge DEL has to remove itself.
-        RouteNetlinkMessage::DelRoute(route) => {
-            is_like_ours(route) && host_address(route).is_some_and(is_wired)
-        }
+        RouteNetlinkMessage::DelRoute(route) => is_to_pod(route) && host_address(route).is_some_and(is_wired),
         RouteNetlinkMessage::DelRule(rule) => rule.header.family == AddressFamily::Inet,
         RouteNetlinkMessage::NewAddress(address) => address.header.family == AddressFamily::Inet,
         RouteNetlinkMessage::NewLink(link) => is_damaged(link) || is_changed(link, uplinks),
@@ -115,13 +114,13 @@ fn concerns(message: &RouteNetlinkMessage, uplinks: &Uplinks, is_wired: &impl Fn
     }
 }
 
-/// A route of the kind that leads to a pod.
-fn is_like_ours(route: &RouteMessage) -> bool {
+/// A route of ours that leads to a pod.
+fn is_to_pod(route: &RouteMessage) -> bool {
     let header = &route.header;
     header.address_family == AddressFamily::Inet
         && header.destination_prefix_length == 32
         && header.table == RouteHeader::RT_TABLE_MAIN
-        && header.protocol == RouteProtocol::Static
+        && header.protocol == OURS
         && header.scope == RouteScope::Link
 }
 

@@ -25,8 +25,8 @@ use super::{Error, neighbours::Neighbour};
 
 /// The main routing table.
 pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
-/// The protocol of all the agent's routes and rules but the routes to pods: `ip route flush table all proto
-/// 176` removes them. `rt_protos` of iproute2 doesn't assign this number.
+/// The protocol of all our routes and rules: `ip route flush table all proto 176` removes them, and nothing of
+/// ours changes those of another. `rt_protos` of iproute2 doesn't assign this number.
 pub(super) const OURS: RouteProtocol = RouteProtocol::Other(176);
 /// Messages are aligned to four bytes within a datagram.
 const ALIGN: usize = 4;
@@ -96,7 +96,7 @@ impl Change {
             address_family: AddressFamily::Inet,
             destination_prefix_length: to.prefix_len(),
             table: RouteHeader::RT_TABLE_MAIN,
-            protocol: RouteProtocol::Static,
+            protocol: OURS,
             scope: if gateway.is_some() { RouteScope::Universe } else { RouteScope::Link },
             kind: RouteType::Unicast,
             ..RouteHeader::default()
@@ -111,7 +111,7 @@ impl Change {
         Change { what, flags: NLM_F_CREATE | NLM_F_EXCL, message: RouteNetlinkMessage::NewRoute(message) }
     }
 
-    /// Removes the route to this destination on the link.
+    /// Removes our route to this destination on the link.
     pub(super) fn delete_route(what: &'static str, link: u32, to: Destination) -> Change {
         let Change { message, .. } = Change::new_route(what, link, to, None);
         let message = match message {
