@@ -17,7 +17,7 @@ const BURST: u32 = 537;
 
 /// Has the agents of the pool of blocks wire new pods so. An agent that reports it has taken this up has it
 /// in the configuration.
-async fn wire(world: &World, wiring: Wiring) -> Result<()> {
+pub async fn wire(world: &World, wiring: Wiring) -> Result<()> {
     blocks::serve(world).await?;
     let patch = json!({ "spec": { "wiring": wiring } }).to_string();
     world.cluster.kubectl(&["patch", "nodeippool", "blocks", "--type=merge", "-p", &patch]).await?;

@@ -2,11 +2,17 @@
 
 use crate::World;
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Api;
+use kube::api::ListParams;
 use serde_json::json;
 use std::time::{Duration, Instant};
+use vnetpool_crds::condition;
+use vnetpool_crds::refusal::{Refusal, Service, refusals};
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Machine, PREMISES, Place, Seen, peer};
-use vnetpool_tests::workload::PORT;
+use vnetpool_tests::workload::{PORT, ProbePod};
 
 /// How long a pool's change takes to reach the rules of each node, at most.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -52,25 +58,39 @@ pub async fn the_internet_and_the_platform_see_the_nodes_primary_address(world: 
 
 /// An attacker's aims in a pod: a token of the node's identity, which by default is the operator's, and the
 /// machine's goal state.
+const AIMS: [&str; 2] = [
+    "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01\
+     &resource=https://management.azure.com/",
+    "http://168.63.129.16/machine?comp=goalstate",
+];
+
+async fn ask(place: &Place, url: &str) -> Result<String> {
+    place.run("curl", &["-sS", "--fail", "--max-time", "3", "-H", "metadata: true", url]).await
+}
+
+/// A pod asks for both at once, and gets no answer.
+async fn asks_in_vain(pod: &Place) -> Result<()> {
+    let in_vain = async |url: &str| -> Result<()> {
+        let answer = ask(pod, url).await;
+        let is_dropped =
+            answer.as_ref().is_err_and(|error| error.to_string().contains("Connection timed out"));
+        ensure!(is_dropped, "a pod asks for {url}: {answer:?}");
+        Ok(())
+    };
+    tokio::try_join!(in_vain(AIMS[0]), in_vain(AIMS[1])).map(drop)
+}
+
 pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_allows_it(
     world: &World,
 ) -> Result<()> {
-    let token = "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01\
-                 &resource=https://management.azure.com/";
-    let ask = async |place: &Place, url: &str| {
-        place.run("curl", &["-sS", "--fail", "--max-time", "3", "-H", "metadata: true", url]).await
-    };
-    let goal_state = "http://168.63.129.16/machine?comp=goalstate";
     for index in [0, 1] {
-        let (pod, node) = (world.pod(index)?, world.node(index)?);
-        for url in [token, goal_state] {
+        let node = world.node(index)?;
+        for url in AIMS {
             ask(&node, url).await?;
-            let answer = ask(&pod, url).await;
-            let is_dropped =
-                answer.as_ref().is_err_and(|error| error.to_string().contains("Connection timed out"));
-            ensure!(is_dropped, "a pod asks for {url}: {answer:?}");
         }
     }
+    let (one, two) = (world.pod(0)?, world.pod(1)?);
+    tokio::try_join!(asks_in_vain(&one), asks_in_vain(&two))?;
     world.cluster.patch_pool(json!({ "podMetadataAccess": "All" })).await?;
     for index in [0, 1] {
         let (pod, node) = (world.pod(index)?, world.node(index)?);
@@ -86,9 +106,58 @@ pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_allows_it
         let asked = |entry: &&serde_json::Value| entry["path"] == "/metadata/instance/compute/name";
         let last = log.as_array().into_iter().flatten().rfind(asked).map(|entry| entry["caller"].clone());
         ensure!(last == Some(json!(node.address)), "the metadata service was called by {last:?}");
-        ensure!(ask(&pod, goal_state).await.is_err(), "the pool says nothing of the goal state");
+        ensure!(ask(&pod, AIMS[1]).await.is_err(), "the pool says nothing of the goal state");
     }
     world.cluster.patch_pool(json!({ "podMetadataAccess": "None" })).await
+}
+
+pub async fn a_pod_that_asks_for_a_token_is_counted_and_named_once(world: &World) -> Result<()> {
+    let (pod, node, ProbePod { name, node: host, .. }) = (world.pod(0)?, world.node(0)?, &world.pods[0]);
+    let named = format!("default/{name}");
+    // The pool may just have let pods ask.
+    eventually("the pod asks in vain", SOON, || async { asks_in_vain(&pod).await.map(Some) }).await?;
+    // Some event of the network has the agent inspect its node now, instead of half a minute later.
+    node.run("ip", &["address", "add", "192.0.2.1/32", "dev", "lo"]).await?;
+    for service in Service::ALL {
+        let series =
+            format!("vnetpool_agent_refused_packets_total{{pod=\"{named}\",target=\"{}\"}} ", service.word());
+        eventually(&series, SOON, || async {
+            let metrics = node.run("curl", &["-sS", "http://127.0.0.1:9471/metrics"]).await?;
+            let count = metrics.lines().find_map(|line| line.strip_prefix(&series));
+            // The pod's kernel repeats what isn't answered.
+            Ok(count.and_then(|count| count.parse::<u32>().ok()).filter(|count| *count >= 2))
+        })
+        .await?;
+    }
+    let condition = eventually("the condition names the pod", SOON, || async {
+        let status = world.cluster.allocation(host).await?.status.context("no status")?;
+        let found = condition::find(&status.conditions, condition::METADATA_REFUSED).cloned();
+        let is_named = |one: &Condition| {
+            let refusals = refusals(&one.message);
+            Service::ALL.iter().all(|&service| refusals.contains(&Refusal { service, pod: named.clone() }))
+        };
+        Ok(found.filter(is_named))
+    })
+    .await?;
+    ensure!((condition.status.as_str(), condition.reason.as_str()) == ("True", "PodsAsk"), "{condition:?}");
+    // About the Node and its NodeIPAllocation, one of each for each service.
+    let events = eventually("the Events about the pod", SOON, || async {
+        let all = Api::<Event>::all(world.cluster.client.clone()).list(&ListParams::default()).await?.items;
+        let is_about = |one: &Event| {
+            let related = one.related.as_ref().and_then(|related| related.name.as_ref());
+            one.reason.as_deref() == Some("PodsAsk") && related == Some(name)
+        };
+        let events: Vec<Event> = all.into_iter().filter(is_about).collect();
+        ensure!(events.len() >= 4, "there are {}", events.len());
+        Ok(Some(events))
+    })
+    .await?;
+    for event in &events {
+        let (times, note) = (event.series.as_ref(), event.message.as_deref().unwrap_or_default());
+        let says_all = note.contains(&named) && note.contains("the host network");
+        ensure!(events.len() == 4 && times.is_none() && says_all, "{} Events: {event:?}", events.len());
+    }
+    node.run("ip", &["address", "delete", "192.0.2.1/32", "dev", "lo"]).await.map(drop)
 }
 
 /// Each under its own address, as soon as the nodes' rules have followed.

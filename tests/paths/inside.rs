@@ -43,7 +43,7 @@ pub async fn a_pod_and_its_own_node_reach_each_other(world: &World) -> Result<()
 }
 
 /// A deployment of one probe on a node, with more fields for its pod and for its container.
-fn one_probe(name: &str, node: &str, port: u16, pod: Value, container: Value) -> Value {
+pub fn one_probe(name: &str, node: &str, port: u16, pod: Value, container: Value) -> Value {
     let labels = json!({ "app": name });
     let mut spec = json!({
         "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false, "enableServiceLinks": false,

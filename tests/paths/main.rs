@@ -4,6 +4,7 @@
 
 mod beyond;
 mod engine;
+mod hostile;
 mod inside;
 mod policy;
 
@@ -94,6 +95,9 @@ fn main() -> Result<ExitCode> {
         beyond::premises_behind_the_gateway_see_the_pods_own_address,
         beyond::the_internet_and_the_platform_see_the_nodes_primary_address,
         beyond::pods_get_no_token_of_their_nodes_identity_unless_the_pool_allows_it,
+        beyond::a_pod_that_asks_for_a_token_is_counted_and_named_once,
+        hostile::a_pod_with_a_containers_default_capabilities_gets_nowhere_by_forged_packets,
+        hostile::neither_a_pod_nor_a_vm_reaches_the_ports_of_agents_and_operator,
         beyond::a_new_peering_is_followed_within_the_next_read_and_disturbs_no_flow,
         policy::a_security_group_acts_on_the_addresses_of_pods,
         policy::a_route_table_steers_a_pods_packets_through_an_appliance_and_back,

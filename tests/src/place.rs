@@ -6,6 +6,7 @@ use crate::cluster::{Cluster, Host, tool};
 use crate::eventually;
 use crate::workload::{PORT, ProbePod};
 use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
@@ -147,6 +148,21 @@ impl Place {
             Ok(Some(()))
         })
         .await
+    }
+
+    /// Runs code in here, on a thread of its own.
+    ///
+    /// # Errors
+    /// When the namespace can't be entered.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let netns = std::fs::File::open(&self.netns)?;
+        let enter = || -> Result<T> {
+            setns(netns, CloneFlags::CLONE_NEWNET)?;
+            Ok(work())
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(enter).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// This program again, as a probe inside: a test that runs this answers the argument `probe`.

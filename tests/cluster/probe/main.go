@@ -1,5 +1,5 @@
-// Probe shows which clients reach which servers: a server that answers clients with their address, and a
-// dialer that asks such servers.
+// Probe shows which clients reach which servers: a server that answers clients with their address, a dialer
+// that asks such servers, and packets that should reach nobody.
 package main
 
 import (
@@ -26,6 +26,9 @@ const usage = `usage:
   probe serve --listen :8080           answer GET /whoami, GET /resolve?name=NAME and POST /dial
   probe dial --timeout 2s TARGET...    ask each target (ip:port) who we are, and print what came of each
   probe dial --via IP:PORT TARGET...   have another probe do so
+  probe forge --source IP --to IP:PORT send one UDP packet under an address that needn't be ours
+  probe flood --ask IP --senders IP --count N
+                                       ask for an address by ARP, under a made-up sender each time
   probe pause                          wait for a signal; reap orphans
 `
 
@@ -72,6 +75,10 @@ func main() {
 		err = serve(os.Args[2:])
 	case "dial":
 		err = dialCommand(os.Args[2:])
+	case "forge":
+		err = forge(os.Args[2:])
+	case "flood":
+		err = flood(os.Args[2:])
 	case "pause":
 		pause()
 	default:

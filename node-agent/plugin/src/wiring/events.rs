@@ -16,7 +16,7 @@ use nix::{
 use super::{
     Error,
     bridge::BRIDGE,
-    messages::{Address, Link, MAIN, Object, Route, Rule, attributes, is_ipv4},
+    messages::{Address, Link, MAIN, OURS, Object, Route, Rule, attributes, is_ipv4},
 };
 
 /// Groups of rtnetlink (`linux/rtnetlink.h`): links, IPv4 addresses, routes and rules, settings of links.
@@ -95,7 +95,7 @@ fn concerns(kind: u16, body: &[u8], uplinks: &Uplinks, is_wired: &impl Fn(Ipv4Ad
         // DEL silences a pod's link first, and the kernel then announces no removed routes. The route to the
         // bridge DEL has to remove itself.
         Route::GONE => {
-            Route::read(body).filter(is_like_ours).and_then(|one| one.destination).is_some_and(is_wired)
+            Route::read(body).filter(is_to_pod).and_then(|one| one.destination).is_some_and(is_wired)
         }
         Rule::GONE | Address::NEW => is_ipv4(body),
         Link::NEW => link().is_some_and(|link| is_damaged(&link) || is_changed(&link, uplinks)),
@@ -106,12 +106,12 @@ fn concerns(kind: u16, body: &[u8], uplinks: &Uplinks, is_wired: &impl Fn(Ipv4Ad
     }
 }
 
-/// A route of the kind that leads to a pod.
-fn is_like_ours(route: &Route) -> bool {
+/// A route of ours that leads to a pod.
+fn is_to_pod(route: &Route) -> bool {
     route.is_ipv4()
         && route.prefix_len == 32
         && route.table == MAIN
-        && route.protocol == libc::RTPROT_STATIC
+        && route.protocol == OURS
         && route.scope == libc::RT_SCOPE_LINK
 }
 

@@ -16,8 +16,8 @@ use crate::sandbox::is_link_name;
 
 /// The main routing table.
 pub(super) const MAIN: u8 = libc::RT_TABLE_MAIN;
-/// The protocol of all the agent's routes and rules but the routes to pods: `ip route flush table all proto
-/// 176` removes them. `rt_protos` of iproute2 doesn't assign this number.
+/// The protocol of all our routes and rules: `ip route flush table all proto 176` removes them, and nothing
+/// of ours changes those of another. `rt_protos` of iproute2 doesn't assign this number.
 pub(super) const OURS: u8 = 176;
 
 const INET: u8 = libc::AF_INET as u8;

@@ -75,7 +75,7 @@ impl Change {
         Change { what, kind: Route::NEW, flags: NEW, body: Body::route(&to.route(link, gateway), 0) }
     }
 
-    /// Removes the route to this destination on the link.
+    /// Removes our route to this destination on the link.
     pub(super) fn delete_route(what: &'static str, link: u32, to: Destination) -> Change {
         Change { what, kind: Route::GONE, flags: 0, body: Body::route(&to.route(link, None), 0) }
     }
@@ -169,7 +169,7 @@ impl Destination {
         Route {
             prefix_len: self.prefix_len(),
             table: MAIN,
-            protocol: libc::RTPROT_STATIC,
+            protocol: OURS,
             scope: if gateway.is_some() { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_LINK },
             kind: libc::RTN_UNICAST,
             destination: self.address(),

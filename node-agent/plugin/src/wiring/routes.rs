@@ -22,8 +22,8 @@ pub(super) fn of_table(netlink: &mut Netlink, table: u8) -> Result<Vec<Route>, E
     Ok(routes)
 }
 
-/// Routes the address to the link. Returns whether the route had to be added. A route of this address that
-/// leads elsewhere is an error.
+/// Routes the address to the link. Returns whether the route had to be added: another program's serves as well.
+/// A route of this address that leads elsewhere is an error.
 pub(super) fn ensure(netlink: &mut Netlink, address: Ipv4Addr, link: u32) -> Result<bool, Error> {
     let route = Change::new_route("add the node's route to the pod", link, Destination::Host(address), None);
     match netlink.apply([route]) {
@@ -35,7 +35,7 @@ pub(super) fn ensure(netlink: &mut Netlink, address: Ipv4Addr, link: u32) -> Res
     }
 }
 
-/// Removes the route of the address to the link. Ok if there is none.
+/// Removes our route of the address to the link. Ok if there is none; another program's stays.
 pub(super) fn remove(netlink: &mut Netlink, address: Ipv4Addr, link: u32) -> Result<(), Error> {
     let change = Change::delete_route("remove the node's route to the pod", link, Destination::Host(address));
     match netlink.apply([change]) {

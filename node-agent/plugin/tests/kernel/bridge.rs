@@ -123,7 +123,7 @@ fn pods_keep_the_wiring_they_were_started_with_and_reach_those_of_the_other() {
         run(&node, "DEL", pod, &config).succeeds();
     }
     assert_eq!(
-        (node.netns.ip("route show scope link proto static"), traces(&node)),
+        (node.netns.ip("route show scope link proto 176"), traces(&node)),
         (String::new(), String::new())
     );
 }

@@ -189,6 +189,23 @@ fn a_pods_route_to_a_bridge_goes_with_it_though_the_ledger_was_lost() {
     assert!(!has_route());
 }
 
+/// A site may route addresses to its bridge by itself, and then the plugin has none to add.
+#[test]
+fn a_sites_own_route_to_a_bridge_serves_a_pod_and_stays_when_the_pod_goes() {
+    let node = Node::holding(1);
+    let plugin = json!({ "type": "bridge", "bridge": "vnpcni0", "ipam": ipam(&node) });
+    let (runtime, pod) = (Runtime::new(node, "1.0.0", json!([plugin])), Pod::new("a"));
+    let node = &runtime.node;
+    let address = runtime.run("add", &pod.netns).address();
+    node.netns.ip(&format!("route replace {address}/32 dev vnpcni0 proto static"));
+    runtime.run("check", &pod.netns).succeeds();
+    assert_eq!(connect(&node.netns, &pod.netns, address), IpAddr::from(NODE));
+    runtime.run("del", &pod.netns).succeeds();
+    assert_eq!(node.ledger().counts(file::now()).free, 1);
+    let left = node.netns.ip(&format!("route show {address}"));
+    assert!(left.contains("dev vnpcni0 proto static"), "the site's own route has gone: {left:?}");
+}
+
 #[test]
 fn the_reference_ptp_plugin_gets_its_addresses_from_us() {
     for version in ["0.4.0", "1.0.0"] {

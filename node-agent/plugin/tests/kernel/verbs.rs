@@ -54,7 +54,7 @@ fn del_works_without_a_ledger_and_without_its_folder() {
     node.add(&pod).succeeds();
     fs::remove_dir_all(node.dir.path()).unwrap();
     node.del(&pod).succeeds();
-    assert_eq!(node.netns.ip("route show scope link proto static"), "");
+    assert_eq!(node.netns.ip("route show scope link proto 176"), "");
     assert!(!node.dir.path().join("ledger").exists(), "only the agent creates a ledger");
 }
 
@@ -64,7 +64,7 @@ fn del_works_with_a_ledger_that_is_garbage() {
     node.add(&pod).succeeds();
     fs::write(node.dir.path().join("ledger"), "garbage").unwrap();
     node.del(&pod).succeeds();
-    assert_eq!(node.netns.ip("route show scope link proto static"), "");
+    assert_eq!(node.netns.ip("route show scope link proto 176"), "");
 }
 
 /// As after a boot: the configuration is still there, so the runtime sends pods before there is an agent.

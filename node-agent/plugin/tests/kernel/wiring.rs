@@ -33,6 +33,15 @@ fn links_of(node: &Node) -> Vec<HostLink> {
     node.netns.inside(|| host_links().unwrap())
 }
 
+/// All others are left alone, whatever they lead to.
+#[test]
+fn a_pods_route_is_known_by_our_protocol() {
+    let (node, pod) = (Node::holding(1), Pod::new("a"));
+    let address = node.add(&pod).address();
+    let route = node.netns.ip(&format!("route show {address} proto 176"));
+    assert!(route.contains(&pod.host_link()), "{route}{}", node.netns.ip("route show"));
+}
+
 #[test]
 fn pod_and_node_reach_each_other() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
@@ -161,7 +170,7 @@ fn after_del_a_process_left_in_the_namespace_is_silent() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     let address = node.add(&pod).address();
     node.del(&pod).succeeds();
-    assert_eq!(node.netns.ip("route show scope link proto static"), "", "the route is still there");
+    assert_eq!(node.netns.ip("route show scope link proto 176"), "", "the route is still there");
     let is_reached = pod.netns.inside(|| {
         let nobody = SocketAddr::new(NODE.into(), 9);
         TcpStream::connect_timeout(&nobody, Duration::from_millis(200)).is_err_and(|error| {
