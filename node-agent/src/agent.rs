@@ -159,13 +159,7 @@ impl Agent {
         let dir = &self.config.state_dir;
         self.store.make_private().with_context(|| format!("can't close {} to others", dir.display()))?;
         let [changed, disturbed] = std::array::from_fn(|_| Arc::new(Notify::new()));
-        let publisher = Publisher {
-            state_dir: self.config.state_dir.clone(),
-            reports: self.reports.subscribe(),
-            objects: self.objects.subscribe(),
-            gate: self.gate.clone(),
-            metrics: self.metrics.clone(),
-        };
+        let publisher = self.publisher();
         let source = self.source.clone();
         let metrics = || self.metrics.clone();
         tokio::select! {
@@ -177,6 +171,16 @@ impl Agent {
             result = source.compare(self.objects.subscribe(), self.listed.clone(), self.beat) => result,
             result = source.report(publisher) => result,
             result = self.work(&changed, &disturbed) => result,
+        }
+    }
+
+    fn publisher(&self) -> Publisher {
+        Publisher {
+            state_dir: self.config.state_dir.clone(),
+            reports: self.reports.subscribe(),
+            objects: self.objects.subscribe(),
+            gate: self.gate.clone(),
+            metrics: self.metrics.clone(),
         }
     }
 

@@ -13,7 +13,7 @@ use std::{
 };
 
 use ring::digest;
-use vnetpool_plugin::ledger::Tenant;
+use vnetpool_plugin::ledger::{Tenant, file::replace};
 
 use crate::install::if_there;
 
@@ -79,9 +79,7 @@ pub fn write(ports: &HostPorts, state_dir: &Path) -> io::Result<()> {
     if read(state_dir)?.text() == ports.text() {
         return Ok(());
     }
-    let (path, new) = (state_dir.join(FILE), state_dir.join(format!("{FILE}.new")));
-    fs::write(&new, ports.text())?;
-    fs::rename(&new, &path)
+    replace(&state_dir.join(FILE), [ports.text().as_str()])
 }
 
 /// How the names of portmap's chains begin.

@@ -208,9 +208,9 @@ pub const ALL: &[Mutation] = &[
     Mutation {
         rule: "a_ledger_is_replaced_as_a_whole",
         file: FILE,
-        from: "fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;",
-        to: "fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?; \
-             fs::copy(&path, &new)?;",
+        from: "fs::OpenOptions::new().write(true).create(true).truncate(true).mode(PRIVATE).open(&new)?;",
+        to: "fs::OpenOptions::new().write(true).create(true).truncate(true).mode(PRIVATE).open(path)?; \
+             fs::copy(path, &new)?;",
         program: KERNEL,
         tests: &["crashes::an_add_killed_before_any_of_its_system_calls_leaves_no_address"],
     },

@@ -5,13 +5,17 @@ mod tables;
 
 use super::*;
 use crate::alone::{self, this_test};
-use crate::{args::Args, beat, supply, sysctl};
+use crate::host_ports::{self, HostPorts};
+use crate::{args::Args, beat, report::local, supply, sysctl};
 use clap::Parser;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::json;
-use std::{env, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
+use std::{
+    collections::BTreeSet, env, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, process::Command,
+};
+use tokio::time::timeout;
 use vnetpool_crds::{condition::Type, reason::Reason, verdict::Verdict};
-use vnetpool_plugin::ledger::{Assign, Claim, Counts, Pod, Sandbox, file};
+use vnetpool_plugin::ledger::{Assign, Claim, Counts, Pod, Sandbox, file, file::WakeUp};
 use vnetpool_plugin::wiring::Identity;
 
 /// An agent of a VM of no cluster, whose files are below `root`. Its inspections are the test's to make.
@@ -92,6 +96,28 @@ async fn addresses_are_supplied_while_an_inspection_is_under_way_but_for_those_w
     assert!(!is_held(&agent, 3));
     assert_ne!(agent.wanted, agent.inspected.wanted, "and so an inspection begins");
     drop(inspections);
+}
+
+/// They name pods, and decide which pod has which address. The plugin's log has a test of its own.
+#[tokio::test]
+async fn every_file_of_the_state_folder_belongs_to_its_owner_alone() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (mut agent, object) = ruled(root.path());
+    let dir = agent.config.state_dir.clone();
+    agent.reconcile(Some(&object)).await.unwrap();
+    host_ports::write(&HostPorts::of("CNI-DN-1\n"), &dir).unwrap();
+    let sandbox = Sandbox { container_id: "c1".into(), ifname: "eth0".into() };
+    let _waiting = WakeUp::of(&agent.store, &sandbox).unwrap();
+    // It writes the report that there is, and waits for the next.
+    let _ = timeout(Duration::ZERO, local::write(agent.publisher())).await;
+    let mut names = BTreeSet::new();
+    for file in fs::read_dir(&dir).unwrap().map(Result::unwrap) {
+        let name = file.file_name().into_string().unwrap();
+        let mode = file.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{name} has mode {mode:o}");
+        names.insert(name.trim_end_matches(|digit: char| digit.is_ascii_hexdigit()).to_owned());
+    }
+    assert_eq!(Vec::from_iter(names), ["host-ports", "ledger", "lock", "status.json", "wake-"]);
 }
 
 #[tokio::test]

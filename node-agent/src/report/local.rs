@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 
 use anyhow::Context;
 use vnetpool_crds::NodeIPAllocationStatus;
+use vnetpool_plugin::ledger::file::replace;
 
 use super::{compose, is_published, publish::Publisher};
 use crate::install::if_there;
@@ -21,9 +22,7 @@ pub async fn write(mut publisher: Publisher) -> anyhow::Result<()> {
             let written = read(&publisher.state_dir)?;
             let status = compose(&report, written.as_ref());
             if !is_published(&status, written.as_ref()) {
-                let new = path.with_extension("new");
-                let put = fs::write(&new, serde_json::to_vec_pretty(&status)?)
-                    .and_then(|()| fs::rename(&new, &path));
+                let put = replace(&path, [serde_json::to_string_pretty(&status)?.as_str()]);
                 publisher.metrics.count_report(put.is_ok());
                 put.with_context(|| format!("can't write {}", path.display()))?;
             }

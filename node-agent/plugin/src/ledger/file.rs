@@ -36,8 +36,9 @@ pub const LOCK_WAIT: Duration = Duration::from_secs(5);
 
 /// Name of the ledger's file in its folder; each change renames a new one to it.
 pub const LEDGER: &str = "ledger";
-const NEW_LEDGER: &str = "ledger.new";
 const LOCK: &str = "lock";
+/// The mode of every file in the folder: they name pods, and decide which pod has which address.
+pub const PRIVATE: u32 = 0o600;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 #[derive(Debug, thiserror::Error)]
@@ -255,7 +256,13 @@ impl Store {
 
     fn open_lock_file(&self, path: &Path) -> io::Result<fs::File> {
         let open = || {
-            fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+            fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(PRIVATE)
+                .open(path)
         };
         open().or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => make_private(&self.dir).and_then(|()| open()),
@@ -295,23 +302,24 @@ impl Store {
         Ok(ledger)
     }
 
-    /// Replaces the file that reads `before`. A process that dies in here leaves the old file or the new one.
-    /// There is no fsync, because the folder is a tmpfs and nothing in it outlives the boot. Called under the
-    /// ledger's lock.
+    /// Replaces the ledger that reads `before`. Called under its lock.
     fn replace(&self, ledger: &Ledger, before: &str) -> Result<(), Error> {
-        let (new, path) = (self.dir.join(NEW_LEDGER), self.dir.join(LEDGER));
         let text = format::write(ledger);
         if text.is(before) {
             return Ok(());
         }
-        let write = || {
-            let made =
-                fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            write_all(&made, text.pieces())?;
-            fs::rename(&new, &path)
-        };
-        write().map_err(|error| Error::Io(path, error))
+        let path = self.dir.join(LEDGER);
+        replace(&path, text.pieces()).map_err(|error| Error::Io(path, error))
     }
+}
+
+/// Replaces a file of the folder, or makes it, for root's eyes only. A process that dies in here leaves the old
+/// file or the new one. There is no fsync, because the folder is a tmpfs and nothing in it outlives the boot.
+pub fn replace<'a>(path: &Path, pieces: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let made = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(PRIVATE).open(&new)?;
+    write_all(&made, pieces.into_iter())?;
+    fs::rename(&new, path)
 }
 
 /// Distinguishes the file of this name from all that had the name before; `None` if there is none.
@@ -343,8 +351,7 @@ fn write_all<'a>(mut file: &fs::File, pieces: impl Iterator<Item = &'a str>) -> 
     Ok(())
 }
 
-/// Makes the folder and those above it. Its files name pods and decide which pod has which address: only root
-/// may read them.
+/// Makes the folder and those above it. Only root may read its files, and see which there are.
 fn make_private(dir: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::{
     cni,
-    ledger::{Pod, Sandbox},
+    ledger::{Pod, Sandbox, file::PRIVATE},
 };
 
 pub use reader::{Failure, Invocation, Reader};
@@ -108,7 +108,7 @@ impl Line {
         let mut bytes = serde_json::to_vec(&Entry { line: self, error })?;
         bytes.push(b'\n');
         let path = dir.join(LOG);
-        let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        let mut file = fs::OpenOptions::new().append(true).create(true).mode(PRIVATE).open(&path)?;
         file.write_all(&bytes)?;
         if file.metadata()?.len() > SIZE {
             fs::rename(&path, dir.join(OLD_LOG))?;

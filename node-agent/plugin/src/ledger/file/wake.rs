@@ -7,7 +7,10 @@
 use std::{
     ffi::OsStr,
     fs, io,
-    os::{fd::AsFd, unix::net::UnixDatagram},
+    os::{
+        fd::AsFd,
+        unix::{fs::PermissionsExt, net::UnixDatagram},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,7 +20,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use super::{Error, Stamp, Store, stamp};
+use super::{Error, PRIVATE, Stamp, Store, stamp};
 use crate::ledger::{Sandbox, Waiter};
 
 /// How the names of these sockets begin.
@@ -43,7 +46,11 @@ impl WakeUp {
                 _ => Err(error),
             })?;
             socket.set_nonblocking(true)?;
-            Ok(socket)
+            match fs::set_permissions(&path, fs::Permissions::from_mode(PRIVATE)) {
+                // A DEL has ended the wait already.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(socket),
+            }
         };
         match bind() {
             Ok(socket) => Ok(WakeUp { stamp: stamp(&path), socket, path }),
