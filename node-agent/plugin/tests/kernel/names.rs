@@ -137,7 +137,7 @@ fn the_link_of_a_sandbox_on_which_a_verb_is_at_work_is_not_set_down_and_up() {
     node.check(&older, address).succeeds();
     // Another test that is just starting a process lends it our open files, the lock among them, until it is
     // that program.
-    crate::node::eventually("the newer one is wired", || node.add(&newer).is_success);
+    crate::node::eventually("the newer one is wired", || node.add(&newer), |added| added.is_success);
     assert_eq!(sandbox_on(&node, WEB_0).as_deref(), Some("newer"));
     node.check(&older, address).succeeds();
 }
