@@ -75,8 +75,8 @@ impl Suite {
         program.with_context(|| format!("{} has no test program kernel", self.folder))
     }
 
-    /// Boots the kernel, has the guest run this, and returns what it printed. The emulator ends with the guest,
-    /// and after the limit also if nobody waits for it any more.
+    /// Boots the kernel, has the guest run this, and returns what it printed. The emulator ends with the
+    /// guest, and after the limit also if nobody waits for it any more.
     fn boot(&self, command: &str) -> Result<Vec<String>> {
         let folder = root().join("target/older-linux");
         let linux = folder.join("linux");

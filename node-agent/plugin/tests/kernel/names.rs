@@ -148,7 +148,7 @@ fn renames_links_that_are_up() -> bool {
     netns.ip("link set before up");
     let mut rename = Command::new("ip");
     rename.args(["link", "set", "before", "name", "after"]);
-    netns.inside(|| rename.status().unwrap().success())
+    netns.inside(|| rename.output().unwrap().status.success())
 }
 
 #[test]
