@@ -25,8 +25,8 @@ use super::{Error, neighbours::Neighbour};
 
 /// The main routing table.
 pub(super) const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
-/// The protocol of all our routes and rules: `ip route flush table all proto 176` removes them, and nothing of
-/// ours changes those of another. `rt_protos` of iproute2 doesn't assign this number.
+/// The protocol of all our routes and rules: `ip route flush table all proto 176` removes them, and we remove
+/// none of another. `rt_protos` of iproute2 doesn't assign this number.
 pub(super) const OURS: RouteProtocol = RouteProtocol::Other(176);
 /// Messages are aligned to four bytes within a datagram.
 const ALIGN: usize = 4;
