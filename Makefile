@@ -167,7 +167,8 @@ cluster-build:
 	@tests/setup.sh go
 	cd tests/cluster && go run -trimpath -buildvcs=false ./cluster build $(PARTS)
 
-# The most that the plugin may have: every pod waits for its pages. A program that only prints a line has 1,091,064.
+# The most that the plugin may have: every pod waits for its pages. A program that only prints a line
+# has 1,091,064.
 PLUGIN_BYTES := 1500000
 # The images' root file systems. They start from scratch: our programs are static. Of Debian there is only
 # nft, whose language for rules is the one stable interface to nftables, and the older iptables, whose tables

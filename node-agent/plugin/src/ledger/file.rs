@@ -313,8 +313,9 @@ impl Store {
     }
 }
 
-/// Replaces a file of the folder, or makes it, for root's eyes only. A process that dies in here leaves the old
-/// file or the new one. There is no fsync, because the folder is a tmpfs and nothing in it outlives the boot.
+/// Replaces a file of the folder, or makes it, for root's eyes only. A process that dies in here leaves the
+/// old file or the new one. There is no fsync, because the folder is a tmpfs and nothing in it outlives the
+/// boot.
 pub fn replace<'a>(path: &Path, pieces: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
     let new = path.with_extension("new");
     let made = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(PRIVATE).open(&new)?;

@@ -22,8 +22,8 @@ pub(super) fn of_table(netlink: &mut Netlink, table: u8) -> Result<Vec<Route>, E
     Ok(routes)
 }
 
-/// Routes the address to the link. Returns whether the route had to be added: another program's serves as well.
-/// A route of this address that leads elsewhere is an error.
+/// Routes the address to the link. Returns whether the route had to be added: another program's serves as
+/// well. A route of this address that leads elsewhere is an error.
 pub(super) fn ensure(netlink: &mut Netlink, address: Ipv4Addr, link: u32) -> Result<bool, Error> {
     let route = Change::new_route("add the node's route to the pod", link, Destination::Host(address), None);
     match netlink.apply([route]) {
