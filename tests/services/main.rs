@@ -6,6 +6,7 @@ mod admitted;
 mod attached;
 mod balanced;
 mod gateway;
+mod guarded;
 mod ingress;
 mod inside;
 mod names;
@@ -145,6 +146,7 @@ fn main() -> Result<ExitCode> {
     // No Service is on these ways, so kube-proxy's mode doesn't matter to them.
     chapters![
         tests, "nftables", async || World::make("nftables").await;
+        guarded::a_deleted_table_of_ours_is_back_within_a_second_beside_a_busy_kube_proxy,
         attached::a_pod_straight_behind_a_public_load_balancer_sees_its_client_of_the_internet,
         ingress::an_ingress_calls_pods_at_their_own_addresses_and_follows_them,
         gateway::an_application_gateway_in_another_subnet_calls_pods_at_their_own_addresses,
