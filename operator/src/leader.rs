@@ -82,7 +82,7 @@ impl Tenure {
 /// How one attempt to take the Lease has ended.
 enum Attempt {
     /// With the time since its last renewal.
-    Won(Lease, Option<Duration>),
+    Won(Box<Lease>, Option<Duration>),
     /// By another replica, or another one was faster.
     Held,
     SetBack,
@@ -119,7 +119,12 @@ impl Candidate {
             match timeout(REQUEST, self.attempt(&mut seen)).await {
                 Ok(Ok(Attempt::Won(lease, gap))) => {
                     info!(lease = self.name, identity = self.identity, ?gap, "leading");
-                    return Ok(Leadership { candidate: self, lease, tenure: Tenure::new(asked), gap });
+                    return Ok(Leadership {
+                        candidate: self,
+                        lease: *lease,
+                        tenure: Tenure::new(asked),
+                        gap,
+                    });
                 }
                 Ok(Ok(Attempt::SetBack)) => return Err(Lost::SetBack),
                 Ok(Ok(Attempt::Held)) => {}
@@ -170,7 +175,7 @@ impl Candidate {
     ) -> Result<Attempt, kube::Error> {
         match answer {
             Ok(lease) if self.is_set_back(&lease) => Ok(Attempt::SetBack),
-            Ok(lease) => Ok(Attempt::Won(lease, gap)),
+            Ok(lease) => Ok(Attempt::Won(Box::new(lease), gap)),
             Err(error) if is_status(&error, CONFLICT) => Ok(Attempt::Held),
             Err(error) => Err(error),
         }

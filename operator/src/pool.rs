@@ -107,34 +107,34 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
     let subnets: BTreeSet<&str> =
         served.iter().flat_map(|node| &node.spec.interfaces).map(|nic| nic.subnet.id.as_str()).collect();
     let networks = ctx.networks.known_among(subnets.into_iter());
-    let conflict = pod_cidr::conflict(&pool, pools.iter().map(Arc::as_ref), &networks);
-    let mut next = roll_up(&pool, served.iter().map(Arc::as_ref), conflict, Timestamp::now());
+    let conflict = pod_cidr::conflict(pool, pools.iter().map(Arc::as_ref), &networks);
+    let mut next = roll_up(pool, served.iter().map(Arc::as_ref), conflict, Timestamp::now());
     let blocks = Blocks::of(ctx.cluster.allocations().state().iter().map(Arc::as_ref));
     let known = |id: &str| known(&ctx.networks, &blocks, &id.parse().ok()?);
-    forecast::report(&pool, &mut next, known, Timestamp::now());
+    forecast::report(pool, &mut next, known, Timestamp::now());
     let usages = |vnet: &ResourceId| ctx.networks.usages(vnet);
-    forecast::report_networks(&pool, &mut next, usages, &blocks, Timestamp::now());
+    forecast::report_networks(pool, &mut next, usages, &blocks, Timestamp::now());
     let nodes = ctx.cluster.nodes().state_filter(|node| ctx.cluster.leaves_alone(node));
     let architectures = ctx.cluster.architectures();
-    left_alone::report(&pool, &mut next, nodes.iter().map(Arc::as_ref), architectures, Timestamp::now());
-    leaving::report(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
-    rolling::report(&pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
+    left_alone::report(pool, &mut next, nodes.iter().map(Arc::as_ref), architectures, Timestamp::now());
+    leaving::report(pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
+    rolling::report(pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
     let coarseness = |subscription: &str| lock(&ctx.scarcity).coarseness(subscription);
-    scarce::report(&pool, &mut next, served.iter().map(Arc::as_ref), coarseness, Timestamp::now());
-    report_unreadable(&pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
+    scarce::report(pool, &mut next, served.iter().map(Arc::as_ref), coarseness, Timestamp::now());
+    report_unreadable(pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if is_the_same(&before, &next) {
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
         return Ok(Action::await_change());
     }
-    if let Some(rest) = controller.sums_wait(&pool, now).filter(|_| only_sums_differ(&before, &next)) {
+    if let Some(rest) = controller.sums_wait(pool, now).filter(|_| only_sums_differ(&before, &next)) {
         return Ok(Action::requeue(rest));
     }
     let result = apply(ctx, &name, &next).await;
     ctx.metrics.reconciled("pool", if result.is_ok() { "ok" } else { "APIServer" }, now.elapsed());
     result?;
     // The watch may not have shown yet what was written last, and each turn is published once.
-    let written = controller.wrote(&pool, &next, now);
+    let written = controller.wrote(pool, &next, now);
     let reported = written.map_or(before.conditions, |written| written.conditions);
     if let Some(invalid) = turned_false(VALID, &reported, &next.conditions) {
         let event = events::turned(invalid, "Validate");

@@ -224,7 +224,7 @@ mod tests {
         let pods: Api<Pod> = Api::default_namespaced(client(config).unwrap());
         let dies = async {
             let (mut connection, _) = listener.accept().await.unwrap();
-            connection.read(&mut [0; 4096]).await.unwrap();
+            assert!(connection.read(&mut [0; 4096]).await.unwrap() > 0);
             connection.write_all(HEAD.as_bytes()).await.unwrap();
             // BPF's "return 0": no segment gets through any more, and none is acknowledged.
             let nothing = socket2::SockFilter::new(0x06, 0, 0, 0);

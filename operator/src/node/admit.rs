@@ -48,7 +48,7 @@ async fn admit(node: &Node, ctx: &Context) -> Result<Action, kube::Error> {
     if is_known || node.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let (Some(pool), Some(uid)) = (ctx.cluster.pool_of(&node), node.uid()) else {
+    let (Some(pool), Some(uid)) = (ctx.cluster.pool_of(node), node.uid()) else {
         return Ok(Action::await_change());
     };
     let started = Instant::now();
