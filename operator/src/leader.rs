@@ -251,31 +251,47 @@ impl Leadership<'_> {
         }
     }
 
-    /// One request; a second one only after another client's edit of the Lease, to read its holder.
+    /// One request; two more only after another client's edit of the Lease, or an answer that was lost: a
+    /// renewal counts when it is answered, since only then other replicas wait from that moment on.
     async fn renew(&mut self) -> Result<Option<Lost>, kube::Error> {
+        let Candidate { leases, name, .. } = &*self.candidate;
+        let renewed = leases.replace(name, &PostParams::default(), &self.next()).await;
+        let lease = match renewed {
+            Err(error) if is_status(&error, CONFLICT) || is_status(&error, NOT_FOUND) => {
+                let Some(lease) = leases.get_opt(name).await? else {
+                    return Ok(Some(Lost::TakenOver { holder: "nobody".into() }));
+                };
+                if let Some(lost) = self.take_in(lease) {
+                    return Ok(Some(lost));
+                }
+                let Candidate { leases, name, .. } = &*self.candidate;
+                leases.replace(name, &PostParams::default(), &self.next()).await?
+            }
+            answer => answer?,
+        };
+        Ok(self.take_in(lease))
+    }
+
+    /// The Lease as the next renewal writes it.
+    fn next(&self) -> Lease {
         let mut next = self.lease.clone();
         let spec = next.spec.get_or_insert_default();
         spec.renew_time = Some(MicroTime(Timestamp::now()));
         spec.lease_duration_seconds = Some(LEASE.as_secs() as i32);
-        let Candidate { leases, name, .. } = &*self.candidate;
-        let found = match leases.replace(name, &PostParams::default(), &next).await {
-            Ok(lease) => Some(lease),
-            Err(error) if is_status(&error, CONFLICT) || is_status(&error, NOT_FOUND) => {
-                leases.get_opt(name).await?
-            }
-            Err(error) => return Err(error),
-        };
-        let Some(lease) = found else { return Ok(Some(Lost::TakenOver { holder: "nobody".into() })) };
+        next
+    }
+
+    /// Goes on with the Lease in this version, unless it shows that this replica leads no more.
+    fn take_in(&mut self, lease: Lease) -> Option<Lost> {
         if self.candidate.is_set_back(&lease) {
-            return Ok(Some(Lost::SetBack));
+            return Some(Lost::SetBack);
         }
         match lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()) {
-            // Also our own renewal, whose answer was lost, or an edit that left us the holder.
             Some(holder) if holder == self.candidate.identity => {
                 self.lease = lease;
-                Ok(None)
+                None
             }
-            holder => Ok(Some(Lost::TakenOver { holder: holder.unwrap_or_else(|| "nobody".into()) })),
+            holder => Some(Lost::TakenOver { holder: holder.unwrap_or_else(|| "nobody".into()) }),
         }
     }
 

@@ -131,7 +131,10 @@ async fn serve(
     let mut leadership = tokio::select! {
         acquired = candidate.acquire() => match acquired {
             Ok(leadership) => leadership,
-            Err(lost) => return Ok(Some(lost)),
+            Err(lost) => {
+                tasks.shutdown().await;
+                return Ok(Some(lost));
+            }
         },
         () = wakeups.ignore() => return Err(Error::Ended { task: "watches" }),
         error = ended(&mut tasks) => return Err(error),

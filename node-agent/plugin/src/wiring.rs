@@ -45,8 +45,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use crate::sandbox::{Pod, Sandbox};
 
-use messages::Neighbour;
-use messages::{Body, Link};
+use messages::{Body, Link, Neighbour};
 use netlink::{Change, Destination, Netlink};
 
 pub use addresses::{LinkAddress, addresses, remove_address};
@@ -216,7 +215,7 @@ fn make_way(
     earlier: Option<Link>,
 ) -> Result<(), Error> {
     // A container that is started anew may have another namespace than when it was silenced.
-    let unfinished = host_end::behind(host, netns, &sandbox.ifname)?;
+    let unfinished = host_end::behind(host, netns, sandbox)?;
     for index in earlier.map(|link| link.index).into_iter().chain(unfinished) {
         delete_link(host, Body::link_indexed(index))?;
     }
@@ -283,7 +282,7 @@ pub fn delete_unfinished(netns: &Path, sandbox: &Sandbox) -> Result<(), Error> {
     // With its namespace a link is gone.
     let Ok(netns) = Netns::open(netns) else { return Ok(()) };
     let mut host = Netlink::open()?;
-    match host_end::behind(&mut host, &netns, &sandbox.ifname)? {
+    match host_end::behind(&mut host, &netns, sandbox)? {
         Some(index) => delete_link(&mut host, Body::link_indexed(index)),
         None => Ok(()),
     }

@@ -193,19 +193,21 @@ impl Refused {
         let mut all = lock(&self.all);
         match result {
             Err(error) => {
+                let before = all.count;
                 for place in places.0.iter().filter(|place| place.is_concerned(error)) {
                     all.count += 1;
-                    let before = all.places.remove(place);
-                    let (mut met, cause) =
-                        before.map(|before| (before.met, before.cause)).unwrap_or_default();
+                    let last = all.places.remove(place);
+                    let (mut met, cause) = last.map(|last| (last.met, last.cause)).unwrap_or_default();
                     if met.len() < ALIKE {
                         met.insert(id.key());
                     }
                     let (error, until, number) = (error.clone(), now + AGAIN, all.count);
                     all.places.insert(place.clone(), Refusal { error, met, until, number, cause });
                 }
-                drop(all);
-                self.news.send_replace(());
+                if all.count > before {
+                    drop(all);
+                    self.news.send_replace(());
+                }
             }
             Ok(()) => {
                 let ended: Vec<_> = places.0.iter().filter_map(|place| all.places.remove(place)).collect();

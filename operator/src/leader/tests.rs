@@ -212,6 +212,20 @@ async fn a_renewal_whose_answer_is_lost_is_found_to_be_ours() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_edit_of_the_lease_is_no_renewal_of_it() {
+    let (server, mut candidate) = Server::start().await;
+    let mut leadership = candidate.acquire().await.unwrap();
+    server.write(|lease| lease["metadata"]["labels"] = json!({"a": "b"}));
+    let edited = Instant::now();
+    // The renewal meets the edit, and no later request is answered.
+    server.next(Act::Answer);
+    server.next(Act::Answer);
+    (0..100).for_each(|_| server.next(Act::Ignore));
+    leadership.keep().await;
+    assert!(edited.elapsed() < LEASE, "{:?} after the edit, from which a standby waits", edited.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_renewal_that_got_lost_itself_is_made_again_in_time() {
     let (server, mut candidate) = Server::start().await;
     let mut leadership = candidate.acquire().await.unwrap();

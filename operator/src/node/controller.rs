@@ -87,9 +87,9 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let result = match within(ctx.waits.deadline, work).await {
         Ok(Ok(result)) => result,
         Ok(Err(panicked)) => {
-            // Only the count of failures is whole.
+            // Only the count of failures is whole. What was published meanwhile is in the newest object.
             let failures = memory.failures;
-            memory = memories.take(&allocation);
+            memory = memories.take(&ctx.cluster.allocation(&name).unwrap_or(allocation));
             memory.failures = failures;
             Err(panicked.into())
         }

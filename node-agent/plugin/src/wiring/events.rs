@@ -56,7 +56,7 @@ impl Events {
     pub fn wait(&self) -> io::Result<Heard> {
         let mut buffer = Vec::with_capacity(BUFFER);
         match self.0.recv(&mut buffer, 0) {
-            Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => Ok(Heard::TooMuch),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Heard::TooMuch),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Heard::Messages(Vec::new())),
             Err(error) => Err(error),
             Ok(_) => Ok(Heard::Messages(buffer)),

@@ -64,15 +64,18 @@ pub fn is_wired(ledger: &Ledger, address: Ipv4Addr) -> Result<bool, Error> {
 
 /// The index of the sandbox's link, finished or not. It is found by its other end, the interface in the
 /// sandbox's namespace.
-pub(super) fn behind(host: &mut Netlink, netns: &Netns, ifname: &str) -> Result<Option<u32>, Error> {
+pub(super) fn behind(host: &mut Netlink, netns: &Netns, sandbox: &Sandbox) -> Result<Option<u32>, Error> {
+    let ifname = &sandbox.ifname;
     let Some(pod_end) = netns.inside(|| Netlink::open()?.link(&Body::link_named(ifname)))? else {
         return Ok(None);
     };
     let Some(index) = pod_end.peer else { return Ok(None) };
     let host_end = host.link(&Body::link_indexed(index))?;
     // The other end of another kind of pair may be in a third namespace, while an unrelated link has its
-    // index here.
-    let is_its = |link: &Link| link.is_ours() && link.peer == Some(pod_end.index);
+    // index here. A pod that may make links can choose both indices so that they are those of another pod's
+    // pair: a link that names another sandbox is that one's.
+    let is_anothers = |link: &Link| owner(link).is_some_and(|owner| owner != *sandbox);
+    let is_its = |link: &Link| link.is_ours() && link.peer == Some(pod_end.index) && !is_anothers(link);
     Ok(host_end.filter(is_its).map(|link| link.index))
 }
 

@@ -388,7 +388,7 @@ impl Link {
     }
 }
 
-/// A route. Its `destination` is the first address of those it is for; none if that is the first of all.
+/// A route. Its `destination` is the first address of those it is for; a default route has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub family: u8,
@@ -398,6 +398,8 @@ pub(super) struct Route {
     pub scope: u8,
     pub kind: u8,
     pub destination: Option<Ipv4Addr>,
+    /// The kernel made it for itself, to remember what a single destination takes (RTM_F_CLONED).
+    pub is_cached: bool,
     /// The link that it leads to.
     pub link: Option<u32>,
     pub gateway: Option<Ipv4Addr>,
@@ -414,6 +416,7 @@ impl Default for Route {
             scope: libc::RT_SCOPE_UNIVERSE,
             kind: libc::RTN_UNSPEC,
             destination: None,
+            is_cached: false,
             link: None,
             gateway: None,
         }
@@ -425,7 +428,9 @@ impl Object for Route {
 
     fn read(body: &[u8]) -> Option<Route> {
         let &[family, prefix_len, _, _, table, protocol, scope, kind] = body.first_chunk()?;
-        let mut route = Route { family, prefix_len, table, protocol, scope, kind, ..Route::default() };
+        let is_cached = u32_at(body, 8)? & libc::RTM_F_CLONED != 0;
+        let mut route =
+            Route { family, prefix_len, table, protocol, scope, kind, is_cached, ..Route::default() };
         for (kind, value) in attributes(body.get(12..)?) {
             match kind {
                 libc::RTA_DST => route.destination = address(value),
@@ -632,6 +637,20 @@ mod tests {
             let read = Link::read(&whole.bytes()[..end]);
             assert_eq!(read.is_some(), end >= 16, "{end}");
             assert!(read.is_none_or(|link| link.mtu.is_none()), "{end}");
+        }
+    }
+
+    #[test]
+    fn attributes_of_any_length_and_kind_are_read_to_an_end() {
+        let with = |attribute: &[u8]| [&[0_u8; 16][..], attribute].concat();
+        let name = u8::try_from(libc::IFLA_IFNAME).unwrap();
+        for length in [0_u16, 1, 3, 4, 5, 9, 65_535] {
+            for nested in [0, 0x80] {
+                let [low, high] = length.to_ne_bytes();
+                let attribute = [low, high, name, nested, b'e', b't', b'h', 0];
+                let read = Link::read(&with(&[attribute, attribute].concat()));
+                assert!(read.is_some_and(|link| link.name.len() <= 4), "{length}");
+            }
         }
     }
 }

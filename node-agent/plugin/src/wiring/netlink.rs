@@ -354,8 +354,8 @@ impl Netlink {
     }
 }
 
-/// The failure that a message at an end begins with; `None` if it was none.
+/// The failure that a message at an end begins with; `None` if it was none. An end without it is no success.
 fn errno(body: &[u8]) -> Option<Errno> {
-    let code = body.first_chunk().copied().map_or(0, i32::from_ne_bytes);
-    (code < 0).then(|| Errno::from_raw(-code))
+    let Some(code) = body.first_chunk().copied().map(i32::from_ne_bytes) else { return Some(Errno::EBADMSG) };
+    (code < 0).then(|| Errno::from_raw(code.wrapping_neg()))
 }

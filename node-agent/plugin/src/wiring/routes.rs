@@ -15,10 +15,10 @@ pub(super) fn main(netlink: &mut Netlink) -> Result<Vec<Route>, Error> {
     of_table(netlink, MAIN)
 }
 
-/// The IPv4 routes of a table.
+/// The IPv4 routes of a table. The kernel lists what it has cached among them.
 pub(super) fn of_table(netlink: &mut Netlink, table: u8) -> Result<Vec<Route>, Error> {
     let mut routes: Vec<Route> = netlink.dump("list the routes", &Body::any_route())?;
-    routes.retain(|route| route.table == table);
+    routes.retain(|route| route.table == table && !route.is_cached);
     Ok(routes)
 }
 

@@ -233,3 +233,23 @@ fn a_runtime_need_not_name_the_pod_again() {
     node.del(&unnamed).succeeds();
     assert!(link_named(&node, WEB_0).unwrap().is_silenced());
 }
+
+/// A pod that may make links makes a pair whose two indices are those of another pod's pair.
+#[test]
+fn a_pod_that_chooses_the_indices_of_anothers_pair_takes_nothing_of_the_other_with_it() {
+    let node = Node::holding(2);
+    let (victim, attacker) = (Pod::new("victim"), Pod::new("attacker"));
+    let address = node.add(&victim).address();
+    node.add(&attacker).succeeds();
+    let links = node.netns.inside(|| host_links().unwrap());
+    let is_victims = |link: &&HostLink| {
+        link.identity.as_ref().is_some_and(|identity| identity.sandbox == victim.sandbox())
+    };
+    let host_end = links.iter().find(is_victims).unwrap().index;
+    let shown = victim.netns.ip("-o link show eth0");
+    let pod_end = shown.split(':').next().unwrap();
+    attacker.netns.ip("link delete eth0");
+    attacker.netns.ip(&format!("link add eth0 index {pod_end} type veth peer name other index {host_end}"));
+    node.del(&attacker).succeeds();
+    node.check(&victim, address).succeeds();
+}
