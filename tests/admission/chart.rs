@@ -648,7 +648,17 @@ pub fn the_notes_warn_of_an_identity_that_every_process_of_a_node_can_use(
         let others = "image.registry=registry.example,azure.identity.clientID=c,azure.identity.tenantID=t";
         let chart = root().join("charts/vnetpool");
         let chart = chart.to_string_lossy();
-        plane.helm(&["install", "noted", &chart, "--dry-run=client", "--set", &identity, "--set", others])
+        plane.helm(&[
+            "install",
+            "noted",
+            &chart,
+            "--dry-run=client",
+            "--take-ownership",
+            "--set",
+            &identity,
+            "--set",
+            others,
+        ])
     };
     let warning = "Every process on the host network of a node that has\nthe identity can get one";
     let printed = notes("ManagedIdentity")?;

@@ -647,8 +647,10 @@ async fn a_subscription_that_is_not_found_for_a_while_costs_living_nodes_nothing
     };
     throughout("nothing is given up", Duration::from_secs(5), nothing_goes).await?;
     stage.sim.lift_fault(fault)?;
+    // An edit has all nodes try at once, which do so every two minutes otherwise.
+    stage.pool("default", json!({ "sizing": { "minimum": 0, "warm": 2, "batch": 1 } })).await?;
     for node in nodes {
-        stage.until_holds(node, 5).await?;
+        stage.until_holds(node, 6).await?;
     }
     Ok(())
 }

@@ -223,17 +223,25 @@ async fn an_edit_whose_security_groups_azure_refuses_reaches_no_more_nodes_than_
     let (stage, names) = stage(plane, 3, 1).await?;
     let group =
         stage.put("Microsoft.Network/applicationSecurityGroups/web", json!({ "properties": {} })).await?;
-    let mut grouped = sizing(2, 1);
-    let slip = group.replace("/web", "/wbe");
-    grouped["applicationSecurityGroups"] = json!({ "ids": [slip], "onSharedNIC": true });
-    stage.pool("default", grouped.clone()).await?;
+    let grouped = |group: &str| {
+        let mut pool = sizing(2, 1);
+        pool["applicationSecurityGroups"] = json!({ "ids": [group], "onSharedNIC": true });
+        pool
+    };
+    stage.pool("default", grouped(&group)).await?;
+    for name in &names {
+        stage.until_condition(name, condition::APPLICATION_SECURITY_GROUPS, "Joined").await?;
+    }
+    until_settled(&stage, &names).await?;
+    stage.sim.clear_log();
+    // A slip of the pen. Nodes are to leave a group for it, which they do in waves.
+    stage.pool("default", grouped(&group.replace("/web", "/wbe"))).await?;
     let stopped = |pool: &NodeIPPool| says(pool, STALLED, "can't settle (NotAttachable)");
     stage.until_pool("it says that it has stopped", "default", stopped).await?;
     let asked = || names.iter().filter(|name| !stage.writes(name).is_empty()).count();
     ensure!(asked() == 1, "{} nodes have taken it up", asked());
     // The slip is corrected.
-    grouped["applicationSecurityGroups"]["ids"] = json!([group]);
-    stage.pool("default", grouped).await?;
+    stage.pool("default", grouped(&group)).await?;
     until_rolled_out(&stage, names.len()).await
 }
 

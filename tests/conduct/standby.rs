@@ -98,7 +98,7 @@ async fn a_leaders_work_beside_its_reconciles_ends_when_its_lease_is_taken(
     let come_back = Instant::now() + Duration::from_secs(SECONDS.into());
     stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
     let waiting = |metrics: &Metrics| {
-        metrics.sum("vnetpool_operator_arm_waiting", &[r#"priority="waiting_pods""#]) >= 1.0
+        metrics.sum("vnetpool_operator_arm_waiting", &[r#"priority="warm_refill""#]) >= 1.0
     };
     Metrics::until(&stage, "the making of the public address waits", waiting).await?;
     stage.unseat().await?;
