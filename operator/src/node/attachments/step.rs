@@ -14,6 +14,7 @@ use crate::azure::{
     self, Attached, Azure, Change, IpConfiguration, NewPublicAddress, Nic, Priority, PublicAddress, Reserved,
     ResourceId, Urgency,
 };
+use crate::caught::caught;
 use crate::context::Context;
 use crate::events;
 use crate::node::memory::Memory;
@@ -263,7 +264,10 @@ fn beside(
 ) {
     let (waker, node) = (ctx.waker.clone(), progress.allocation.name_any());
     ctx.beside.begin(async move {
-        let result = work.await;
+        let result = caught(work).await.unwrap_or_else(|panicked| {
+            let resource = order.id().to_string();
+            Err(azure::Error::OutcomeUnknown { resource, message: format!("the operator {panicked}") })
+        });
         begun.ended(Done { order, result });
         waker.allocation(&node);
     });
