@@ -41,15 +41,18 @@ pub async fn each_node_holds_the_minimum_and_reports_it(cluster: &Cluster) -> Re
     cluster.undeploy("web").await?;
     cluster.settled(MINIMUM, Duration::from_secs(120)).await?;
     for node in &cluster.state.nodes {
-        let allocation = cluster.allocation(&node.name).await?;
-        let status = allocation.status.context("no status")?;
-        ensure!(
-            condition::is_true(&status.conditions, condition::READY),
-            "{}: {:?}",
-            node.name,
-            status.conditions
-        );
-        ensure!(status.free as usize == MINIMUM, "{} reports {} free", node.name, status.free);
+        // Its agent has yet to take up the operator's last word.
+        vnetpool_tests::eventually(
+            &format!("{} reports its minimum", node.name),
+            Duration::from_secs(30),
+            || async {
+                let status = cluster.allocation(&node.name).await?.status.context("no status")?;
+                ensure!(condition::is_true(&status.conditions, condition::READY), "{:?}", status.conditions);
+                ensure!(status.free as usize == MINIMUM, "{} are free", status.free);
+                Ok(Some(()))
+            },
+        )
+        .await?;
     }
     Ok(())
 }

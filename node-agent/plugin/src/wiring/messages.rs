@@ -185,7 +185,18 @@ impl Body {
 
     /// `struct rtmsg` of `linux/rtnetlink.h`.
     pub(super) fn route(route: &Route, flags: u32) -> Body {
-        let Route { family, prefix_len, table, protocol, scope, kind, destination, link, gateway } = route;
+        let Route {
+            family,
+            prefix_len,
+            table,
+            protocol,
+            scope,
+            kind,
+            destination,
+            is_cached: _,
+            link,
+            gateway,
+        } = route;
         let mut bytes = Vec::with_capacity(64);
         bytes.extend([*family, *prefix_len, 0, 0, *table, *protocol, *scope, *kind]);
         bytes.extend(flags.to_ne_bytes());
