@@ -19,7 +19,8 @@ pub fn page() -> String {
          The reason of a condition is the cause of its status. Its message names the object, the cause and the remedy.\n\
          An Event of the same reason is published once for each time a condition turns. `kubectl describe` shows both.\n",
     );
-    for (on, kind) in [(On::NodeIPAllocation, "NodeIPAllocation"), (On::NodeIPPool, "NodeIPPool")] {
+    for on in [On::NodeIPAllocation, On::NodeIPPool] {
+        let kind = on.kinds()[0];
         let _ = write!(page, "\n## Conditions of a {kind}\n\n");
         page += "| type | normal | written by | part of `Ready` | meaning |\n|---|---|---|---|---|\n";
         for row in rows(on) {

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
-use vnetpool_crds::condition::{Polarity, TYPES};
+use vnetpool_crds::condition::{On, Polarity, TYPES};
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
@@ -81,8 +81,8 @@ pub fn count<'a>(
     counts
 }
 
-const POOL: &str = "NodeIPPool";
-const ALLOCATION: &str = "NodeIPAllocation";
+const POOL: &str = On::NodeIPPool.kinds()[0];
+const ALLOCATION: &str = On::NodeIPAllocation.kinds()[0];
 
 #[cfg(test)]
 mod tests {

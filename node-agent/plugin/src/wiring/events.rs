@@ -6,7 +6,6 @@
 
 use std::{collections::HashMap, io, net::Ipv4Addr};
 
-use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::{
     libc,
@@ -16,7 +15,7 @@ use nix::{
 use super::{
     Error,
     bridge::BRIDGE,
-    messages::{Address, Link, MAIN, OURS, Object, Route, Rule, attributes, is_ipv4},
+    messages::{Address, Link, MAIN, OURS, Object, Route, Rule, attributes, is_ipv4, messages},
 };
 
 /// Groups of rtnetlink (`linux/rtnetlink.h`): links, IPv4 addresses, routes and rules, settings of links.
@@ -25,8 +24,6 @@ const GROUPS: [u32; 5] = [1, 5, 7, 8, 24];
 const NETCONF_HEADER: usize = 4;
 /// NETCONFA_FORWARDING of `linux/netconf.h`.
 const NETCONF_FORWARDING: u16 = 2;
-/// Messages are aligned to four bytes within a datagram.
-const ALIGN: usize = 4;
 const BUFFER: usize = 64 * 1024;
 /// Room for the messages of hundreds of pods that come or go at once.
 const BACKLOG: usize = 4 * 1024 * 1024;
@@ -77,14 +74,8 @@ impl Heard {
     /// of an address is wired still, and runs only for an address whose route has gone.
     pub fn concerns(&self, uplinks: &Uplinks, is_wired: impl Fn(Ipv4Addr) -> bool) -> bool {
         let Heard::Messages(bytes) = self else { return true };
-        let mut rest = &bytes[..];
-        while let Ok(message) = NetlinkBuffer::new_checked(&rest) {
-            if concerns(message.message_type(), message.payload(), uplinks, &is_wired) {
-                return true;
-            }
-            rest = rest.get((message.length() as usize).next_multiple_of(ALIGN)..).unwrap_or(&[]);
-        }
-        false
+        let mut whole = messages(bytes).map_while(Result::ok);
+        whole.any(|message| concerns(message.message_type(), message.payload(), uplinks, &is_wired))
     }
 }
 

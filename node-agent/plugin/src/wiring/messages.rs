@@ -8,7 +8,7 @@
 use std::{iter, net::Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use netlink_packet_core::{NLA_HEADER_SIZE, NLA_TYPE_MASK};
+use netlink_packet_core::{DecodeError, NLA_HEADER_SIZE, NLA_TYPE_MASK, NetlinkBuffer};
 use nix::libc;
 
 use super::{HOST_MAC, Identity, pod_mac};
@@ -41,7 +41,7 @@ const RULE_PROTOCOL: u16 = 21;
 const RULE_TO_TABLE: u8 = 1;
 /// Of a rule that takes only routes to single addresses from its table.
 const LONGEST_SUPPRESSED: u32 = 31;
-/// Attributes are aligned to four bytes.
+/// Messages in a datagram, and attributes in a message, are aligned to four bytes.
 const ALIGN: usize = 4;
 
 /// A link, and the address and MAC of a neighbour there.
@@ -557,6 +557,17 @@ impl Object for Rule {
 /// Whether a message's body is about IPv4: all headers of those that have a family begin with it.
 pub(super) fn is_ipv4(body: &[u8]) -> bool {
     body.first() == Some(&INET)
+}
+
+/// The messages of a datagram. One that is broken is the last.
+pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<NetlinkBuffer<&[u8]>, DecodeError>> {
+    let mut rest = datagram;
+    iter::from_fn(move || {
+        let message = (!rest.is_empty()).then(|| NetlinkBuffer::new_checked(rest))?;
+        let length = message.as_ref().map_or(rest.len(), |message| message.length() as usize);
+        rest = rest.get(length.next_multiple_of(ALIGN)..).unwrap_or_default();
+        Some(message)
+    })
 }
 
 /// The attributes, each with its kind and its value, up to the first that is cut off.

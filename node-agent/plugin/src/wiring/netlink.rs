@@ -5,18 +5,16 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use netlink_packet_core::{
     Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
+    NLMSG_DONE, NLMSG_ERROR, NetlinkHeader,
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::{errno::Errno, libc};
 
 use super::{
     Error,
-    messages::{Address, Body, Entry, Link, MAIN, Neighbour, OURS, Object, Route, Rule},
+    messages::{Address, Body, Entry, Link, MAIN, Neighbour, OURS, Object, Route, Rule, messages},
 };
 
-/// Messages are aligned to four bytes within a datagram.
-const ALIGN: usize = 4;
 /// The most that the kernel puts into one datagram of a dump.
 const BUFFER: usize = 32 * 1024;
 /// How often a dump is repeated at most because of a change during it.
@@ -338,17 +336,14 @@ impl Netlink {
     fn receive(&self, what: &'static str, take: &mut dyn FnMut(u16, Answer<'_>)) -> Result<(), Error> {
         let mut buffer = Vec::with_capacity(BUFFER);
         self.socket.recv(&mut buffer, 0).map_err(|error| Error::kernel(what, error))?;
-        let mut rest = &buffer[..];
-        while !rest.is_empty() {
-            let broken = |_| Error::Kernel { what, errno: Errno::EBADMSG };
-            let message = NetlinkBuffer::new_checked(rest).map_err(broken)?;
+        for message in messages(&buffer) {
+            let message = message.map_err(|_| Error::Kernel { what, errno: Errno::EBADMSG })?;
             let (sequence, body) = (message.sequence_number(), message.payload());
             let answer = match message.message_type() {
                 NLMSG_ERROR | NLMSG_DONE => Answer::End { sequence, errno: errno(body) },
                 _ => Answer::Object(body),
             };
             take(message.flags(), answer);
-            rest = rest.get((message.length() as usize).next_multiple_of(ALIGN)..).unwrap_or(&[]);
         }
         Ok(())
     }
