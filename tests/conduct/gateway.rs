@@ -14,6 +14,7 @@ use futures::StreamExt;
 use hostile::Fate;
 use kube::Client;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -38,7 +39,8 @@ pub enum Trouble {
     Refuse(StatusCode, Option<u64>),
     /// This status to lists and watches.
     RefuseToShow(StatusCode),
-    /// To a watch, that its version is too old: etcd was compacted.
+    /// To a watch, that its version is too old: etcd was compacted. It counts the kinds that were listed since,
+    /// and not the answers: a watch that has lost its answer meets it again.
     Expire,
 }
 
@@ -50,8 +52,11 @@ struct Desk {
 
 #[derive(Default)]
 struct Standing {
-    /// Meant for so many more requests.
+    /// Meant for so many more requests, or kinds.
     trouble: Option<(Trouble, usize)>,
+    /// The paths whose watches have expired and that haven't been listed since, and those that have.
+    expired: BTreeSet<String>,
+    relisted: BTreeSet<String>,
     /// How many lists have been asked for, and how many watches have been handed on.
     lists: usize,
     watches: usize,
@@ -75,9 +80,12 @@ impl Gateway {
         Ok(Gateway { address, desk, task })
     }
 
-    /// The next `count` requests that it is meant for meet this trouble.
+    /// The next `count` requests that it is meant for meet this trouble, or the watches of so many kinds.
     pub fn trouble(&self, trouble: Trouble, count: usize) {
-        self.desk.lock().trouble = Some((trouble, count));
+        let mut state = self.desk.lock();
+        state.trouble = Some((trouble, count));
+        state.expired.clear();
+        state.relisted.clear();
     }
 
     /// From now on the fate of each request is drawn at random, by this seed; without one, no more. Returns
@@ -93,12 +101,13 @@ impl Gateway {
         self.desk.lock().are_watches_silent = are_silent;
     }
 
-    /// How many requests are still to meet it.
+    /// How many requests, or kinds, are still to meet it.
     pub fn left(&self) -> usize {
         self.desk.lock().trouble.map_or(0, |(_, left)| left)
     }
 
     /// How many lists have been asked for.
+    #[allow(dead_code, reason = "only the benchmark of size, which shares this file, asks")]
     pub fn lists(&self) -> usize {
         self.desk.lock().lists
     }
@@ -151,28 +160,36 @@ impl Desk {
 
     /// The answer of a server in trouble, if this request is to get one.
     fn meet(&self, request: &Request) -> Option<Response> {
-        let mut state = self.lock();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let path = request.uri().path();
         let is_watch = is_watch(request.uri());
-        let names_none = request.uri().path().rsplit('/').next().is_some_and(|last| last.ends_with('s'));
+        let names_none = path.rsplit('/').next().is_some_and(|last| last.ends_with('s'));
         let is_list = request.method() == Method::GET && names_none && !is_watch;
         state.lists += usize::from(is_list);
         let (trouble, left) = state.trouble.as_mut().filter(|(_, left)| *left > 0)?;
+        if is_list && state.expired.remove(path) {
+            state.relisted.insert(path.to_owned());
+            *left -= 1;
+        }
         let is_meant = match trouble {
             // Requests for which a node's pods wait; an Event or a Lease that can't be written is another
             // matter.
-            Trouble::Refuse(..) => {
-                request.method() != Method::GET && request.uri().path().contains("/nodeipallocations/")
-            }
+            Trouble::Refuse(..) => request.method() != Method::GET && path.contains("/nodeipallocations/"),
             Trouble::RefuseToShow(_) => is_list || is_watch,
             // An agent's watch of its one object reads that by name.
             Trouble::Expire => {
-                is_watch && !request.uri().query().unwrap_or_default().contains("metadata.name")
+                let is_of_one = request.uri().query().unwrap_or_default().contains("metadata.name");
+                is_watch && !is_of_one && !state.relisted.contains(path)
             }
         };
         if !is_meant {
             return None;
         }
-        *left -= 1;
+        match trouble {
+            Trouble::Expire => drop(state.expired.insert(path.to_owned())),
+            _ => *left -= 1,
+        }
         Some(match *trouble {
             Trouble::RefuseToShow(status) => (status, status_body(status, "Trouble")).into_response(),
             Trouble::Refuse(status, retry_after) => {
