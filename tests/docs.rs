@@ -269,18 +269,18 @@ fn every_name_that_users_spell_is_in_the_reference() {
 #[test]
 fn a_block_of_commands_without_a_marker_is_found() {
     let marked =
-        "<!-- run: look -->\n\n```sh\nls a\nls b\n```\n\n```text\nNAME  B/C\na  b\n```\n\n```text\nC\n```\n";
+        "<!-- run: read -->\n\n```sh\nls a\nls b\n```\n\n```text\nNAME  B/C\na  b\n```\n\n```text\nC\n```\n";
     let found = snippets::parse("a.md", marked).unwrap();
     assert_eq!((found[0].place.as_str(), found[0].script.as_str()), ("a.md:3", "ls a\nls b\n"));
-    assert_eq!((found[0].fate.clone(), found[0].shell.as_str()), (Fate::Run("look".into()), "sh"));
+    assert_eq!((found[0].fate.clone(), found[0].shell.as_str()), (Fate::Run("read".into()), "sh"));
     assert_eq!((found.len(), found[0].headers()), (1, vec![vec!["NAME", "B/C"]]));
     let not_run = "<!-- not run: needs Azure -->\n```bash\naz login\n```\n";
     assert_eq!(snippets::parse("a.md", not_run).unwrap()[0].fate, Fate::NotRun("needs Azure".into()));
     for (wrong, why) in [
         ("```sh\nls\n```\n", "a.md:1: neither"),
-        ("<!-- run: look -->\nSomething else.\n```sh\nls\n```\n", "a.md:3: neither"),
+        ("<!-- run: read -->\nSomething else.\n```sh\nls\n```\n", "a.md:3: neither"),
         ("<!-- not run: -->\n```sh\nls\n```\n", "a.md:2: neither"),
-        ("<!-- run: look -->\n```sh\nls\n```\n```sh\nls\n```\n", "a.md:5: neither"),
+        ("<!-- run: read -->\n```sh\nls\n```\n```sh\nls\n```\n", "a.md:5: neither"),
         ("```\nls\n```\n", "a.md:1: the fence names no language"),
         ("```text\nls\n", "a.md:1: the block doesn't end"),
     ] {

@@ -490,7 +490,7 @@ pub fn further_plugins_reach_the_agent_and_ours_are_refused_as_such() -> Result<
     let values = r#"nodeAgent: { cni: { furtherPlugins: [{ type: tuning, sysctl: { net.core.somaxconn: "500" } }] } }"#;
     let objects = with_values(values)?;
     let given = environment(&objects, "node-agent/daemonset.yaml")?.remove("VNETPOOL_FURTHER_PLUGINS");
-    let given = &given.flatten().context("the agent isn't told")?;
+    let given = &given.flatten().context("the agent isn't given it")?;
     let sent: Value = serde_json::from_str(given)?;
     ensure!(sent == json!([{ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } }]), "{given}");
     let agent = |list: &str| {

@@ -116,7 +116,7 @@ async fn a_third_wipe_of_a_nic_in_a_day_is_reported_as_a_pattern_with_its_remedy
     for round in 1..=3 {
         ensure!(
             find(&stage.allocation("n1").await?, condition::ADDRESSES_KEPT).is_none(),
-            "told before round {round}"
+            "reported before round {round}"
         );
         wipe(&stage, "n1").await?;
         // The write for one more pod meets a NIC that has changed.
@@ -126,8 +126,12 @@ async fn a_third_wipe_of_a_nic_in_a_day_is_reported_as_a_pattern_with_its_remedy
         stage.kill().await?;
         stage.start().await?;
     }
-    let says = stage.until_condition("n1", condition::ADDRESSES_KEPT, "TakenOffByOthers").await?;
-    ensure!(says.message.contains("n1-nic") && says.message.contains("ignore_changes"), "{}", says.message);
+    let reported = stage.until_condition("n1", condition::ADDRESSES_KEPT, "TakenOffByOthers").await?;
+    ensure!(
+        reported.message.contains("n1-nic") && reported.message.contains("ignore_changes"),
+        "{}",
+        reported.message
+    );
     stage.until_reported("n1", "TakenOffByOthers", &["Node", "NodeIPAllocation"]).await
 }
 
@@ -183,7 +187,7 @@ async fn an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_
         let settled = find(seen, condition::RESERVED)?.status == "True";
         (restored && !spec.contains(&missing) && spec.len() >= 4 && settled && is_named).then_some(())
     };
-    stage.until("the others are back, and one is said to be lost", "n1", rest).await?;
+    stage.until("the others are back, and one is reported as lost", "n1", rest).await?;
     let tries = stage.writes("n1").into_iter().filter(|one| asked_for(one).contains(&lost)).count();
     ensure!(tries == 1, "{lost} was asked for {tries} times");
     Ok(())
@@ -538,8 +542,11 @@ async fn a_nic_that_a_stranger_has_taken_keeps_its_object_until_a_person_gives_i
     stage.put_vm(&stranger, document).await?;
     stage.delete_node("n1").await?;
     stage.start().await?;
-    let says = stage.until_condition("n1", condition::READY, "NodeGone").await?;
-    ensure!(says.message.contains("stranger") && says.message.contains("vnetpool.io/gone=true"), "{says:?}");
+    let reported = stage.until_condition("n1", condition::READY, "NodeGone").await?;
+    ensure!(
+        reported.message.contains("stranger") && reported.message.contains("vnetpool.io/gone=true"),
+        "{reported:?}"
+    );
     let before = stage.held("n1");
     stage.annotate::<NodeIPAllocation>("n1", names::GONE, Some("true")).await?;
     stage.until_gone("n1").await?;
@@ -598,8 +605,8 @@ async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_
     let before = held(&stage, &vm.nic_id);
     not_found(&stage, "SubscriptionNotFound", None);
     stage.delete_node("n1").await?;
-    let says = stage.until_condition("n1", condition::READY, "ScopeMissing").await?;
-    ensure!(says.message.contains("vnetpool.io/gone=true"), "{}", says.message);
+    let reported = stage.until_condition("n1", condition::READY, "ScopeMissing").await?;
+    ensure!(reported.message.contains("vnetpool.io/gone=true"), "{}", reported.message);
     ensure!(held(&stage, &vm.nic_id) == before && !before.is_empty());
     stage.annotate::<NodeIPAllocation>("n1", names::GONE, Some("true")).await?;
     stage.until_gone("n1").await
@@ -664,8 +671,8 @@ async fn the_next_leader_goes_on_counting_for_how_long_a_resource_group_has_been
     stage.until_offers("n1", 2).await?;
     not_found(&stage, "ResourceGroupNotFound", None);
     stage.delete_node("n1").await?;
-    let says = stage.until_condition("n1", condition::GROUP_FOUND, "ScopeMissing").await?;
-    ensure!(says.message.contains("for 24 h"), "{}", says.message);
+    let reported = stage.until_condition("n1", condition::GROUP_FOUND, "ScopeMissing").await?;
+    ensure!(reported.message.contains("for 24 h"), "{}", reported.message);
     stage.kill().await?;
     // It has been so for a day.
     let mut conditions = stage.allocation("n1").await?.status.context("no status")?.conditions;

@@ -120,7 +120,7 @@ impl Absences {
         let named = self.groups.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         let message = format!(
             "{named}: Azure doesn't know this resource group. What this object records of it is kept until that has lasted \
-             for 24 h, or somebody says that it is gone by the annotation {}=true",
+             for 24 h, or somebody confirms that it is gone by the annotation {}=true",
             names::GONE
         );
         let verdict = Verdict::no(Reason::ScopeMissing, message);
@@ -260,7 +260,7 @@ mod tests {
         assert!(absences.condition(&object(None), Timestamp::UNIX_EPOCH).is_none());
         let none = Recorded::default();
         assert!(!absences.prove(&missing, &none, MINUTE, false, start + 365 * BELIEVED));
-        assert!(absences.prove(&missing, &none, MINUTE, true, start), "a person says so");
+        assert!(absences.prove(&missing, &none, MINUTE, true, start), "a person confirms it");
     }
 
     #[test]

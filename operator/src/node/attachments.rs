@@ -40,7 +40,7 @@ pub fn plan(
     let is_confirmed_gone = is_confirmed_gone(allocation);
     step::take_outcomes(ctx, attaching, is_confirmed_gone);
     if is_confirmed_gone {
-        attaching.said_to_be_gone(now);
+        attaching.confirmed_gone(now);
     }
     attaching.saw(&wishes);
     let (marks, recorded) = (marks(allocation), recorded(allocation));

@@ -80,7 +80,7 @@ pub async fn vacate(
     let message = format!(
         "there is no Node {} any more, but its VM {vm} lives, so its addresses stay reserved. They are given back when the \
          VM is deleted; a new Node of that name takes them over. If that VM is another machine, and what the NIC holds is to \
-         stay with it, say so with the annotation {}=true.",
+         stay with it, confirm it with the annotation {}=true.",
         allocation.name_any(),
         names::GONE
     );

@@ -124,7 +124,7 @@ pub enum Step {
     /// Take everything off these ipConfigurations.
     Detach(Vec<String>),
     /// Read these public addresses in Azure.
-    LookUp(Vec<ResourceId>),
+    Read(Vec<ResourceId>),
     /// Attach all in one write.
     Attach(Vec<Attach>),
 }
@@ -183,7 +183,7 @@ struct Outcome {
 enum Next {
     Detach(String),
     Delete(ResourceId),
-    LookUp(ResourceId),
+    Read(ResourceId),
     Make(Make),
     Attach(Attach),
 }
@@ -335,7 +335,7 @@ fn granted(
     let left = if public.is_none() { made(mark, facts) } else { None };
     let may_attach = facts.confirmed && holder == Some(uid) && !facts.refused.contains(uid) && is_announced;
     let next = if is_complete && is_unknown {
-        public.cloned().map(Next::LookUp)
+        public.cloned().map(Next::Read)
     } else if is_complete {
         left.clone().map(Next::Delete)
     } else if !may_attach {
@@ -403,7 +403,7 @@ impl Plan {
             match one {
                 Next::Detach(name) => detach.push(name),
                 Next::Delete(id) => self.delete.push(id),
-                Next::LookUp(id) => unknown.push(id),
+                Next::Read(id) => unknown.push(id),
                 Next::Make(one) => self.make.push(one),
                 Next::Attach(one) => attach.push(one),
             }
@@ -416,7 +416,7 @@ impl Plan {
         self.step = if !detach.is_empty() {
             Some(Step::Detach(detach))
         } else if !unknown.is_empty() {
-            Some(Step::LookUp(unknown))
+            Some(Step::Read(unknown))
         } else {
             (!attach.is_empty()).then_some(Step::Attach(attach))
         };

@@ -182,7 +182,7 @@ fn message(node: &str, due: &BTreeSet<Suspect>, holders: &[Holder]) -> String {
     format!(
         "node {node} reports addresses in use by pods that have ended or are no more: {}. They stay in use as long as their \
          sandboxes are there. If crictl pods shows them on the node, end them there (crictl stopp SANDBOX, then crictl rmp \
-         SANDBOX); if not, look whether the agent on the node still runs and reports.",
+         SANDBOX); if not, see whether the agent on the node still runs and reports.",
         name_some(due.iter().map(name), NAMED)
     )
 }
