@@ -3,7 +3,6 @@
 pub mod announcement;
 mod attached;
 mod conditions;
-pub mod reports;
 mod sandboxes;
 pub mod taint;
 

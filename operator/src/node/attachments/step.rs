@@ -9,7 +9,6 @@ use tracing::warn;
 use vnetpool_crds::allocation;
 use vnetpool_crds::reason::Reason;
 
-use super::remembered::{Attaching, Begun, Done, Order};
 use crate::azure::{
     self, Attached, Azure, Change, IpConfiguration, NewPublicAddress, Nic, Priority, PublicAddress, Reserved,
     ResourceId, Urgency,
@@ -18,6 +17,7 @@ use crate::caught::caught;
 use crate::context::Context;
 use crate::events;
 use crate::node::memory::Memory;
+use crate::node::memory::attaching::{Attaching, Begun, Done, Order};
 use crate::node::pause;
 use crate::node::progress::Progress;
 use crate::node::setback::{Setback, Stage};
