@@ -83,7 +83,7 @@ pub fn turned_stopped<'a>(before: &[Condition], next: &'a [Condition]) -> Option
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{node, pool, rolled};
+    use super::super::status::tests::{node, pool, rolled};
     use super::*;
     use serde_json::json;
 
