@@ -3,8 +3,8 @@
 
 use crate::Test;
 use crate::finding::nothing_was_listed;
-use crate::machines::wipe;
 use crate::stage::{Stage, quick};
+use crate::wiped::wipe;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;

@@ -1,9 +1,10 @@
 //! Pools of mode Prefix: blocks from the first pod to the last.
 
 use crate::Test;
-use crate::machines::{NODE, asked_for, instance, wipe};
+use crate::machines::{NODE, instance};
 use crate::reported::{refuse, take};
 use crate::stage::{Stage, find, quick};
+use crate::wiped::{asked_for, wipe};
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::Ipv4Net;
 use serde_json::json;

@@ -2,9 +2,10 @@
 //! how the operator reacts. The re-check of hours plays no part in a reaction within seconds.
 
 use crate::Test;
-use crate::machines::{NODE, held, is_backed, sizing, uniform, until_served, wipe};
+use crate::machines::{NODE, held, is_backed, sizing, uniform, until_served};
 use crate::metrics::Metrics;
 use crate::stage::{Stage, quick};
+use crate::wiped::wipe;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;

@@ -2,9 +2,10 @@
 //! back, operations that others overtake.
 
 use crate::Test;
-use crate::machines::{asked_for, sizing, until_served, wipe};
+use crate::machines::{sizing, until_served};
 use crate::nics::subnet;
 use crate::stage::{Stage, quick};
+use crate::wiped::{asked_for, wipe};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
