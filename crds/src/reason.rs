@@ -142,7 +142,7 @@ table! {
     Off: &[SubnetExhausting, NetworkExhausting], None, "`subnetExhaustingPercent` of the pool is 0.", Nobody, "";
     EnoughFree: &[SubnetExhausting, NetworkExhausting], None,
         "Every subnet and network of the pool has more free addresses than `subnetExhaustingPercent`.", Nobody, "";
-    Untold: &[SubnetExhausting, NetworkExhausting], None, "Azure does not report how many addresses are free.", Nobody, "";
+    UsageUnknown: &[SubnetExhausting, NetworkExhausting], None, "Azure does not report how many addresses are free.", Nobody, "";
     EnoughWrites: &[WritesScarce], None, "Azure lets through the writes that the nodes want.", Nobody, "";
     Supplied: &[Supplied], None, "The ledger holds the addresses of `spec`.", Nobody, "";
     Building: &[Supplied], None, "The node has no ledger, and the agent builds one.", Nobody, "";
@@ -289,7 +289,7 @@ table! {
     OtherConfiguration: &[CNIInstalled], None,
         "The runtime uses another CNI configuration, whose name comes first.", Node,
         "Remove or rename the file that the message names.";
-    RuntimeLooksElsewhere: &[AgentReporting], None,
+    RuntimeReadsElsewhere: &[AgentReporting], None,
         "The runtime finds no network though the CNI configuration is installed: it reads another folder.", Cluster,
         "Set `nodeAgent.cni.confDir` and `binDir` of the chart to the runtime's folders.";
     OthersPluginMissing: &[CNIInstalled], None,

@@ -29,8 +29,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_gets_its_input_and_one_that_hangs_is_killed() {
-        let output = run(&mut Command::new("cat"), b"told", WITHIN).await.unwrap();
-        assert_eq!(output.stdout, b"told");
+        let output = run(&mut Command::new("cat"), b"given", WITHIN).await.unwrap();
+        assert_eq!(output.stdout, b"given");
         let (mut hangs, within) = (Command::new("sleep"), Duration::from_millis(50));
         let error = run(hangs.arg("3600"), b"", within).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);

@@ -63,7 +63,7 @@ fn vacant(store: &Store) -> anyhow::Result<Quiet> {
 }
 
 fn unknown(error: Error) -> anyhow::Error {
-    let message = "can't tell whether pods of this node still have an address of Vnetpool (if it lasts, \
+    let message = "it is unknown whether pods of this node still have an address of Vnetpool (if it lasts, \
                    drain the node and remove the file)";
     anyhow::Error::new(error).context(message)
 }
@@ -168,7 +168,7 @@ mod tests {
         assert!(vacant(&Store::at(dir.path())).is_ok());
         let store = holding(dir.path(), 1);
         assert!(vacant(&store.clone().of_boot("the next")).is_ok());
-        let (ledger, unread) = (dir.path().join(LEDGER), "can't tell whether pods");
+        let (ledger, unread) = (dir.path().join(LEDGER), "it is unknown whether pods");
         let text = fs::read_to_string(&ledger).unwrap();
         for other in ["nonsense".to_owned(), text.replacen("ledger 1", "ledger 4", 1)] {
             fs::write(&ledger, other).unwrap();

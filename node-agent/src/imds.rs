@@ -107,14 +107,14 @@ struct Range {
 /// Why an answer is not to be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
-    #[error("the metadata service answered our address {0}, which is on none of the NICs it tells of")]
+    #[error("the metadata service answered our address {0}, which is on none of the NICs it reports")]
     Unlisted(Ipv4Addr),
     #[error(
         "the metadata service answered our address {seen_as}, but lists {first} first for the NIC {mac}: which of them is the \
-         VM's own can't be told, so none is handed out; take secondary addresses off the VM's own links"
+         VM's own is unknown, so none is handed out; take secondary addresses off the VM's own links"
     )]
     Ambiguous { seen_as: Ipv4Addr, first: String, mac: String },
-    #[error("the metadata service tells of {0:?}, which is no address, range or hardware address")]
+    #[error("the metadata service reports {0:?}, which is no address, range or hardware address")]
     Unreadable(String),
 }
 

@@ -10,7 +10,7 @@ use vnetpool_plugin::ledger::{Entry, Supply};
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     #[error(
-        "somebody has made this NodeIPAllocation from a copy, and what that says of the NIC may be long past: waiting for the operator to read the NIC"
+        "somebody has made this NodeIPAllocation from a copy, and its record of the NIC may be long past: waiting for the operator to read the NIC"
     )]
     Copy,
     #[error(

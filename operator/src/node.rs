@@ -10,13 +10,14 @@
 //!  observe/      the cluster's stores and the NIC: reads only
 //!  backend/      where addresses are reserved: NIC, instance of a scale set, route table
 //!  reads         which of these may be made
-//!  planner, takeup, scope, growth, attachments     what to do
+//!  policy, takeup                   which pool the node goes by
+//!  planner, scope, growth, attachments     what to do
 //!  pause         whether any of it may be done
 //!  write, attachments/step          the plan at Azure
 //!  blame         which part of it Azure may have refused
 //!  publish       spec, and the object's end
 //!  report/       conditions, Events, the taint
-//!  memory        what is kept from one reconcile to the next
+//!  memory/       what is kept from one reconcile to the next: the rooms above act by it
 //! ```
 //!
 //! Thousands of nodes may wait for Azure at the same time. So the parts of a reconcile are boxed: a node that
@@ -37,6 +38,7 @@ mod need;
 mod observe;
 pub mod outlook;
 pub mod pause;
+mod policy;
 mod progress;
 mod publish;
 mod reads;
@@ -70,13 +72,14 @@ use attachments::step;
 use blame::Part;
 use error::Error;
 use memory::Memory;
+use memory::known::Read;
+pub use memory::others::Found;
 use need::Need;
 use observe::Seen;
-pub use observe::adopt::{Found, adoption};
-use observe::known::Read;
+pub use observe::adopt::adoption;
 pub use observe::lost;
-pub use observe::policy::follows;
 use observe::recheck::{self, Recheck};
+pub use policy::follows;
 use progress::{Next, Progress, SOON};
 use reads::Reads;
 use report::announcement::Announcement;

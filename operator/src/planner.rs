@@ -23,10 +23,10 @@ pub const STILL: Duration = Duration::from_millis(300);
 /// A burst that goes on is not waited for any longer than this. The controller manager's default of 20
 /// requests a second after the first 30 makes 60 pods in 1.5 s: a NIC write takes ten, so to wait for them
 /// costs less than a second write.
-pub const BURST: Duration = Duration::from_secs(2);
+const BURST: Duration = Duration::from_secs(2);
 /// Addresses to release are collected for this long while the agent is still giving up more: no pod waits for
 /// them.
-pub const COLLECT: Duration = Duration::from_secs(30);
+const COLLECT: Duration = Duration::from_secs(30);
 
 /// Everything a decision may depend on, read beforehand: no client and no clock in here.
 #[derive(Clone, Debug)]

@@ -289,7 +289,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Looked at {}.\n", self.read_objects.join(", "))?;
+        writeln!(f, "Read: {}.\n", self.read_objects.join(", "))?;
         let width = self.findings.keys().map(|need| need.action.len()).max().unwrap_or_default();
         for (Need { scope, action }, verdict) in &self.findings {
             let word = match verdict {

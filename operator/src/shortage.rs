@@ -53,12 +53,12 @@ pub enum Turn {
     /// Ask for so many ipConfigurations.
     Now(u32),
     /// Wait to be woken, because of this source and Azure's answer about it.
-    Later(Source, Said),
+    Later(Source, Answer),
 }
 
-/// Azure's words about a source that has run out.
+/// Azure's answer about a source that has run out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct Answer {
     /// The subnet as Azure named it; empty where it spoke of the virtual network.
     pub subnet: String,
     pub message: String,
@@ -74,7 +74,7 @@ pub struct Shortages {
 
 #[derive(Debug)]
 struct Shortage {
-    said: Said,
+    answer: Answer,
     /// How many ipConfigurations may be there: the size of the next request.
     believed: u32,
     /// No more than this many are there, as far as refusals show.
@@ -125,12 +125,12 @@ impl Shortages {
                     units = Some(units.map_or(share, |least: u32| least.min(share)));
                 }
                 (None, next) => {
-                    let said = shortage.said.clone();
+                    let answer = shortage.answer.clone();
                     woken.extend(next);
                     for other in sources.iter().filter(|other| *other != source) {
                         woken.extend(self.leave(other, node, now));
                     }
-                    return (Turn::Later(source.clone(), said), woken);
+                    return (Turn::Later(source.clone(), answer), woken);
                 }
             }
         }
@@ -154,7 +154,7 @@ impl Shortages {
         source: &Source,
         (node, want): (&str, Want),
         asked: u32,
-        said: Said,
+        answer: Answer,
         now: Instant,
     ) -> Woken {
         let known = self.all.get(source).map(|shortage| shortage.believed);
@@ -162,7 +162,7 @@ impl Shortages {
             self.news.send_replace(());
         }
         let shortage = self.all.entry(source.clone()).or_insert_with(|| Shortage::new(now));
-        shortage.said = said;
+        shortage.answer = answer;
         shortage.at_most = shortage.at_most.min(asked.saturating_sub(1));
         shortage.believed = known.unwrap_or(u32::MAX).min(asked / 2).min(shortage.at_most);
         // A refusal of a request sent before all was known to be gone brings no news.
@@ -176,8 +176,8 @@ impl Shortages {
 
     /// An operator before this one had found the source empty: its nodes don't all ask at once to learn it
     /// again.
-    pub fn recall(&mut self, source: &Source, said: Said, now: Instant) {
-        self.all.entry(source.clone()).or_insert_with(|| Shortage { said, ..Shortage::new(now) });
+    pub fn recall(&mut self, source: &Source, answer: Answer, now: Instant) {
+        self.all.entry(source.clone()).or_insert_with(|| Shortage { answer, ..Shortage::new(now) });
     }
 
     /// Azure gave a node so many ipConfigurations.
@@ -301,7 +301,7 @@ impl Source {
 impl Shortage {
     fn new(now: Instant) -> Shortage {
         Shortage {
-            said: Said::default(),
+            answer: Answer::default(),
             believed: 0,
             at_most: u32::MAX,
             probe_at: now,

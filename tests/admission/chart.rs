@@ -1,24 +1,24 @@
-//! The chart's output, and helm's use of it over an installation's life.
+//! The chart's output: the objects that it makes.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::Command;
-use vnetpool_tests::cluster::{programs, root};
-use vnetpool_tests::control_plane::{ControlPlane, Objects, path, rendered, template};
+use vnetpool_tests::cluster::programs;
+use vnetpool_tests::control_plane::{Objects, path, rendered, template};
 
 /// The pod that the one object of a template makes.
-fn pod<'a>(objects: &'a Objects, template: &str) -> Result<&'a Value> {
+pub fn pod<'a>(objects: &'a Objects, template: &str) -> Result<&'a Value> {
     let object = objects.get(template).and_then(|all| all.first());
     Ok(&object.with_context(|| format!("{template} renders nothing"))?["spec"]["template"])
 }
 
-fn container<'a>(objects: &'a Objects, template: &str) -> Result<&'a Value> {
+pub fn container<'a>(objects: &'a Objects, template: &str) -> Result<&'a Value> {
     Ok(&pod(objects, template)?["spec"]["containers"][0])
 }
 
 /// The container's environment, by name; values from elsewhere are left out.
-fn environment(objects: &Objects, template: &str) -> Result<BTreeMap<String, Option<String>>> {
+pub fn environment(objects: &Objects, template: &str) -> Result<BTreeMap<String, Option<String>>> {
     let variables = container(objects, template)?["env"].as_array().into_iter().flatten();
     Ok(variables
         .filter_map(|one| Some((one["name"].as_str()?.into(), one["value"].as_str().map(Into::into))))
@@ -196,160 +196,6 @@ pub fn the_agents_of_an_uninstall_clean_all_nodes_at_once() -> Result<()> {
     Ok(())
 }
 
-/// A setting that was renamed would otherwise go unheard in a cluster.
-pub fn the_programs_know_the_settings_they_are_given() -> Result<()> {
-    let everything = [
-        "--set",
-        "azure.armEndpoint=http://198.51.100.10,azure.networkAPIVersion=2024-05-01,\
-         azure.computeAPIVersion=2024-07-01,operator.dryRun=true,nodeAgent.openForward=true,\
-         nodeAgent.cni.ipamOnly=true,nodeAgent.cni.furtherPlugins[0].type=tuning,monitoring.expose=true",
-    ];
-    let objects = rendered(&everything)?;
-    for (template, program, count) in [
-        ("operator/deployment.yaml", "vnetpool-operator", 11),
-        ("node-agent/daemonset.yaml", "vnetpool-node-agent", 12),
-    ] {
-        let binary = programs().join(program);
-        let help = Command::new(&binary).arg("--help").output();
-        let help = help.with_context(|| format!("{}: run `make build`", binary.display()))?;
-        let text = String::from_utf8_lossy(&help.stdout);
-        let known: Vec<_> =
-            text.split("[env: ").skip(1).filter_map(|rest| rest.split(['=', ']']).next()).collect();
-        let foreign: Vec<_> = known.iter().filter(|name| !name.starts_with("VNETPOOL_")).collect();
-        ensure!(foreign.is_empty(), "{program} goes by {foreign:?}, which may be anybody's variables");
-        let given = environment(&objects, template)?;
-        let ours: Vec<_> = given.keys().filter(|name| name.starts_with("VNETPOOL_")).collect();
-        ensure!(ours.len() >= count, "{template} sets only {ours:?}");
-        for name in ours {
-            ensure!(known.contains(&name.as_str()), "{program} doesn't know {name}:\n{text}");
-        }
-        let started = Command::new(&binary)
-            .arg("--help")
-            .envs(given.iter().filter_map(|(name, value)| Some((name, value.as_ref()?))))
-            .output()?;
-        ensure!(started.status.success(), "{program}: {}", String::from_utf8_lossy(&started.stderr));
-    }
-    Ok(())
-}
-
-pub fn each_identity_gets_its_settings_and_the_chart_names_missing_ones() -> Result<()> {
-    let env = |args: &[&str]| -> Result<BTreeMap<String, String>> {
-        let objects = rendered(args)?;
-        let container = container(&objects, "operator/deployment.yaml")?;
-        let azure = container["env"].as_array().into_iter().flatten().filter_map(|variable| {
-            let name = variable["name"].as_str().filter(|name| name.starts_with("AZURE_"))?;
-            let secret = &variable["valueFrom"]["secretKeyRef"]["name"];
-            Some((name.to_owned(), variable["value"].as_str().or(secret.as_str())?.to_owned()))
-        });
-        Ok(azure.collect())
-    };
-    ensure!(env(&[])?.is_empty(), "the VM's own identity needs nothing");
-    let managed = env(&["--set", "azure.identity.clientID=mine"])?;
-    ensure!(managed == BTreeMap::from([("AZURE_CLIENT_ID".into(), "mine".into())]), "{managed:?}");
-
-    let known = "azure.identity.clientID=c,azure.identity.tenantID=t";
-    let workload = env(&["--set", "azure.identity.type=WorkloadIdentity", "--set", known])?;
-    ensure!(
-        workload.keys().eq(["AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_TENANT_ID"]),
-        "{workload:?}"
-    );
-    let principal = [
-        "--set",
-        "azure.identity.type=ServicePrincipal",
-        "--set",
-        known,
-        "--set",
-        "azure.identity.secretName=s",
-    ];
-    let principal = env(&principal)?;
-    ensure!(principal.get("AZURE_CLIENT_SECRET").is_some_and(|secret| secret == "s"), "{principal:?}");
-
-    let private = [
-        "--set",
-        "azure.authorityHost=https://login.private.example,azure.httpsProxy=http://proxy:3128,azure.trustedCertificates=ours",
-    ];
-    let objects = rendered(&private)?;
-    let pod = &pod(&objects, "operator/deployment.yaml")?["spec"];
-    let given = environment(&objects, "operator/deployment.yaml")?;
-    let variable = |name: &str| given.get(name)?.as_deref();
-    ensure!(variable("AZURE_AUTHORITY_HOST") == Some("https://login.private.example"));
-    ensure!(variable("HTTPS_PROXY") == Some("http://proxy:3128"));
-    let certificates = variable("SSL_CERT_FILE").and_then(|path| path.strip_suffix("/ca.crt"));
-    let mounted = &pod["containers"][0]["volumeMounts"][0];
-    ensure!(mounted["mountPath"].as_str() == certificates && mounted["name"] == "certificates", "{mounted}");
-    ensure!(pod["volumes"][0]["configMap"]["name"] == "ours", "{}", pod["volumes"]);
-
-    for (lacking, field) in [("WorkloadIdentity", "tenantID"), ("ServicePrincipal", "secretName")] {
-        let refusal = template(&["--set", &format!("azure.identity.type={lacking}")])
-            .err()
-            .map(|error| error.to_string());
-        ensure!(refusal.as_ref().is_some_and(|text| text.contains(field)), "{refusal:?}");
-    }
-    Ok(())
-}
-
-pub fn a_share_of_azures_limits_beyond_reason_is_refused() -> Result<()> {
-    let args = |percent| template(&["--set", &format!("azure.budgetPercent={percent}")]);
-    for percent in ["4", "101", "half"] {
-        let refusal = args(percent).err().map(|error| error.to_string());
-        ensure!(refusal.as_ref().is_some_and(|text| text.contains("azure/budgetPercent")), "{refusal:?}");
-    }
-    let objects = rendered(&["--set", "azure.budgetPercent=35"])?;
-    let given = environment(&objects, "operator/deployment.yaml")?;
-    ensure!(given["VNETPOOL_BUDGET_PERCENT"].as_deref() == Some("35"), "{given:?}");
-    Ok(())
-}
-
-pub fn an_installation_without_a_registry_is_refused_with_the_value_to_set() -> Result<()> {
-    let refusal = template(&["--set", "image.registry="]).err().map(|error| error.to_string());
-    ensure!(refusal.as_ref().is_some_and(|text| text.contains("--set image.registry=")), "{refusal:?}");
-    Ok(())
-}
-
-/// The paths of the values that a schema or a values file has; a field that the schema leaves free ends a
-/// path.
-fn values(schema: &Value, path: &str, see: &mut impl FnMut(&str, &Value)) {
-    for (name, value) in schema["properties"].as_object().into_iter().flatten() {
-        let path = format!("{path}.{name}");
-        see(&path, value);
-        if value["additionalProperties"] == false {
-            values(value, &path, see);
-        }
-    }
-}
-
-pub fn the_schema_describes_each_value_and_no_other() -> Result<()> {
-    let read = |file: &str| std::fs::read_to_string(root().join("charts/vnetpool").join(file));
-    let defaults: Value = serde_yaml_ng::from_str(&read("values.yaml")?)?;
-    let schema: Value = serde_json::from_str(&read("values.schema.json")?)?;
-    let (mut described, mut wrong) = (vec![], vec![]);
-    values(&schema, "", &mut |path, value| {
-        let default = defaults.pointer(&path.replace('.', "/"));
-        // A parent chart's values are no value of this one.
-        if default.is_none() && path != ".global" {
-            wrong.push(format!("values.yaml has no {path}"));
-        }
-        if value["description"].as_str().is_none_or(str::is_empty) {
-            wrong.push(format!("the schema doesn't describe {path}"));
-        }
-        let is_free = value["additionalProperties"] != false;
-        described.push((path.to_owned(), is_free));
-    });
-    let mut open = vec![(String::new(), &defaults)];
-    while let Some((path, value)) = open.pop() {
-        for (name, value) in value.as_object().into_iter().flatten() {
-            let path = format!("{path}.{name}");
-            match described.iter().find(|(known, _)| *known == path) {
-                None => wrong.push(format!("the schema has no {path}")),
-                Some((_, true)) => {}
-                Some((_, false)) => open.push((path, value)),
-            }
-        }
-    }
-    ensure!(described.len() > 30 && wrong.is_empty(), "{}", wrong.join("\n"));
-    Ok(())
-}
-
 /// Renders with each of these lines of values.
 fn with_values(lines: &str) -> Result<Objects> {
     let file = tempfile::NamedTempFile::new()?;
@@ -490,7 +336,7 @@ pub fn further_plugins_reach_the_agent_and_ours_are_refused_as_such() -> Result<
     let values = r#"nodeAgent: { cni: { furtherPlugins: [{ type: tuning, sysctl: { net.core.somaxconn: "500" } }] } }"#;
     let objects = with_values(values)?;
     let given = environment(&objects, "node-agent/daemonset.yaml")?.remove("VNETPOOL_FURTHER_PLUGINS");
-    let given = &given.flatten().context("the agent isn't told")?;
+    let given = &given.flatten().context("the agent isn't given it")?;
     let sent: Value = serde_json::from_str(given)?;
     ensure!(sent == json!([{ "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } }]), "{given}");
     let agent = |list: &str| {
@@ -545,124 +391,5 @@ pub fn the_agent_has_these_capabilities_and_no_other() -> Result<()> {
     for one in ["NET_ADMIN is for", "NET_RAW is for", "DAC_OVERRIDE is"] {
         ensure!(text.contains(one), "no reason: {one}");
     }
-    Ok(())
-}
-
-/// Argo CD's way: it renders without a cluster, compares, and applies; and it deletes objects without `keep`.
-pub fn a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives(
-    plane: &ControlPlane,
-) -> Result<()> {
-    let plain = ["--set", "defaultPool.plain=true,defaultPool.spec.sizing.minimum=6", "--include-crds"];
-    let (first, second) = (rendered(&plain)?, rendered(&plain)?);
-    ensure!(first == second, "two renders differ");
-    for kept in ["defaultpool.yaml", ""] {
-        for object in first.get(kept).into_iter().flatten() {
-            let annotations = &object["metadata"]["annotations"];
-            ensure!(annotations["helm.sh/resource-policy"] == "keep", "{}", object["metadata"]);
-            ensure!(annotations.get("helm.sh/hook").is_none(), "{annotations}");
-        }
-    }
-    let definitions =
-        first.values().flatten().filter(|one| one["kind"] == "CustomResourceDefinition").count();
-    ensure!(definitions == 2, "{definitions} definitions without a template");
-    let mut pool = first["defaultpool.yaml"][0].clone();
-    // Another test works on the pool of that name.
-    pool["metadata"]["name"] = "gitops".into();
-    let manifest = tempfile::NamedTempFile::new()?;
-    std::fs::write(manifest.path(), pool.to_string())?;
-    let path = manifest.path().to_string_lossy();
-    let apply = || plane.kubectl(&["apply", "--server-side", "--field-manager=argocd", "-f", &path]);
-    apply()?;
-    plane.kubectl(&["patch", "nodeippool", "gitops", "--type=merge", "-p", r#"{"spec":{"weight":-7}}"#])?;
-    apply()?;
-    let shown = plane.kubectl(&[
-        "get",
-        "nodeippool",
-        "gitops",
-        "-o",
-        "jsonpath={.spec.weight} {.spec.sizing.minimum}",
-    ])?;
-    ensure!(shown == "-7 6", "{shown}");
-    plane.kubectl(&["delete", "nodeippool", "gitops"]).map(drop)
-}
-
-pub fn an_unknown_value_is_refused() -> Result<()> {
-    let refusal = template(&["--set", "operator.replica=3"]).err().map(|error| error.to_string());
-    ensure!(refusal.as_ref().is_some_and(|text| text.contains("replica")), "{refusal:?}");
-    Ok(())
-}
-
-/// The commands of the hook's Job. The older definition differs in words only, since other tests use it at
-/// the same time.
-pub fn the_hook_brings_older_definitions_up_to_date(plane: &ControlPlane) -> Result<()> {
-    let description =
-        "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/nodes/description";
-    let older = json!([{ "op": "replace", "path": description, "value": "of an older release" }]).to_string();
-    plane.kubectl(&["patch", "crd", "nodeippools.vnetpool.io", "--type=json", "-p", &older])?;
-    let objects = rendered(&[])?;
-    let args = container(&objects, "crds/job.yaml")?["args"].as_array().context("no arguments")?;
-    let ran = Command::new(programs().join("vnetpool-operator"))
-        .args(args.iter().filter_map(Value::as_str))
-        .env("KUBECONFIG", &plane.kubeconfig)
-        .output()?;
-    ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-    let shown = plane.kubectl(&["get", "crd", "nodeippools.vnetpool.io", "-o", "json"])?;
-    ensure!(!shown.contains("of an older release"), "the definition is still the older one");
-    Ok(())
-}
-
-pub fn a_persons_pool_survives_upgrade_rollback_and_a_new_installation(plane: &ControlPlane) -> Result<()> {
-    // Without the Job, which nothing here would run, and without the objects of other tests.
-    let folder = tempfile::tempdir()?;
-    let copied = Command::new("cp").args(["-r", &path("charts/vnetpool")]).arg(folder.path()).status()?;
-    ensure!(copied.success());
-    let chart = folder.path().join("vnetpool");
-    for made in ["crds/job.yaml", "admission", "operator", "node-agent", "tests", "NOTES.txt"] {
-        let made = chart.join("templates").join(made);
-        if made.is_dir() { std::fs::remove_dir_all(made)? } else { std::fs::remove_file(made)? }
-    }
-    let chart = chart.to_string_lossy();
-    let weight = || plane.kubectl(&["get", "nodeippool", "default", "-o", "jsonpath={.spec.weight}"]);
-    let upgrade = || plane.helm(&["upgrade", "--install", "vnetpool", &chart]);
-
-    plane.kubectl(&["delete", "nodeippool", "default", "--ignore-not-found"])?;
-    upgrade()?;
-    ensure!(weight()? == "0", "the chart makes the pool where there is none");
-    plane.kubectl(&["patch", "nodeippool", "default", "--type=merge", "-p", r#"{"spec":{"weight":-7}}"#])?;
-    upgrade()?;
-    ensure!(weight()? == "-7", "an upgrade leaves it alone");
-    plane.helm(&["rollback", "vnetpool", "1"])?;
-    ensure!(weight()? == "-7", "a rollback leaves it alone");
-    plane.helm(&["uninstall", "vnetpool"])?;
-    ensure!(weight()? == "-7", "uninstalling leaves it");
-    upgrade()?;
-    ensure!(weight()? == "-7", "a new installation takes it as it is");
-    plane.helm(&["uninstall", "vnetpool"]).map(drop)
-}
-
-pub fn the_notes_warn_of_an_identity_that_every_process_of_a_node_can_use(
-    plane: &ControlPlane,
-) -> Result<()> {
-    let notes = |identity: &str| {
-        let identity = format!("azure.identity.type={identity}");
-        let others = "image.registry=registry.example,azure.identity.clientID=c,azure.identity.tenantID=t";
-        let chart = root().join("charts/vnetpool");
-        let chart = chart.to_string_lossy();
-        plane.helm(&[
-            "install",
-            "noted",
-            &chart,
-            "--dry-run=client",
-            "--take-ownership",
-            "--set",
-            &identity,
-            "--set",
-            others,
-        ])
-    };
-    let warning = "Every process on the host network of a node that has\nthe identity can get one";
-    let printed = notes("ManagedIdentity")?;
-    ensure!(printed.contains(warning) && printed.contains("podMetadataAccess: All"), "{printed}");
-    ensure!(!notes("WorkloadIdentity")?.contains(warning), "warned of what is no danger");
     Ok(())
 }

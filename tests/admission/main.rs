@@ -2,9 +2,11 @@
 //! the chart's output.
 
 mod chart;
+mod installation;
 mod monitoring;
 mod pools;
 mod shown;
+mod values;
 mod writers;
 
 use anyhow::Result;
@@ -44,7 +46,7 @@ fn main() {
         pools::a_pod_cidr_in_use_can_not_be_changed,
         pools::an_unknown_field_is_refused_by_its_name,
         pools::every_example_applies,
-        chart::the_hook_brings_older_definitions_up_to_date,
+        installation::the_hook_brings_older_definitions_up_to_date,
         shown::explain_shows_the_meaning_of_each_field,
         shown::a_pool_is_shown_in_the_promised_columns,
         shown::an_allocation_is_shown_in_the_promised_columns,
@@ -60,9 +62,9 @@ fn main() {
         writers::the_operator_writes_spec_and_conditions,
         writers::of_a_node_the_operator_changes_its_own_taint_and_nothing_else,
         writers::the_rights_are_the_least_that_do,
-        chart::the_notes_warn_of_an_identity_that_every_process_of_a_node_can_use,
-        chart::a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives,
-        chart::a_persons_pool_survives_upgrade_rollback_and_a_new_installation,
+        installation::the_notes_warn_of_an_identity_that_every_process_of_a_node_can_use,
+        installation::a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives,
+        installation::a_persons_pool_survives_upgrade_rollback_and_a_new_installation,
     ];
     for case in pools::REFUSED {
         let name = format!("pools::{}_is_refused", case.what.replace(' ', "_"));
@@ -82,12 +84,12 @@ fn main() {
         chart::every_object_has_the_labels_that_the_values_give_and_keeps_its_own,
         chart::two_operators_never_share_a_node_and_can_still_be_replaced,
         chart::the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled,
-        chart::the_programs_know_the_settings_they_are_given,
-        chart::each_identity_gets_its_settings_and_the_chart_names_missing_ones,
-        chart::a_share_of_azures_limits_beyond_reason_is_refused,
-        chart::an_unknown_value_is_refused,
-        chart::an_installation_without_a_registry_is_refused_with_the_value_to_set,
-        chart::the_schema_describes_each_value_and_no_other,
+        values::the_programs_know_the_settings_they_are_given,
+        values::each_identity_gets_its_settings_and_the_chart_names_missing_ones,
+        values::a_share_of_azures_limits_beyond_reason_is_refused,
+        values::an_unknown_value_is_refused,
+        values::an_installation_without_a_registry_is_refused_with_the_value_to_set,
+        values::the_schema_describes_each_value_and_no_other,
         chart::the_chart_sets_fields_a_cluster_demands_of_all_pods,
         chart::the_hook_and_the_operator_tolerate_the_values_taints,
         chart::replicas_are_spread_over_zones_and_no_affinity_puts_two_on_a_node,

@@ -3,8 +3,8 @@
 
 use crate::Test;
 use crate::finding::nothing_was_listed;
-use crate::machines::wipe;
 use crate::stage::{Stage, quick};
+use crate::wiped::wipe;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -394,9 +394,9 @@ async fn a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else(
     spec["sizing"] = json!({ "minimum": 2, "warm": 0, "batch": 1 });
     beside_outbound_rule(&stage, spec).await?;
     let refused = stage.pod("n1", json!({ "vnetpool.io/backend-pools": "out" })).await?;
-    let says = stage.until_condition("n1", ATTACHED, "NotAttachable").await?;
+    let attached = stage.until_condition("n1", ATTACHED, "NotAttachable").await?;
     for part in [refused.as_str(), "outbound rule", "give the pods a backend pool without one"] {
-        ensure!(says.message.contains(part), "{part:?} isn't in {:?}", says.message);
+        ensure!(attached.message.contains(part), "{part:?} isn't in {:?}", attached.message);
     }
     // Neither another pod's wish nor the node's need of addresses waits for a person.
     let served = stage.pod("n1", json!({ "vnetpool.io/backend-pools": "web" })).await?;
@@ -433,12 +433,13 @@ async fn a_backend_pool_that_may_not_be_joined_is_asked_for_by_one_on_behalf_of_
         for _ in 0..3 {
             stage.pod(name, json!({ "vnetpool.io/backend-pools": "web" })).await?;
         }
-        let says = |seen: &NodeIPAllocation| {
-            let said = crate::stage::find(seen, ATTACHED).filter(|one| one.reason == "PermissionDenied")?;
-            (said.message.matches("Pod default/").count() == 3).then_some(said)
+        let all_answered = |seen: &NodeIPAllocation| {
+            let attached =
+                crate::stage::find(seen, ATTACHED).filter(|one| one.reason == "PermissionDenied")?;
+            (attached.message.matches("Pod default/").count() == 3).then_some(attached)
         };
-        let said = stage.until("all three pods are answered", name, says).await?;
-        ensure!(said.message.contains(join), "{}", said.message);
+        let attached = stage.until("all three pods are answered", name, all_answered).await?;
+        ensure!(attached.message.contains(join), "{}", attached.message);
     }
     let refused = || -> usize {
         names.iter().map(|name| stage.writes(name).iter().filter(|one| one.status == 403).count()).sum()
@@ -492,13 +493,13 @@ async fn a_wish_that_cannot_be_granted_is_reported_and_asks_nothing_of_azure(
     stage.sim.clear_log();
     stage.pod("n1", json!({ "vnetpool.io/backend-pools": "web" })).await?;
     let orders = stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
-    let says = stage
+    let attached = stage
         .until("both wishes are answered", "n1", |seen| {
             crate::stage::find(seen, ATTACHED).filter(|one| one.message.matches("Pod default/").count() == 2)
         })
         .await?;
     for part in ["Unavailable", "attachments.backendPools", "attachments.publicAddressNamespaces"] {
-        ensure!(says.message.contains(part) || says.reason == part, "{part:?} isn't in {says:?}");
+        ensure!(attached.message.contains(part) || attached.reason == part, "{part:?} isn't in {attached:?}");
     }
     stage.until_reported(&orders, "Unavailable", &["Pod"]).await?;
     ensure!(stage.writes("n1").is_empty(), "{:?}", stage.writes("n1"));
@@ -518,8 +519,8 @@ async fn an_address_with_an_attachment_of_others_goes_to_no_pod(plane: &ControlP
     stage.sim.patch_nic("n1-nic", &json!({ "properties": { "ipConfigurations": all } })).await?;
     // The next read of the NIC shows it; a new boot causes one.
     stage.boot("n1", "boot-2").await?;
-    let says = stage.until_condition("n1", ATTACHED, "AttachedByOthers").await?;
-    ensure!(says.message.contains("detached in Azure"), "{}", says.message);
+    let found = stage.until_condition("n1", ATTACHED, "AttachedByOthers").await?;
+    ensure!(found.message.contains("detached in Azure"), "{}", found.message);
     stage.bind("n1", 4).await?;
     stage.until("one pod waits", "n1", |seen| (seen.status.as_ref()?.waiting == 1).then_some(())).await?;
     ensure!(attached(&stage, "n1", &name)? == json!([backend_pool("theirs"), null]), "taken off");

@@ -213,7 +213,7 @@ fn is_watch(uri: &Uri) -> bool {
 
 fn status_body(status: StatusCode, reason: &str) -> String {
     json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": reason,
-        "message": "the gateway says so", "code": status.as_u16() })
+        "message": "the gateway answers so", "code": status.as_u16() })
     .to_string()
 }
 

@@ -96,11 +96,11 @@ pub async fn survive(plane: &ControlPlane, seed: u64, scene: Scene) -> Result<()
     world.edit_pools(&stage).await?;
     until_well(&stage, &world, RECOVERY).await?;
     ensure!(world.has_met_attachments(&stage), "Azure was asked for nothing about public addresses");
-    // Each leader may say of a pod what the one before has said: it is recorded nowhere else.
+    // Each leader may report of a pod what the one before has reported: it is recorded nowhere else.
     let (_, transitions) = stage.leader().await?;
     let leaders = 1 + usize::try_from(transitions.unwrap_or_default())?;
     // The watch here shows it a moment later.
-    eventually("each Event was said for a turn", MOMENT, || async {
+    eventually("each Event was reported for a turn", MOMENT, || async {
         turns.audit(&stage, leaders, scene.kinds_with_events()).await?;
         Ok(Some(()))
     })

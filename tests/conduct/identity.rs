@@ -176,7 +176,7 @@ async fn preflight_reads_a_cluster_with_the_operators_own_rights(plane: &Control
     ensure!(report.lacks() == 0, "{report}");
     let (text, join) =
         (report.to_string(), "Microsoft.Network/applicationSecurityGroups/joinIpConfiguration");
-    ensure!(text.starts_with("Looked at node n1, NodeIPPool default."), "{text}");
+    ensure!(text.starts_with("Read: node n1, NodeIPPool default."), "{text}");
     ensure!(text.contains("Microsoft.Network/networkInterfaces/write") && text.contains(join), "{text}");
     ensure!(text.contains("kube-proxy: it takes 10.244.0.0/16 for pods"), "{text}");
     Ok(())

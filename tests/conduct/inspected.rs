@@ -121,7 +121,7 @@ async fn the_documented_commands_that_inspect_work(plane: &ControlPlane) -> Resu
     let address = one.address.trim_end_matches("/32");
     for snippet in snippets::of("inspect")? {
         let printed = plane.type_in(&snippet, &[("NODE", "n1"), ("ADDRESS", address)])?;
-        for part in ["NODES-READY", "no pod has it, as far as objects say", "at least minimum 2", "FREE%"] {
+        for part in ["NODES-READY", "no pod has it, as far as objects show", "at least minimum 2", "FREE%"] {
             ensure!(printed.contains(part), "{}: no {part} in\n{printed}", snippet.place);
         }
     }

@@ -12,6 +12,7 @@
 //! once as there are threads (`--test-threads`; without it two for each core), each with an API server of
 //! its own, which they hand on.
 
+mod absent;
 mod agent;
 mod attachments;
 mod budget;
@@ -58,6 +59,7 @@ mod stage;
 mod standby;
 mod subnets;
 mod unreadable;
+mod wiped;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
@@ -155,6 +157,8 @@ fn main() -> ExitCode {
         inspected::TESTS,
         lost::TESTS,
         machines::TESTS,
+        wiped::TESTS,
+        absent::TESTS,
         migrations::TESTS,
         modes::TESTS,
         left_alone::TESTS,

@@ -1,9 +1,10 @@
 //! Pools of mode Prefix: blocks from the first pod to the last.
 
 use crate::Test;
-use crate::machines::{NODE, asked_for, instance, wipe};
+use crate::machines::{NODE, instance};
 use crate::reported::{refuse, take};
 use crate::stage::{Stage, find, quick};
+use crate::wiped::{asked_for, wipe};
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::Ipv4Net;
 use serde_json::json;
@@ -70,7 +71,7 @@ async fn a_block_that_a_stranger_has_half_of_is_given_up_and_no_other(plane: &Co
             let shown = self::blocks(seen);
             (is_named && is_settled && shown.contains(*other) && !shown.contains(*one)).then_some(())
         };
-        stage.until("the other is back, and pods of the one are said to be lost", "n1", rest).await?;
+        stage.until("the other is back, and pods of the one are reported as lost", "n1", rest).await?;
         let asks = |write: &&LogEntry| asked_for(write).contains(&one.to_string());
         let tries = stage.writes("n1").iter().filter(asks).count();
         ensure!(tries == 1, "{one} was asked for {tries} times");

@@ -1,7 +1,7 @@
 //! Long-running operations: writes that Azure takes its time for, and an operator that ends meanwhile.
 
 use crate::Test;
-use crate::machines::not_found;
+use crate::absent::not_found;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;

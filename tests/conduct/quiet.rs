@@ -2,9 +2,10 @@
 //! how the operator reacts. The re-check of hours plays no part in a reaction within seconds.
 
 use crate::Test;
-use crate::machines::{NODE, held, is_backed, sizing, uniform, until_served, wipe};
+use crate::machines::{NODE, held, is_backed, sizing, uniform, until_served};
 use crate::metrics::Metrics;
 use crate::stage::{Stage, quick};
+use crate::wiped::wipe;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
@@ -88,7 +89,7 @@ async fn a_quiet_node_whose_nic_is_wiped_gets_its_addresses_back_without_the_rec
     let wiped = names(&stage.allocation("n1").await?);
     wipe(&stage, "n1").await?;
     stage.compare("n1", 1).await?;
-    ensure!(stage.agents.unlisted("n1").is_empty(), "one look isn't enough");
+    ensure!(stage.agents.unlisted("n1").is_empty(), "one inspection isn't enough");
     stage.compare("n1", 1).await?;
     let is_anew = |seen: &NodeIPAllocation| {
         let names = names(seen);
@@ -227,7 +228,7 @@ async fn a_wiped_nic_is_found_though_the_metadata_service_is_closed_to_the_agent
         stage.agents.compare("n1", seen.spec.serving().context("no NIC")?, &nothing);
     }
     let is_reported = |seen: &NodeIPAllocation| seen.status.as_ref()?.metadata_silent.then_some(());
-    stage.until("its agent says so", "n1", is_reported).await?;
+    stage.until("its agent reports it", "n1", is_reported).await?;
     let wiped = names(&seen);
     wipe(&stage, "n1").await?;
     let is_anew = |seen: &NodeIPAllocation| names(seen).is_disjoint(&wiped).then_some(());

@@ -2,9 +2,10 @@
 //! back, operations that others overtake.
 
 use crate::Test;
-use crate::machines::{asked_for, sizing, until_served, wipe};
+use crate::machines::{sizing, until_served};
 use crate::nics::subnet;
 use crate::stage::{Stage, quick};
+use crate::wiped::{asked_for, wipe};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,13 +110,17 @@ async fn growth_that_a_success_does_not_bring_is_asked_for_ever_less_often_and_n
     stage.node("n1", None).await?;
     stage.until_holds("n1", 2).await?;
     stage.until_events("n1", "AddressesReserved", 1).await?;
-    let said = stage.events("n1", "AddressesReserved").await?;
+    let events = stage.events("n1", "AddressesReserved").await?;
     let fault = without_effect(&stage);
     stage.bind("n1", 4).await?;
-    let says = stage.until_condition("n1", RESERVED, "OutcomeUnknown").await?;
-    ensure!(says.message.contains("reports a write") && says.message.contains("n1-nic"), "{}", says.message);
+    let reported = stage.until_condition("n1", RESERVED, "OutcomeUnknown").await?;
+    ensure!(
+        reported.message.contains("reports a write") && reported.message.contains("n1-nic"),
+        "{}",
+        reported.message
+    );
     is_written_ever_less_often(&stage).await?;
-    ensure!(stage.events("n1", "AddressesReserved").await? == said, "an Event says what wasn't done");
+    ensure!(stage.events("n1", "AddressesReserved").await? == events, "an Event reports what wasn't done");
     stage.sim.lift_fault(fault)?;
     stage.until_holds("n1", 4).await?;
     stage.until_condition("n1", RESERVED, "Reserved").await.map(drop)
@@ -137,7 +142,7 @@ async fn a_release_that_a_success_does_not_bring_is_asked_for_ever_less_often_an
     let seen = stage.allocation("n1").await?;
     let shown: BTreeSet<_> = seen.spec.ip_configurations().map(|one| one.name.clone()).collect();
     ensure!(shown.len() == 3 && shown == stage.held("n1"), "{shown:?}");
-    ensure!(stage.events("n1", "AddressesReleased").await?.is_empty(), "an Event says what wasn't done");
+    ensure!(stage.events("n1", "AddressesReleased").await?.is_empty(), "an Event reports what wasn't done");
     stage.sim.lift_fault(fault)?;
     stage.bind("n1", 2).await?;
     stage.until_holds("n1", 3).await
@@ -167,7 +172,7 @@ pub async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
 
 /// Azure refuses the next write of the node's NIC, with this about an address.
 pub fn refuse(stage: &Stage<'_>, code: &str, address: &str) {
-    let message = format!("Private static IP address {address} can not be used now, says {code}.");
+    let message = format!("Private static IP address {address} can not be used now, answers {code}.");
     let body = json!({ "error": { "code": code, "message": message, "details": [] } });
     let refusal = Effect::Status { status: 400, body, headers: BTreeMap::new() };
     stage.fault("PUT", "/n1-nic", Some(1), refusal);
@@ -220,7 +225,7 @@ async fn an_operation_that_another_has_overtaken_is_made_again_within_seconds_wi
     for (node, _) in codes {
         stage.until_holds(node, 4).await?;
         ensure!(stage.writes(node).len() == 2, "{:?}", stage.writes(node));
-        ensure!(stage.events(node, "ResourceBusy").await?.is_empty(), "{node} is told");
+        ensure!(stage.events(node, "ResourceBusy").await?.is_empty(), "{node} gets an Event");
     }
     Ok(())
 }

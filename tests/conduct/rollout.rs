@@ -73,9 +73,9 @@ fn busy_at_once(log: &[LogEntry], names: &[String]) -> usize {
     (0..log.len()).map(busy).max().unwrap_or_default()
 }
 
-fn says(pool: &NodeIPPool, type_: condition::Type, part: &str) -> Option<()> {
-    let said = condition::find(&pool.status.as_ref()?.conditions, type_)?;
-    (said.status == "True" && said.message.contains(part)).then_some(())
+fn reports(pool: &NodeIPPool, type_: condition::Type, part: &str) -> Option<()> {
+    let found = condition::find(&pool.status.as_ref()?.conditions, type_)?;
+    (found.status == "True" && found.message.contains(part)).then_some(())
 }
 
 /// All nodes follow the pool, and it reports so.
@@ -115,8 +115,8 @@ async fn an_edit_reaches_no_more_nodes_at_a_time_than_its_pool_allows_under_any_
         seen.1 = seen.0.len().max(seen.1);
     });
     stage.pool("default", sizing(4, PLACES)).await?;
-    let begun = |pool: &NodeIPPool| says(pool, RECONCILING, "of 12 nodes follow generation 2");
-    stage.until_pool("it says how far it is", "default", begun).await?;
+    let begun = |pool: &NodeIPPool| reports(pool, RECONCILING, "of 12 nodes follow generation 2");
+    stage.until_pool("it reports how far it is", "default", begun).await?;
     until_hold(&stage, &names, 4, 4).await?;
     stage.kill().await?;
     ensure!(holding(&stage, &names, 4).len() < NODES, "there is nothing left to do");
@@ -128,8 +128,8 @@ async fn an_edit_reaches_no_more_nodes_at_a_time_than_its_pool_allows_under_any_
     until_settled(&stage, &names).await?;
     let busy = busy_at_once(&stage.asked(), &names);
     ensure!((2..=usize::from(PLACES)).contains(&busy), "{busy} nodes were busy at a time");
-    let said = lock(&most).1;
-    ensure!((2..=usize::from(PLACES)).contains(&said), "{said} nodes were unsettled at a time");
+    let unsettled = lock(&most).1;
+    ensure!((2..=usize::from(PLACES)).contains(&unsettled), "{unsettled} nodes were unsettled at a time");
     Ok(())
 }
 
@@ -194,8 +194,8 @@ async fn an_edit_stops_when_as_many_nodes_as_may_take_it_up_can_not_settle_and_n
 
     let second = refuse(&names[1]);
     stage.pool("default", sizing(6, 2)).await?;
-    let stopped = |pool: &NodeIPPool| says(pool, STALLED, "can't settle (AzureRefused): n00, n01.");
-    stage.until_pool("it says that it has stopped", "default", stopped).await?;
+    let stopped = |pool: &NodeIPPool| reports(pool, STALLED, "can't settle (AzureRefused): n00, n01.");
+    stage.until_pool("it reports that it has stopped", "default", stopped).await?;
     stage.until_reported("default", "RolloutStopped", &["NodeIPPool"]).await?;
     throughout("the others stay as they are", Duration::from_secs(2), async || {
         for name in &names[2..] {
@@ -236,8 +236,8 @@ async fn an_edit_whose_security_groups_azure_refuses_reaches_no_more_nodes_than_
     stage.sim.clear_log();
     // A slip of the pen. Nodes are to leave a group for it, which they do in waves.
     stage.pool("default", grouped(&group.replace("/web", "/wbe"))).await?;
-    let stopped = |pool: &NodeIPPool| says(pool, STALLED, "can't settle (NotAttachable)");
-    stage.until_pool("it says that it has stopped", "default", stopped).await?;
+    let stopped = |pool: &NodeIPPool| reports(pool, STALLED, "can't settle (NotAttachable)");
+    stage.until_pool("it reports that it has stopped", "default", stopped).await?;
     let asked = || names.iter().filter(|name| !stage.writes(name).is_empty()).count();
     ensure!(asked() == 1, "{} nodes have taken it up", asked());
     // The slip is corrected.

@@ -66,11 +66,11 @@ async fn a_full_subnet_slows_all_its_nodes_at_once_and_shares_freed_addresses_by
     let before = stage.writes("a").len();
     stage.bind("a", 2).await?;
     stage.bind("d", 3).await?;
-    let says = stage.until_condition("a", RESERVED, "SubnetFull").await?;
+    let reported = stage.until_condition("a", RESERVED, "SubnetFull").await?;
     ensure!(
-        says.message.contains("small (10.240.16.0/28)") && says.message.contains("a-nic"),
+        reported.message.contains("small (10.240.16.0/28)") && reported.message.contains("a-nic"),
         "{}",
-        says.message
+        reported.message
     );
     stage.until_holds("d", 3).await?;
     ensure!(stage.writes("a").len() == before, "asked all the same: {:?}", stage.writes("a"));
@@ -152,8 +152,12 @@ async fn a_virtual_network_at_azures_limit_shares_freed_addresses_as_a_full_subn
     stage.until_holds("b", 3).await?;
     stage.bind("c", 4).await?;
     stage.until_holds("c", 1).await?;
-    let says = stage.until_condition("c", RESERVED, "VirtualNetworkFull").await?;
-    ensure!(says.message.contains("c-nic") && says.message.contains("mode Prefix"), "{}", says.message);
+    let reported = stage.until_condition("c", RESERVED, "VirtualNetworkFull").await?;
+    ensure!(
+        reported.message.contains("c-nic") && reported.message.contains("mode Prefix"),
+        "{}",
+        reported.message
+    );
     // Another subnet of the network doesn't ask for addresses that aren't there.
     stage.bind("b", 1).await?;
     stage.until_condition("b", RESERVED, "VirtualNetworkFull").await?;
@@ -291,8 +295,8 @@ async fn writes_that_wait_for_their_turn_when_a_subnet_runs_out_are_not_sent(
     let full = || async {
         let mut full = 0;
         for name in &names {
-            let said = find(&stage.allocation(name).await?, RESERVED);
-            full += usize::from(said.is_some_and(|one| one.reason == "SubnetFull"));
+            let reserved = find(&stage.allocation(name).await?, RESERVED);
+            full += usize::from(reserved.is_some_and(|one| one.reason == "SubnetFull"));
         }
         ensure!(full >= 9, "{full} nodes report it");
         Ok(Some(()))

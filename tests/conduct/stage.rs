@@ -1,10 +1,16 @@
 //! One test's world: simulated Azure, machines with their Nodes and pods, the operator, and views of all of
 //! it.
 
+// By their paths, since a bench has this file, too.
+#[path = "stage/azure.rs"]
+mod azure;
+#[path = "stage/waits.rs"]
+mod waits;
+
 use crate::agent::{Agents, Work};
 use crate::metrics::Metrics;
 use crate::operator::{self, End, Operator};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use axum::http::Uri;
 use futures::StreamExt;
 use futures::future::try_join_all;
@@ -16,20 +22,18 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use vnetpool_apiserver::reading::Reading;
-use vnetpool_azure_sim::{Config, Effect, Fault, LogEntry, NewVm, Sim, VmInfo};
+use vnetpool_azure_sim::{Config, NewVm, Sim, VmInfo};
 use vnetpool_crds::condition::{self, Type};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_plugin::ledger;
 use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::{ControlPlane, NAMESPACE, User};
 use vnetpool_tests::eventually;
-use vnetpool_tests::wait::Limit;
 
 /// The limit of every wait on a machine without other work: a write here takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -377,137 +381,6 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Waits until a node's NodeIPAllocation shows the wanted state, and returns it.
-    pub async fn until<T>(
-        &self,
-        what: &str,
-        node: &str,
-        shows: impl Fn(&NodeIPAllocation) -> Option<T>,
-    ) -> Result<T> {
-        let mut limit = Limit::new(PATIENCE);
-        loop {
-            let seen = self.allocation(node).await;
-            if let Some(shown) = seen.as_ref().ok().and_then(&shows) {
-                return Ok(shown);
-            }
-            if let Some(why) = self.ended() {
-                bail!("{what}: the operator has ended by itself: {why}");
-            }
-            if limit.is_over() {
-                let seen = seen.map_or_else(
-                    |error| error.to_string(),
-                    |seen| json!({ "spec": seen.spec, "status": seen.status }).to_string(),
-                );
-                bail!("{what}: not within {} s; {node} shows {seen}", PATIENCE.as_secs());
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Waits until a condition of the operator's has this reason, and gives it.
-    pub async fn until_condition(&self, node: &str, type_: Type, reason: &str) -> Result<Condition> {
-        let with_reason = |seen: &NodeIPAllocation| find(seen, type_).filter(|one| one.reason == reason);
-        self.until(&format!("{type_} is {reason}"), node, with_reason).await
-    }
-
-    /// Waits until a node's NIC and its `spec` hold the same so many addresses, and no write is under way.
-    pub async fn until_holds(&self, node: &str, count: usize) -> Result<()> {
-        let what = format!("{node} holds {count} on its NIC ({}) and in spec", json!(self.held(node)));
-        let held = |seen: &NodeIPAllocation| {
-            let shown: BTreeSet<_> = seen.spec.ip_configurations().map(|one| one.name.clone()).collect();
-            let settled = find(seen, condition::WRITING).is_some_and(|one| one.status == "False");
-            (settled && shown.len() == count && shown == self.held(node)).then_some(())
-        };
-        self.until(&what, node, held).await
-    }
-
-    /// How many addresses, counting those of blocks, `spec` offers.
-    pub async fn until_offers(&self, node: &str, count: u32) -> Result<NodeIPAllocation> {
-        self.until(&format!("{node} is offered {count} addresses"), node, |seen| {
-            (seen.spec.addresses() == count).then(|| seen.clone())
-        })
-        .await
-    }
-
-    /// Waits until so many pods of a node have addresses.
-    pub async fn until_assigned(&self, node: &str, pods: u32) -> Result<()> {
-        self.until(&format!("{pods} pods have addresses"), node, |seen| {
-            (seen.status.as_ref()?.assigned == pods).then_some(())
-        })
-        .await
-    }
-
-    /// Waits until a pool shows the wanted state, and returns it.
-    pub async fn until_pool<T>(
-        &self,
-        what: &str,
-        name: &str,
-        shows: impl Fn(&NodeIPPool) -> Option<T>,
-    ) -> Result<T> {
-        eventually(what, POOLS_PATIENCE, || async {
-            let seen = self.node_pool(name).await?;
-            shows(&seen).map(Some).with_context(|| json!(seen.status).to_string())
-        })
-        .await
-    }
-
-    /// Waits until a fault has struck so many times.
-    pub async fn until_struck(&self, fault: u64, times: u64) -> Result<()> {
-        eventually(&format!("the fault strikes {times} times"), PATIENCE, || async {
-            let hits = self.sim.faults().iter().find(|one| one.id == fault).map(|one| one.hits);
-            ensure!(hits >= Some(times), "{hits:?}");
-            Ok(Some(()))
-        })
-        .await
-    }
-
-    /// Changes Azure beside the operator, as its owner: PUTs a resource of the group, such as
-    /// `Microsoft.Network/routeTables/pods`, and returns its id.
-    pub async fn put(&self, resource: &str, body: Value) -> Result<String> {
-        let Config { subscription, resource_group, .. } = Config::default();
-        let id =
-            format!("/subscriptions/{subscription}/resourceGroups/{resource_group}/providers/{resource}");
-        let mut body = body;
-        body["location"] = json!("westeurope");
-        let url = format!("{}{id}?api-version=2025-05-01", self.sim.arm_url());
-        let answer = reqwest::Client::new().put(url).bearer_auth("owner").json(&body).send().await?;
-        ensure!(answer.status().is_success(), "{resource}: {}", answer.text().await?);
-        Ok(id)
-    }
-
-    /// The same, which takes a resource away.
-    pub async fn delete(&self, id: &str) -> Result<()> {
-        let url = format!("{}{id}?api-version=2025-05-01", self.sim.arm_url());
-        reqwest::Client::new().delete(url).bearer_auth("owner").send().await?.error_for_status()?;
-        Ok(())
-    }
-
-    /// Azure's document under an id.
-    pub async fn get(&self, id: &str) -> Result<Value> {
-        let url = format!("{}{id}?api-version=2025-05-01", self.sim.arm_url());
-        Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
-    }
-
-    /// The NIC of an instance of a Uniform scale set, which the network provider shows in a version of its
-    /// own.
-    pub async fn get_instance_nic(&self, id: &str) -> Result<Value> {
-        let url = format!("{}{id}?api-version=2018-10-01", self.sim.arm_url());
-        Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
-    }
-
-    pub async fn get_vm(&self, id: &str) -> Result<Value> {
-        let url = format!("{}{id}?api-version=2024-07-01", self.sim.arm_url());
-        Ok(reqwest::Client::new().get(url).bearer_auth("owner").send().await?.json().await?)
-    }
-
-    /// Changes a VM, as its owner.
-    pub async fn put_vm(&self, id: &str, body: Value) -> Result<()> {
-        let url = format!("{}{id}?api-version=2024-07-01", self.sim.arm_url());
-        let answer = reqwest::Client::new().put(url).bearer_auth("owner").json(&body).send().await?;
-        ensure!(answer.status().is_success(), "{id}: {}", answer.text().await?);
-        Ok(())
-    }
-
     /// Hands over each version of each object that a watch shows from now on, until the test ends.
     pub fn follow<K>(&self, mut see: impl FnMut(K) + Send + 'static)
     where
@@ -540,96 +413,6 @@ impl<'a> Stage<'a> {
         let api = Api::<Node>::all(self.client.clone());
         api.delete(name, &DeleteParams::default().grace_period(0)).await?;
         Ok(())
-    }
-
-    /// Names of ours on the NIC of a node's VM, as Azure holds them.
-    pub fn held(&self, node: &str) -> BTreeSet<String> {
-        self.nic(node)["properties"]["ipConfigurations"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|one| one["name"].as_str().filter(|name| name.starts_with("vnp-")).map(str::to_owned))
-            .collect()
-    }
-
-    /// The whole document of the NIC of a node's VM.
-    pub fn nic(&self, node: &str) -> Value {
-        self.sim.nic(&format!("{node}-nic")).unwrap_or_default()
-    }
-
-    /// Whether a resource is there.
-    pub async fn exists(&self, id: &str) -> Result<bool> {
-        Ok(self.get(id).await?["id"].is_string())
-    }
-
-    /// Waits until a node's NodeIPAllocation is gone.
-    pub async fn until_gone(&self, node: &str) -> Result<()> {
-        let api = Api::<NodeIPAllocation>::all(self.client.clone());
-        eventually(&format!("{node} is gone"), PATIENCE, || async {
-            match api.get_opt(node).await? {
-                Some(seen) => bail!("it is there: {:?}", seen.status),
-                None => Ok(Some(())),
-            }
-        })
-        .await
-    }
-
-    /// The requests to ARM since the log was cleared, oldest first.
-    pub fn asked(&self) -> Vec<LogEntry> {
-        self.sim.log().into_iter().filter(|one| one.path.starts_with("/subscriptions/")).collect()
-    }
-
-    /// Azure was asked for no change since then.
-    pub fn nothing_was_written(&self) -> Result<()> {
-        let writes: Vec<_> = self.asked().into_iter().filter(|one| one.method != "GET").collect();
-        ensure!(writes.is_empty(), "{writes:?}");
-        Ok(())
-    }
-
-    /// Of the requests to ARM, the writes of the NIC of a node's VM.
-    pub fn writes(&self, node: &str) -> Vec<LogEntry> {
-        let nic = format!("/{node}-nic").to_lowercase();
-        let is_write = |one: &LogEntry| one.method == "PUT" && one.path.to_lowercase().ends_with(&nic);
-        self.asked().into_iter().filter(is_write).collect()
-    }
-
-    /// Orders a fault for the next `count` requests of a method whose path contains `path`; gives its id.
-    pub fn fault(&self, method: &str, path: &str, count: Option<u64>, effect: Effect) -> u64 {
-        let (method, path_contains) = (Some(method.to_owned()), Some(path.to_owned()));
-        self.sim.order_fault(Fault { method, path_contains, count, effect })
-    }
-
-    /// Waits until Events with this reason are there about a node and its NodeIPAllocation, or a pod: about
-    /// objects of these kinds, in the order of their names, and each published once. Events are written
-    /// beside the work, so they can't be found at once.
-    pub async fn until_reported(&self, node: &str, reason: &str, kinds: &[&str]) -> Result<()> {
-        let events = self.until_events(node, reason, kinds.len()).await?;
-        let once: Vec<_> = kinds.iter().map(|kind| ((*kind).to_owned(), 1)).collect();
-        ensure!(events == once, "{reason} of {node}: {events:?}");
-        Ok(())
-    }
-
-    /// Waits until so many Events at least have this reason, and gives them.
-    pub async fn until_events(&self, node: &str, reason: &str, count: usize) -> Result<Vec<(String, i32)>> {
-        eventually(&format!("{count} Events {reason} about {node}"), PATIENCE, || async {
-            let mut events = self.events(node, reason).await?;
-            ensure!(events.len() >= count, "there are {events:?}");
-            events.sort();
-            Ok(Some(events))
-        })
-        .await
-    }
-
-    /// The Events about a node or its NodeIPAllocation with this reason, with how often each was published.
-    pub async fn events(&self, node: &str, reason: &str) -> Result<Vec<(String, i32)>> {
-        let events = Api::<Event>::all(self.client.clone()).list(&ListParams::default()).await?;
-        let about = events.into_iter().filter(|event| {
-            event.involved_object.name.as_deref() == Some(node) && event.reason.as_deref() == Some(reason)
-        });
-        let times = |event: &Event| event.series.as_ref().and_then(|series| series.count).unwrap_or(1);
-        Ok(about
-            .map(|event| (event.involved_object.kind.clone().unwrap_or_default(), times(&event)))
-            .collect())
     }
 }
 

@@ -12,10 +12,49 @@ use super::visit;
 /// The folders whose crates are the product.
 const PRODUCT: [&str; 3] = ["crds", "operator", "node-agent"];
 
-/// Neither do the folders and files right below a crate's root, each taken as a whole.
 #[test]
 fn no_module_imports_itself_by_way_of_others() {
-    let (mut crates, mut found) = (BTreeMap::<String, Modules>::new(), vec![]);
+    let crates = crates();
+    let found = crates.iter().flat_map(|(name, modules)| named(name, &modules.files()));
+    let found: Vec<String> = found.collect();
+    assert!(found.is_empty(), "modules in circles, each the shortest:\n{}", found.join("\n"));
+    let count: usize = crates.values().map(|modules| modules.paths.len()).sum();
+    assert!(crates.len() >= 8 && count > 200, "only {count} modules of {} crates", crates.len());
+}
+
+/// The rooms of a folder are its files, each with the folder of its name.
+#[test]
+fn no_room_of_a_folder_imports_itself_by_way_of_others() {
+    let (mut count, mut found) = (0, vec![]);
+    for (name, modules) in crates() {
+        for folder in modules.folders() {
+            let rooms = modules.rooms(&folder);
+            count += usize::from(rooms.len() > 1);
+            found.extend(named(&name, &rooms));
+        }
+    }
+    assert!(found.is_empty(), "rooms in circles, each the shortest:\n{}", found.join("\n"));
+    assert!(count > 10, "only {count} folders with rooms that import each other");
+}
+
+/// A decision needs neither Azure's documents nor the cluster.
+#[test]
+fn the_planner_imports_only_what_addresses_and_resources_are() {
+    let rooms = crates()["operator"].rooms(&vec![]);
+    let imports = |room: &str| -> Vec<String> {
+        let found = rooms.get(&vec![room.to_owned()]);
+        found.into_iter().flatten().map(|names| names.join("::")).collect()
+    };
+    assert_eq!(imports("planner"), ["ip_configuration", "priority", "resource_id"]);
+    assert_eq!(
+        ["ip_configuration", "priority", "resource_id"].map(imports),
+        [vec!["resource_id"], vec![], vec![]]
+    );
+}
+
+/// The modules of each crate of the product.
+fn crates() -> BTreeMap<String, Modules> {
+    let mut crates = BTreeMap::<String, Modules>::new();
     for folder in PRODUCT {
         visit(&root().join(folder), &[".rs"], &mut |path, text| {
             let path = path.strip_prefix(root()).unwrap_or(path).to_string_lossy();
@@ -24,14 +63,12 @@ fn no_module_imports_itself_by_way_of_others() {
             }
         });
     }
-    for (name, modules) in &crates {
-        for imports in [modules.imports(usize::MAX), modules.imports(1)] {
-            found.extend(circles(&imports).iter().map(|circle| format!("{name}: {}", circle.join(" → "))));
-        }
-    }
-    assert!(found.is_empty(), "modules in circles, each the shortest:\n{}", found.join("\n"));
-    let count: usize = crates.values().map(|modules| modules.paths.len()).sum();
-    assert!(crates.len() >= 8 && count > 200, "only {count} modules of {} crates", crates.len());
+    crates
+}
+
+/// The circles of a crate, for a person.
+fn named(crate_name: &str, imports: &Imports) -> Vec<String> {
+    circles(imports).iter().map(|circle| format!("{crate_name}: {}", circle.join(" → "))).collect()
 }
 
 #[test]
@@ -39,8 +76,9 @@ fn a_circle_of_modules_is_found_by_use_and_by_path_but_not_by_a_parent_or_a_test
     let circles_of = |files: &[(&str, &str)]| -> [Vec<String>; 2] {
         let mut modules = Modules::default();
         files.iter().for_each(|(file, text)| modules.add(Path::new(file), text));
-        let of = |depth| circles(&modules.imports(depth)).iter().map(|one| one.join(" ")).collect();
-        [of(usize::MAX), of(1)]
+        let rooms = modules.folders().into_iter().flat_map(|folder| circles(&modules.rooms(&folder)));
+        let found = [circles(&modules.files()), rooms.collect()];
+        found.map(|all| all.iter().map(|one| one.join(" ")).collect())
     };
     let none: [Vec<String>; 2] = [vec![], vec![]];
     let lib = ("lib.rs", "mod a;\nmod b;\npub use b::c::C;\n");
@@ -67,11 +105,24 @@ fn a_circle_of_modules_is_found_by_use_and_by_path_but_not_by_a_parent_or_a_test
         ("b/e.rs", "use super::c;\n"),
         ("b/f.rs", "use super::d;\n"),
     ]);
-    assert_eq!(found, [vec!["b::c b::d b::e b::c".to_owned()], vec![]]);
+    assert_eq!(found, [["b::c b::d b::e b::c"], ["b::c b::d b::e b::c"]]);
+    // A room below another folder: none of its files is in a circle, and all of them together are.
+    let found = circles_of(&[
+        ("lib.rs", "mod b;\n"),
+        ("b.rs", "mod c;\nmod d;\n"),
+        ("b/c.rs", "mod e;\nmod f;\n"),
+        ("b/c/e.rs", "use crate::b::d::D;\n"),
+        ("b/c/f.rs", ""),
+        ("b/d.rs", "use super::c::f;\n"),
+    ]);
+    assert_eq!(found, [vec![], vec!["b::c b::d b::c".to_owned()]]);
 }
 
 /// The names of a module below its crate's root, or of a path in its code.
 type Names = Vec<String>;
+
+/// The modules or rooms that each imports.
+type Imports = BTreeMap<Names, BTreeSet<Names>>;
 
 /// A crate's modules with the paths that each names outside of its tests.
 #[derive(Default)]
@@ -94,15 +145,33 @@ impl Modules {
         self.paths.entry(module).or_default().extend(paths);
     }
 
-    /// What each module imports, where modules count by their first `depth` names. Neither what is above it
-    /// nor what is below counts: a parent is made of its children, which are made for it.
-    fn imports(&self, depth: usize) -> BTreeMap<Names, BTreeSet<Names>> {
-        let short = |module: &Names| module[..module.len().min(depth)].to_vec();
-        let mut imports = BTreeMap::<Names, BTreeSet<Names>>::new();
+    /// The imports of each file.
+    fn files(&self) -> Imports {
+        self.imports(|module| Some(module.clone()))
+    }
+
+    /// Everything that has modules right below it; the crate's root is the empty name.
+    fn folders(&self) -> BTreeSet<Names> {
+        self.paths.keys().filter_map(|module| Some(module.split_last()?.1.to_vec())).collect()
+    }
+
+    /// The imports between the rooms right below a folder.
+    fn rooms(&self, folder: &Names) -> Imports {
+        self.imports(|module| {
+            module.get(..=folder.len()).filter(|room| room.starts_with(folder)).map(Into::into)
+        })
+    }
+
+    /// The imports between rooms, where `room` is the room of a module. Neither what is above a room nor what
+    /// is below it counts: a parent is made of its children, which are made for it.
+    fn imports(&self, room: impl Fn(&Names) -> Option<Names>) -> Imports {
+        let mut imports = Imports::new();
         for (from, paths) in self.paths.iter().filter(|(module, _)| self.is_shipped(module)) {
             for to in paths.iter().filter_map(|path| self.module(from, path)) {
-                let (from, to) = (short(from), short(&to));
-                if !from.starts_with(&to) && !to.starts_with(&from) {
+                if let (Some(from), Some(to)) = (room(from), room(&to))
+                    && !from.starts_with(&to)
+                    && !to.starts_with(&from)
+                {
                     imports.entry(from).or_default().insert(to);
                 }
             }
@@ -178,7 +247,7 @@ fn skip_item(tokens: &mut impl Iterator<Item = TokenTree>) -> Option<String> {
 }
 
 /// For every module that imports itself by way of others the shortest such way; each module in one at most.
-fn circles(imports: &BTreeMap<Names, BTreeSet<Names>>) -> Vec<Vec<String>> {
+fn circles(imports: &Imports) -> Vec<Vec<String>> {
     let mut circles: Vec<Vec<&Names>> = vec![];
     for module in imports.keys() {
         if !circles.iter().flatten().any(|known| *known == module) {
@@ -189,7 +258,7 @@ fn circles(imports: &BTreeMap<Names, BTreeSet<Names>>) -> Vec<Vec<String>> {
 }
 
 /// The shortest way on which a module comes back to itself.
-fn way_back<'a>(start: &'a Names, imports: &'a BTreeMap<Names, BTreeSet<Names>>) -> Option<Vec<&'a Names>> {
+fn way_back<'a>(start: &'a Names, imports: &'a Imports) -> Option<Vec<&'a Names>> {
     let mut ways = VecDeque::from([vec![start]]);
     let mut seen = BTreeSet::new();
     while let Some(way) = ways.pop_front() {

@@ -136,7 +136,7 @@ pub async fn the_last_node_can_be_drained_and_the_namespace_deleted_and_each_han
         cluster.kubectl(&["get", "nodeipallocations", "-o", "jsonpath={.items[*].metadata.finalizers}"]);
     let objects = objects.await?;
     ensure!(objects.matches("vnetpool.io/nic").count() >= NODES.len(), "no record is left: {objects}");
-    let listing = snippets::of("look")?.into_iter().find(|one| one.place.contains("uninstall"));
+    let listing = snippets::of("read")?.into_iter().find(|one| one.place.contains("uninstall"));
     let listed = cluster.type_in(&listing.context("no such command")?, &[], "").await?;
     for node in NODES {
         ensure!(listed.contains(&format!("{node}-nic")), "{node}'s NIC isn't listed: {listed}");

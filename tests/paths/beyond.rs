@@ -51,7 +51,7 @@ pub async fn the_internet_and_the_platform_see_the_nodes_primary_address(world: 
         ensure!(seen == Seen::new(&node.address, &world.internet.address), "the internet sees {seen:?}");
         // The resolver answers primary addresses only.
         let answer = pod.resolve("db.corp.example").await?;
-        ensure!(answer == "10.240.0.99", "the resolver says {answer:?}");
+        ensure!(answer == "10.240.0.99", "the resolver answers {answer:?}");
     }
     Ok(())
 }
@@ -106,7 +106,7 @@ pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_allows_it
         let asked = |entry: &&serde_json::Value| entry["path"] == "/metadata/instance/compute/name";
         let last = log.as_array().into_iter().flatten().rfind(asked).map(|entry| entry["caller"].clone());
         ensure!(last == Some(json!(node.address)), "the metadata service was called by {last:?}");
-        ensure!(ask(&pod, AIMS[1]).await.is_err(), "the pool says nothing of the goal state");
+        ensure!(ask(&pod, AIMS[1]).await.is_err(), "the pool has nothing of the goal state");
     }
     world.cluster.patch_pool(json!({ "podMetadataAccess": "None" })).await
 }
@@ -154,8 +154,8 @@ pub async fn a_pod_that_asks_for_a_token_is_counted_and_named_once(world: &World
     .await?;
     for event in &events {
         let (times, note) = (event.series.as_ref(), event.message.as_deref().unwrap_or_default());
-        let says_all = note.contains(&named) && note.contains("the host network");
-        ensure!(events.len() == 4 && times.is_none() && says_all, "{} Events: {event:?}", events.len());
+        let names_all = note.contains(&named) && note.contains("the host network");
+        ensure!(events.len() == 4 && times.is_none() && names_all, "{} Events: {event:?}", events.len());
     }
     node.run("ip", &["address", "delete", "192.0.2.1/32", "dev", "lo"]).await.map(drop)
 }

@@ -164,7 +164,7 @@ pub async fn a_pool_puts_its_pods_into_its_application_security_groups(world: &W
     let groups = json!({ "ids": [id("applicationSecurityGroups/pods")], "onSharedNIC": true });
     for (groups, denied) in [(groups, true), (Value::Null, false)] {
         world.cluster.patch_pool(json!({ "applicationSecurityGroups": groups })).await?;
-        eventually("both pods are treated as their pool says", Duration::from_secs(60), || async {
+        eventually("both pods are treated as their pool has it", Duration::from_secs(60), || async {
             for pod in [&one, &two] {
                 let call = pod.call(vm, PORT).await?;
                 ensure!(

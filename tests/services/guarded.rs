@@ -56,7 +56,7 @@ async fn has_table(node: &Place) -> Result<bool> {
 }
 
 /// How often the agent has put our table back, as it reports itself.
-async fn told(world: &World) -> Result<u32> {
+async fn restored(world: &World) -> Result<u32> {
     let status = world.cluster.allocation("node-1").await?.status.context("no status")?;
     let found = condition::find(&status.conditions, condition::UNDISTURBED).context("no condition")?;
     ensure!(found.status == "True", "{}", found.message);
@@ -67,7 +67,7 @@ async fn told(world: &World) -> Result<u32> {
 pub async fn a_deleted_table_of_ours_is_back_within_a_second_beside_a_busy_kube_proxy(
     world: &World,
 ) -> Result<()> {
-    let (node, before) = (&world.nodes[0], told(world).await?);
+    let (node, before) = (&world.nodes[0], restored(world).await?);
     let mut slowest = Duration::ZERO;
     let delete = async {
         for _ in 0..TIMES {
@@ -89,8 +89,11 @@ pub async fn a_deleted_table_of_ours_is_back_within_a_second_beside_a_busy_kube_
     tokio::try_join!(keep_kube_proxy_busy(world), delete)?;
     println!("the slowest of {TIMES} was back after {} ms", slowest.as_millis());
     eventually("the agent reports it", SOON, || async {
-        let told = told(world).await?;
-        ensure!(told == before + TIMES, "it has put the table back {told} times, and {before} before");
+        let restored = restored(world).await?;
+        ensure!(
+            restored == before + TIMES,
+            "it has put the table back {restored} times, and {before} before"
+        );
         Ok(Some(()))
     })
     .await?;

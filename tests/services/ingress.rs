@@ -23,7 +23,7 @@ pub struct Forwarded {
 /// Requests a probe's page.
 pub async fn called(from: &Place, url: &str) -> Result<Forwarded> {
     let answer = from.run("curl", &["-sS", "--max-time", "3", url]).await?;
-    serde_json::from_str(&answer).with_context(|| format!("{url} said {answer:?}"))
+    serde_json::from_str(&answer).with_context(|| format!("{url} answered {answer:?}"))
 }
 
 /// Waits until requests to the ingress come to each of these pods and to no other, each from the ingress and

@@ -56,7 +56,10 @@ async fn beyond(world: &World, pod: &Place) -> Result<()> {
     until_seen(pod, internet, PORT, &Seen::new(node, internet)).await?;
     world.cluster.azure.admin("PUT", "/names", json!({ "db.corp.example": "10.240.0.99" })).await?;
     let answer = pod.resolve("db.corp.example").await?;
-    ensure!(answer == "10.240.0.99", "the resolver, which answers primary addresses only, says {answer:?}");
+    ensure!(
+        answer == "10.240.0.99",
+        "the resolver, which answers primary addresses only, answers {answer:?}"
+    );
     Ok(())
 }
 

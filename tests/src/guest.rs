@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_test_of_a_guest_is_reported_with_what_it_said() {
+    fn a_failed_test_of_a_guest_is_reported_with_what_it_printed() {
         let failed = [
             "begins on Linux 6.1.0",
             "test names::one ... FAILED",

@@ -118,7 +118,7 @@ impl Place {
             Some(0) => {
                 let answer = String::from_utf8(output.stdout)?;
                 let seen = serde_json::from_str(&answer);
-                seen.map(Call::Answered).with_context(|| format!("the probe at {url} said {answer:?}"))
+                seen.map(Call::Answered).with_context(|| format!("the probe at {url} answered {answer:?}"))
             }
             Some(7 | 56) => Ok(Call::Refused),
             Some(28) => Ok(Call::Dropped),

@@ -12,7 +12,7 @@ use std::process::Command;
 /// The test that runs the blocks of a group.
 pub const GROUPS: [(&str, &str); 9] = [
     ("install", "the_documented_commands_work"),
-    ("look", "the_documented_commands_work"),
+    ("read", "the_documented_commands_work"),
     ("inspect", "the_documented_commands_that_inspect_work"),
     ("plain-vm-agent", "the_documented_commands_for_a_plain_vm_work"),
     ("plain-vm", "the_documented_commands_for_a_plain_vm_work"),

@@ -151,7 +151,7 @@ mod tests {
         let report = |states: &States| states.before_success("a pod", Duration::from_secs(3));
         assert_eq!(report(&states), None);
         states.saw(Duration::ZERO, NOT_YET.to_owned());
-        assert_eq!(report(&states), None, "nothing to say but that it took its time");
+        assert_eq!(report(&states), None, "nothing to report but that it took its time");
         for state in ["wrong", "wrong", "not yet", "wrong"] {
             states.saw(Duration::from_secs(1), state.to_owned());
         }

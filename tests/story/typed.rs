@@ -35,7 +35,7 @@ pub async fn the_documented_commands_work(cluster: &Cluster) -> Result<()> {
         ("GROUP", "vnetpool"),
         ("SUBNET", &subnet),
     ];
-    for snippet in snippets::of("look")? {
+    for snippet in snippets::of("read")? {
         let printed = cluster.type_in(&snippet, &variables, "").await?;
         println!("{}\n{}{printed}", snippet.place, snippet.script);
         ensure!(!printed.trim().is_empty(), "{}: prints nothing", snippet.place);

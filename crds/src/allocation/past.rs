@@ -52,7 +52,7 @@ mod tests {
                 serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
             object
         };
-        assert!(deleted(2).is_copy(), "to be deleted is a version, and says nothing new of the NIC");
+        assert!(deleted(2).is_copy(), "to be deleted is a version, and shows nothing new of the NIC");
         assert!(!deleted(3).is_copy());
         assert!(!object(1, "b", &[], Value::Null).is_copy(), "a new node's");
     }

@@ -167,8 +167,8 @@ impl Peer {
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes()); // not every VERSION reads it
         let output = child.wait_with_output().unwrap();
         let time = begun.elapsed();
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{} {verb} {id}: {} {said}", self.name, output.status);
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{} {verb} {id}: {} {printed}", self.name, output.status);
         time
     }
 

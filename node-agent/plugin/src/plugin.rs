@@ -203,13 +203,13 @@ fn free_in_ledger(store: &Store, sandbox: &Sandbox) -> Result<Option<Ipv4Addr>, 
 }
 
 /// The sandbox's pod as the runtime names it now or, since only ADD has to name it, as ADD recorded it.
-fn known(store: &Store, sandbox: &Sandbox, told: &Pod) -> Pod {
+fn known(store: &Store, sandbox: &Sandbox, named: &Pod) -> Pod {
     let recorded = || {
         let ledger = store.peek().ok()?;
         let (_, found) = ledger.assignments().find(|(_, assignment)| assignment.sandbox == *sandbox)?;
         Some(found.pod.clone())
     };
-    Some(told).filter(|told| !told.name.is_empty()).cloned().or_else(recorded).unwrap_or_default()
+    Some(named).filter(|named| !named.name.is_empty()).cloned().or_else(recorded).unwrap_or_default()
 }
 
 /// The sandbox's lock, for a DEL: an ADD that waits for an address is made to give up, whether it holds the

@@ -238,7 +238,7 @@ fn connect_host_end(
     let wired = host.apply([
         Change::set_link("set up the host's end of the veth pair", up),
         Change::new_route("add the node's route to the pod", link, address, None),
-        Change::new_neighbour("tell the node the pod's MAC", Neighbour::pod(link, identity.address)),
+        Change::new_neighbour("give the node the pod's MAC", Neighbour::pod(link, identity.address)),
     ]);
     let is_taken = |error: &Error| error.is(Errno::EEXIST);
     wired.map_err(|error| if is_taken(&error) { Error::AddressRouted(identity.address) } else { error })

@@ -179,7 +179,7 @@ impl Keeper {
         let taken_off = self.notes.take_off(reserved, &self.config).await;
         let has_seen_addresses = taken_off.is_ok();
         self.standing.extend(taken_off.unwrap_or_else(|error| {
-            vec![format!("can't tell whether a pods' address is on a link of the node: {error:#}")]
+            vec![format!("it is unknown whether a pods' address is on a link of the node: {error:#}")]
         }));
         if let (Some(spec), Some(uplink), true) = (&wanted.rules, &uplink, wanted.installs) {
             let verdict = self.install(uplink, spec.wiring).await;

@@ -378,7 +378,7 @@ async fn a_node_whose_rules_fail_reports_it_assigns_nothing_and_keeps_its_pods_a
 }
 
 #[tokio::test]
-async fn a_node_whose_kernel_is_too_old_says_so_and_assigns_nothing() {
+async fn a_node_whose_kernel_is_too_old_reports_it_and_assigns_nothing() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let release = dir.join("release");
     fs::write(&release, "5.4.0-1109-azure\n").unwrap();
@@ -514,7 +514,7 @@ async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
     assert!(inspected.1.has_failed);
     let Verdict { reason, message, .. } = agent.notes.undisturbed().verdict;
     assert_eq!(reason, Reason::InTheWay, "{message}");
-    assert!(message.contains("can't tell whether a pods' address is on a link of the node"), "{message}");
+    assert!(message.contains("it is unknown whether a pods' address is on a link of the node"), "{message}");
     assert!((notes::TAKE_OFF_WITHIN..2 * notes::TAKE_OFF_WITHIN).contains(&took), "{took:?}");
     assert!(is_held(&agent, 1));
 }

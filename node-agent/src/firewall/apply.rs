@@ -113,7 +113,7 @@ impl Firewall {
                     }
                     Ok(_) => Ensured::Restored,
                     Err(error) if generation().is_ok_and(stands) => {
-                        tracing::warn!(%error, "can't look at a table of nftables, which nobody has changed");
+                        tracing::warn!(%error, "can't read a table of nftables, which nobody has changed");
                         return Ok(Ensured::Unseen);
                     }
                     Err(error) => return Err(error.into()),

@@ -57,7 +57,7 @@ async fn exchange<T: DeserializeOwned>(path: &'static str) -> anyhow::Result<(T,
         let body = Limited::new(body, LARGEST).collect().await;
         let body = body.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
         if head.status != StatusCode::OK {
-            bail!("it says {}: {}", head.status, String::from_utf8_lossy(&body));
+            bail!("it answers {}: {}", head.status, String::from_utf8_lossy(&body));
         }
         serde_json::from_slice(&body).context("its answer can't be read")
     };

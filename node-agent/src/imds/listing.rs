@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_tells_nothing_eight_times_in_a_row_is_silent_until_it_tells_something() {
+    fn a_service_that_reports_nothing_eight_times_in_a_row_is_silent_until_it_reports_something() {
         let (mut listing, nic) = (Listing::default(), nic(&TWO));
         let is_silent = |listing: &Listing| listing.comparison().is_silent;
         (1..SILENT).for_each(|_| listing.ask_in_vain());

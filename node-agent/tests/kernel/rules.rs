@@ -177,7 +177,7 @@ fn changes_of_our_tables_are_heard_and_those_of_others_are_not() {
 
 /// The end of each transaction has the number that its other events end in.
 #[test]
-fn each_transaction_is_a_generation_and_the_events_of_each_are_told_apart() {
+fn each_transaction_is_a_generation_and_the_events_of_each_are_kept_apart() {
     let node = Namespace::new();
     let mut events = node.inside(|| Events::open().unwrap());
     let (mut firewall, mut before) = (Firewall::default(), node.inside(|| generation().unwrap()));

@@ -220,5 +220,5 @@ fn a_namespace_that_can_not_be_checked_is_not_gone() {
     // A file that stands for a namespace which is mounted on it in another mount namespace.
     File::create(dir.path().join("pod")).unwrap();
     assert!(!is_gone(dir.path()));
-    assert!(!is_gone(&dir.path().join("not-there")), "the folder isn't there, so nothing can be told");
+    assert!(!is_gone(&dir.path().join("not-there")), "the folder isn't there, so nothing is known");
 }

@@ -69,7 +69,7 @@ impl Snapshot {
             && self.objects.allocation(node).is_none()
             && !self.objects.unreadable.iter().any(|one| is_of(one, node))
         {
-            bail!("node {node} has no NodeIPAllocation: `kubectl vnetpool status` says why not");
+            bail!("node {node} has no NodeIPAllocation: `kubectl vnetpool status` shows why not");
         }
         Ok(())
     }
@@ -276,7 +276,7 @@ impl fmt::Display for Verdict {
             writeln!(f, "{}", table(&["NODE", "BETWEEN", "WHAT", "HOW"], &rows))?;
         }
         if !self.unseen.is_empty() {
-            writeln!(f, "Not looked at:")?;
+            writeln!(f, "Not read:")?;
             self.unseen.iter().try_for_each(|one| f.write_str(&indented(one)))?;
             writeln!(f)?;
         }
@@ -284,7 +284,7 @@ impl fmt::Display for Verdict {
             true => writeln!(f, "NIC, spec, ledger, kernel and pods agree on each node: {}.", self.nodes),
             false => writeln!(
                 f,
-                "Nodes: {}; differences, each seen twice: {}; not looked at: {}.",
+                "Nodes: {}; differences, each seen twice: {}; not read: {}.",
                 self.nodes,
                 self.differences.len(),
                 self.unseen.len()

@@ -44,7 +44,7 @@ pub fn explain(objects: &Objects, node: &str) -> Result<Explanation> {
         bail!("there is no Node {node}");
     }
     let allocation = objects.allocation(node).ok_or_else(|| {
-        anyhow!("node {node} has no NodeIPAllocation: `kubectl vnetpool status` says why not")
+        anyhow!("node {node} has no NodeIPAllocation: `kubectl vnetpool status` shows why not")
     })?;
     let bound = objects.bound().get(node).copied().unwrap_or_default();
     let seen =

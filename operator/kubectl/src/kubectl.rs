@@ -161,7 +161,7 @@ impl Kubectl {
             let pod = pods.get(node).ok_or_else(|| self.runs_nowhere(program, Some(node)))?;
             let command = self.exec(program, pod, &[], &["status", "--output", "json"]);
             let printed = output(command, POD).await.map_err(|error| format!("{error:#}"))?;
-            serde_json::from_slice(&printed).map_err(|error| format!("reading what its agent says: {error}"))
+            serde_json::from_slice(&printed).map_err(|error| format!("reading its agent's answer: {error}"))
         };
         let each = names.iter().map(async |node| ((*node).to_owned(), ask(node).await));
         self.runtime.block_on(stream::iter(each).buffer_unordered(AT_ONCE).collect())
@@ -204,7 +204,7 @@ impl Kubectl {
             });
             while let Some(line) = within(SILENT, lines.next_line()).await?? {
                 let view: ReservedView =
-                    serde_json::from_str(&line).context("reading what the operator says")?;
+                    serde_json::from_str(&line).context("reading the operator's answer")?;
                 let id = view.id.to_lowercase();
                 answers.insert(id, if let Some(error) = view.error { Err(error) } else { Ok(view) });
             }

@@ -62,11 +62,7 @@ fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
         }
         Command::Bundle { folder } => {
             let missing = bundle::bundle(&kubectl, &folder)?;
-            writeln!(
-                stdout(),
-                "written to {}; look through it before you give it to others",
-                folder.display()
-            )?;
+            writeln!(stdout(), "written to {}; read it before you give it to others", folder.display())?;
             missing.iter().try_for_each(|one| writeln!(stdout(), "missing: {one}"))?;
         }
         Command::Completions => write!(stdout(), "{}", complete::SCRIPT)?,

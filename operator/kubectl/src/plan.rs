@@ -113,7 +113,7 @@ fn joining(
         pool: Change { before: NONE.to_owned(), after },
         wanted: Change { before: 0, after: 0 },
         held: 0,
-        next: "looks for its NIC, and reserves what the pool asks for".to_owned(),
+        next: "reads its NIC, and reserves what the pool asks for".to_owned(),
         hindrances: vec![],
     })
 }

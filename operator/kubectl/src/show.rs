@@ -87,7 +87,7 @@ fn unreported(object: &str) -> Trouble {
     Trouble {
         object: object.to_owned(),
         what: "has no condition Ready".to_owned(),
-        message: "The operator hasn't reported on it. If it doesn't within a minute, look at its log."
+        message: "The operator hasn't reported on it. If it doesn't within a minute, read its log."
             .to_owned(),
     }
 }

@@ -364,7 +364,7 @@ impl fmt::Display for Answer {
             write!(f, "\n{}\n{}", one.address, indented(&one.notes.join(" ")))?;
         }
         if !self.unread.is_empty() {
-            writeln!(f, "\nThese ledgers weren't read, so the above is what objects say:")?;
+            writeln!(f, "\nThese ledgers weren't read, so the above is what objects show:")?;
             self.unread.iter().try_for_each(|one| f.write_str(&indented(one)))?;
         }
         Ok(())

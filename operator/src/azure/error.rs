@@ -30,45 +30,45 @@ pub enum Error {
     Throttled { resource: String, message: String, retry_after: Duration, limit: Limit },
     #[error(
         "subnet {subnet} has no free address for {resource}. Free up addresses in it, lower minimum, warm or maximum of the \
-         NodeIPPool, or give new nodes another subnet. Azure says: {message}"
+         NodeIPPool, or give new nodes another subnet. Azure answered: {message}"
     )]
     SubnetFull { subnet: String, resource: String, message: String },
     #[error(
         "the virtual network of {resource} has as many private addresses as Azure lets it have. Use mode Prefix, where a block \
          of 16 counts once, lower minimum, warm or maximum of the NodeIPPool, or give new nodes another virtual network. Azure \
-         says: {message}"
+         answered: {message}"
     )]
     NetworkFull { resource: String, message: String },
     #[error(
-        "an address asked for {resource} now belongs to another NIC; Vnetpool reads again. Azure says: {message}"
+        "an address asked for {resource} now belongs to another NIC; Vnetpool reads again. Azure answered: {message}"
     )]
     AddressTaken { resource: String, message: String },
     #[error(
         "an address asked for {resource} is being freed by Azure and can't be had yet; Vnetpool goes on without it and asks \
-         again in seconds. Azure says: {message}"
+         again in seconds. Azure answered: {message}"
     )]
     AddressBeingFreed { resource: String, message: String },
-    #[error("the subscription of {resource} can't be used. {remedy} Azure says: {message}")]
+    #[error("the subscription of {resource} can't be used. {remedy} Azure answered: {message}")]
     SubscriptionUnusable { resource: String, remedy: &'static str, message: String },
     #[error(
         "Azure doesn't let the operator's identity do {action} on {scope}. Grant its role that action there (a new role \
-         assignment takes minutes to work). Azure says: {message}"
+         assignment takes minutes to work). Azure answered: {message}"
     )]
     Denied { action: String, scope: String, message: String },
     #[error(
         "a deny assignment ({name}) forbids {action} on {resource}, whatever roles grant. On AKS that is the lockdown of the node \
          resource group: `az aks update --nrg-lockdown-restriction-level Unrestricted` lifts it, but not on AKS Automatic, \
-         where Vnetpool can't work. Elsewhere ask whoever made it. Azure says: {message}"
+         where Vnetpool can't work. Elsewhere ask whoever made it. Azure answered: {message}"
     )]
     DenyAssignment { action: String, resource: String, name: String, message: String },
-    #[error("a lock forbids writing {resource}. Remove the lock on {scope}. Azure says: {message}")]
+    #[error("a lock forbids writing {resource}. Remove the lock on {scope}. Azure answered: {message}")]
     Locked { resource: String, scope: String, message: String },
     #[error(
-        "a quota is used up by writing {resource}. Have it raised, or lower the NodeIPPool's sizing. Azure says: {message}"
+        "a quota is used up by writing {resource}. Have it raised, or lower the NodeIPPool's sizing. Azure answered: {message}"
     )]
     QuotaExceeded { resource: String, message: String },
     #[error(
-        "an Azure Policy{} forbids writing {resource}. Exempt it, or change the policy. Azure says: {message}",
+        "an Azure Policy{} forbids writing {resource}. Exempt it, or change the policy. Azure answered: {message}",
         assignment.as_ref().map(|id| format!(" ({id})")).unwrap_or_default()
     )]
     PolicyForbidden { resource: String, assignment: Option<String>, message: String },
@@ -76,28 +76,28 @@ pub enum Error {
     Stale { resource: String },
     #[error(
         "another write to {resource} took the place of Vnetpool's; Vnetpool reads it again. If this lasts, find out what \
-         else writes to it. Azure says: {message}"
+         else writes to it. Azure answered: {message}"
     )]
     Superseded { resource: String, message: String },
     #[error(
-        "{resource} is busy with another operation; Vnetpool goes on in {}. Azure says: {message}",
+        "{resource} is busy with another operation; Vnetpool goes on in {}. Azure answered: {message}",
         seconds(*retry_after)
     )]
     Busy { resource: String, message: String, retry_after: Duration },
     #[error(
         "{resource} doesn't exist in Azure, or the operator's identity may not see it. Delete the Node if its VM is gone, or grant \
-         the identity's role read access there. Azure says: {message}"
+         the identity's role read access there. Azure answered: {message}"
     )]
     NotFound { resource: String, message: String },
     #[error(
         "Azure doesn't know the {scope} of {resource}. That may pass, so everything is kept as it is. If the {scope} is \
-         gone for good, say so with the annotation {}=true on the NodeIPAllocation. Azure says: {message}",
+         gone for good, confirm it with the annotation {}=true on the NodeIPAllocation. Azure answered: {message}",
         vnetpool_crds::names::GONE
     )]
     ScopeMissing { resource: String, scope: Scope, message: String },
     #[error(
         "Azure refuses a call about {resource} because of a conflict ({code}); Vnetpool tries again, ever less often. If this \
-         lasts, change what it objects to. Azure says: {message}"
+         lasts, change what it objects to. Azure answered: {message}"
     )]
     Conflict { resource: String, code: String, message: String },
     #[error("Azure didn't answer about {resource} ({message}); nothing was changed, Vnetpool goes on in {}", seconds(*retry_after))]
@@ -114,7 +114,7 @@ pub enum Error {
     MayComeBack { resource: String, retry_after: Duration },
     #[error(
         "Azure took a write to {resource} and then gave it up with {code}; Vnetpool reads it and writes it again, ever less \
-         often. If this lasts, ask Azure's support about that operation. Azure says: {message}"
+         often. If this lasts, ask Azure's support about that operation. Azure answered: {message}"
     )]
     Failed { resource: String, code: String, message: String },
     #[error(
@@ -122,17 +122,17 @@ pub enum Error {
          ever less often. If this lasts, find out what undoes it: an Azure Policy that modifies it, a proxy or another client"
     )]
     WithoutEffect { resource: String },
-    #[error("Azure can't attach this to an address of {resource}. {remedy} Azure says: {message}")]
+    #[error("Azure can't attach this to an address of {resource}. {remedy} Azure answered: {message}")]
     Unattachable { resource: String, remedy: &'static str, message: String },
     #[error(
-        "{resource} can't be deleted while something else has it. Detach it there or, if it is to stay there, say so with the \
-         annotation {}=true on the NodeIPAllocation. Azure says: {message}",
+        "{resource} can't be deleted while something else has it. Detach it there or, if it is to stay there, confirm it with the \
+         annotation {}=true on the NodeIPAllocation. Azure answered: {message}",
         vnetpool_crds::names::GONE
     )]
     InUse { resource: String, message: String },
     #[error(
         "Azure gives no public address {resource}: the subscription's are used up in this region. Have the quota raised, or let \
-         fewer pods ask for one. Azure says: {message}"
+         fewer pods ask for one. Azure answered: {message}"
     )]
     PublicAddressesUsedUp { resource: String, message: String },
     #[error(
@@ -158,7 +158,7 @@ pub enum Error {
     Unexpected { resource: String, message: String },
     #[error(
         "Azure refused a call about {resource} with HTTP {status}, {code}. Change what it objects to; Vnetpool tries again, ever \
-         less often, and at once when the NodeIPPool is edited. Azure says: {message}"
+         less often, and at once when the NodeIPPool is edited. Azure answered: {message}"
     )]
     Arm { resource: String, status: u16, code: String, message: String },
     #[error(

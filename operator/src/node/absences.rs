@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use vnetpool_crds::condition::{self, GROUP_FOUND};
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;
@@ -22,6 +23,12 @@ use crate::azure::{Error, Scope};
 /// subscription is never believed: an identity that has lost its access to it, or its tenant, gets the same
 /// answer.
 const BELIEVED: Duration = Duration::from_secs(24 * 3600);
+
+/// Whether a person has confirmed that no reservation of this object is left in Azure, or that all that is
+/// left belongs to another machine.
+pub fn is_confirmed_gone(allocation: &NodeIPAllocation) -> bool {
+    allocation.annotations().get(names::GONE).is_some_and(|value| value == "true")
+}
 
 /// The absences that Azure has reported to this process.
 #[derive(Clone, Debug, Default)]
@@ -120,7 +127,7 @@ impl Absences {
         let named = self.groups.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         let message = format!(
             "{named}: Azure doesn't know this resource group. What this object records of it is kept until that has lasted \
-             for 24 h, or somebody says that it is gone by the annotation {}=true",
+             for 24 h, or somebody confirms that it is gone by the annotation {}=true",
             names::GONE
         );
         let verdict = Verdict::no(Reason::ScopeMissing, message);
@@ -260,7 +267,7 @@ mod tests {
         assert!(absences.condition(&object(None), Timestamp::UNIX_EPOCH).is_none());
         let none = Recorded::default();
         assert!(!absences.prove(&missing, &none, MINUTE, false, start + 365 * BELIEVED));
-        assert!(absences.prove(&missing, &none, MINUTE, true, start), "a person says so");
+        assert!(absences.prove(&missing, &none, MINUTE, true, start), "a person confirms it");
     }
 
     #[test]

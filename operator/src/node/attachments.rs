@@ -3,7 +3,6 @@
 //! They have errors and waits of their own: a pod with a wish that Azure refuses must not keep the node from
 //! its addresses.
 
-pub mod remembered;
 pub mod step;
 
 use std::collections::{BTreeMap, HashSet};
@@ -15,11 +14,11 @@ use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::names;
 use vnetpool_crds::pool::Mode;
 
+use super::absences::is_confirmed_gone;
 use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::observe::Seen;
 use super::setback::Setback;
-use super::vacate::is_confirmed_gone;
 use crate::azure::ResourceId;
 use crate::cluster::kept;
 use crate::context::Context;
@@ -40,7 +39,7 @@ pub fn plan(
     let is_confirmed_gone = is_confirmed_gone(allocation);
     step::take_outcomes(ctx, attaching, is_confirmed_gone);
     if is_confirmed_gone {
-        attaching.said_to_be_gone(now);
+        attaching.confirmed_gone(now);
     }
     attaching.saw(&wishes);
     let (marks, recorded) = (marks(allocation), recorded(allocation));

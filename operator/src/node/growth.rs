@@ -14,7 +14,7 @@ use crate::azure::{Error, ResourceId, Urgency};
 use crate::context::Context;
 use crate::lock::lock;
 use crate::planner::{self, Change, Plan, addresses};
-use crate::shortage::{self, Said, Source, Turn, Want};
+use crate::shortage::{self, Answer, Source, Turn, Want};
 
 /// The plan as the subnet and its virtual network allow it now. A node that is held back reports so; it is
 /// woken when it may ask.
@@ -38,9 +38,9 @@ pub fn limit(
     };
     let (turn, woken) = {
         let mut shortages = lock(&ctx.shortages);
-        if let Some(Recalled { is_network, said }) = recalled.take() {
+        if let Some(Recalled { is_network, answer }) = recalled.take() {
             let source = sources.iter().find(|one| is_of_network(one) == is_network);
-            source.into_iter().for_each(|source| shortages.recall(source, said.clone(), now));
+            source.into_iter().for_each(|source| shortages.recall(source, answer.clone(), now));
         }
         shortages.ask(&sources, &node, want(seen, &plan), now)
     };
@@ -48,7 +48,7 @@ pub fn limit(
     seen.observed.may_reserve = match turn {
         Turn::Free => return plan,
         Turn::Now(units) => units,
-        Turn::Later(source, Said { subnet, message }) => {
+        Turn::Later(source, Answer { subnet, message }) => {
             let resource = seen.nic.as_ref().map(|nic| nic.id.clone()).unwrap_or_default();
             let error = match source {
                 Source::Subnet { .. } => Error::SubnetFull { subnet, resource, message },
@@ -92,10 +92,10 @@ pub fn record_write(ctx: &Context, node: &str, seen: &Seen, plan: &Plan, result:
     let asked = plan.change.reserve;
     let full = match result {
         Err(Error::SubnetFull { subnet, message, .. }) => {
-            Some((false, Said { subnet: subnet.clone(), message: message.clone() }))
+            Some((false, Answer { subnet: subnet.clone(), message: message.clone() }))
         }
         Err(Error::NetworkFull { message, .. }) => {
-            Some((true, Said { subnet: String::new(), message: message.clone() }))
+            Some((true, Answer { subnet: String::new(), message: message.clone() }))
         }
         Ok(_) | Err(_) => None,
     };
@@ -105,8 +105,8 @@ pub fn record_write(ctx: &Context, node: &str, seen: &Seen, plan: &Plan, result:
         let woken = match (result, &full) {
             (Ok(_), _) if brought > 0 => shortages.granted(source, node, brought, now),
             // One that asked for certain addresses shows nothing of the others.
-            (Err(_), Some((is_network, said))) if asked > 0 && *is_network == is_of_network(source) => {
-                shortages.refused(source, (node, want(seen, plan)), asked, said.clone(), now)
+            (Err(_), Some((is_network, answer))) if asked > 0 && *is_network == is_of_network(source) => {
+                shortages.refused(source, (node, want(seen, plan)), asked, answer.clone(), now)
             }
             (_, _) if asked > 0 => shortages.missed(source, node, now),
             _ => continue,

@@ -1,5 +1,12 @@
 //! What this process remembers of a node between two reconciles. All of it can be lost: it saves requests,
-//! nothing more.
+//! nothing more. Each part is a file below, or a room of its own; the others act by it.
+
+pub mod attaching;
+mod hint;
+pub mod known;
+pub mod others;
+pub mod outlived;
+mod reports;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -11,18 +18,18 @@ use kube::ResourceExt;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use super::absences::Absences;
-use super::attachments::remembered::Attaching;
 use super::blame::Part;
 use super::lag::Lag;
 use super::mending::Mending;
-use super::observe::adopt::Found;
-use super::observe::known::Known;
 use super::recalled::Recalled;
-use super::report::reports::Reports;
 use super::setback::{Setback, Stage};
 use super::strays::Strays;
 use crate::lock::lock;
 use crate::planner::{Change, Plan};
+use attaching::Attaching;
+use known::Known;
+use others::Found;
+use reports::Reports;
 
 /// One node's, taken out while it is reconciled: the controller never runs two reconciles of one object at
 /// once.

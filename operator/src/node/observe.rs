@@ -3,11 +3,8 @@
 pub mod adopt;
 mod drift;
 pub mod groups;
-mod hint;
 mod interfaces;
-pub mod known;
 pub mod obstacle;
-pub mod policy;
 pub mod recheck;
 mod surroundings;
 pub mod taken_off;
@@ -28,6 +25,7 @@ use super::backend::{self, Backend, Holding, NicView};
 use super::blame::Part;
 use super::memory::Memory;
 use super::need::{self, Need};
+use super::policy::{self, Policy};
 use super::reads::Reads;
 use super::setback::Stage;
 use super::takeup::{self, Place};
@@ -42,7 +40,6 @@ use groups::Grouping;
 pub use interfaces::mirrored;
 use interfaces::{Found, Occasion};
 use obstacle::{Obstacle, obstacle};
-use policy::Policy;
 
 /// A reconcile's view of its node.
 #[derive(Debug)]

@@ -14,8 +14,8 @@ use vnetpool_crds::pool::{Mode, NIC_SLOTS, ScarceWrites, Sizing};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use super::observe::obstacle::{self, Obstacle};
-use super::observe::policy::{self, Policy};
 use super::observe::{mirrored, relinquished, surplus_for};
+use super::policy::{self, Policy};
 use super::{backend, need};
 use crate::azure::ResourceId;
 use crate::context::Waits;

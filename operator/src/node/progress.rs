@@ -11,9 +11,10 @@ use kube::ResourceExt;
 use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::need::Need;
+use super::observe::Seen;
 use super::observe::obstacle::Obstacle;
-use super::observe::{Seen, policy};
 use super::pause::Pause;
+use super::policy;
 use super::setback::Setback;
 use super::strays::Strays;
 use crate::planner::{Plan, Rehearsal, attachments};
@@ -248,7 +249,7 @@ impl Reasons {
 #[cfg(test)]
 mod tests {
     use super::super::memory::Memories;
-    use super::super::observe::known::Read;
+    use super::super::memory::known::Read;
     use super::super::setback::Stage;
     use super::*;
     use crate::azure::{self, Nic, ProvisioningState, sample_nic};

@@ -14,8 +14,8 @@ use vnetpool_crds::condition::{self, ADOPTED};
 use vnetpool_crds::names;
 
 use super::error::Error;
+use super::memory::known::Known;
 use super::observe::Seen;
-use super::observe::known::Known;
 use super::observe::taken_off;
 use super::strays::Strays;
 use crate::api_server::{NOT_FOUND, is_status};

@@ -4,13 +4,13 @@ use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::condition;
 use vnetpool_crds::reason::Reason;
 
-use crate::shortage::Said;
+use crate::shortage::Answer;
 
 /// The shortage that the condition `Reserved` records.
 #[derive(Clone, Debug)]
 pub struct Recalled {
     pub is_network: bool,
-    pub said: Said,
+    pub answer: Answer,
 }
 
 impl Recalled {
@@ -21,7 +21,7 @@ impl Recalled {
             .find(|full| *full == reserved.reason.as_str())?;
         let is_network = full == Reason::VirtualNetworkFull;
         let subnet = allocation.spec.serving()?.subnet.id.rsplit('/').next()?.to_owned();
-        let said = Said { subnet, message: "it had none when it was last asked".to_owned() };
-        Some(Recalled { is_network, said })
+        let answer = Answer { subnet, message: "it had none when it was last asked".to_owned() };
+        Some(Recalled { is_network, answer })
     }
 }

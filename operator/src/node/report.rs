@@ -3,7 +3,6 @@
 pub mod announcement;
 mod attached;
 mod conditions;
-pub mod reports;
 mod sandboxes;
 pub mod taint;
 
@@ -203,8 +202,8 @@ async fn set_vacant(
     let mut next = ours(allocation);
     next.retain(|one| one.type_ != UPDATING && (one.type_ != PAUSED || paused.is_some()));
     set_missing(&mut next, absences.condition(allocation, now));
-    let said = [Some((READY, ready)), paused.map(|paused| (PAUSED, paused))];
-    for (type_, verdict) in said.into_iter().flatten() {
+    let verdicts = [Some((READY, ready)), paused.map(|paused| (PAUSED, paused))];
+    for (type_, verdict) in verdicts.into_iter().flatten() {
         condition::set(&mut next, verdict.condition(type_, generation, now));
     }
     if !condition::same(&ours(allocation), &next) {

@@ -34,9 +34,9 @@ pub fn limit(
     let mut refusals = lock(&ctx.refusals.writes);
     let Some((matter, error)) = refusals.holds(&sites, &node, now) else { return plan };
     // What the node reports stays as long as it stands, though more may refuse its writes.
-    let told = setback.as_ref().filter(|known| known.stage != Stage::Find);
-    let told = told.and_then(|known| known.matter.as_ref());
-    if !told.is_some_and(|told| refusals.stands(told, &sites)) {
+    let reported = setback.as_ref().filter(|known| known.stage != Stage::Find);
+    let reported = reported.and_then(|known| known.matter.as_ref());
+    if !reported.is_some_and(|reported| refusals.stands(reported, &sites)) {
         let resource = seen.nic.as_ref().map(|nic| nic.id.as_str()).unwrap_or_default();
         let own = Setback::after(None, Stage::Write, &error.about(resource), now);
         *setback = Some(own.of(matter).without_wait(now));

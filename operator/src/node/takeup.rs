@@ -7,8 +7,8 @@ use kube::ResourceExt;
 use vnetpool_crds::condition::{self, READY, UPDATING};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-use super::observe::policy::{self, Policy};
 use super::pause;
+use super::policy::{self, Policy};
 use crate::context::Context;
 use crate::lock::lock;
 use crate::planner::Demand;

@@ -50,9 +50,9 @@ fn wake_refused(ctx: &Context) {
         return;
     }
     let lacks = |node: &NodeIPAllocation| {
-        let told =
+        let found =
             [ATTACHED, APPLICATION_SECURITY_GROUPS].map(|type_| condition::find(node.conditions(), type_));
-        told.into_iter().flatten().any(|said| said.status == "False")
+        found.into_iter().flatten().any(|one| one.status == "False")
     };
     let all = ctx.cluster.allocations().state();
     all.iter().filter(|node| lacks(node)).for_each(|node| ctx.waker.allocation(&node.name_any()));

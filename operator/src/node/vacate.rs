@@ -11,7 +11,7 @@ use vnetpool_crds::pool::Mode;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, names};
 
-use super::absences::Recorded;
+use super::absences::{Recorded, is_confirmed_gone};
 use super::error::Error;
 use super::memory::Memory;
 use super::progress::{Next, SOON};
@@ -80,7 +80,7 @@ pub async fn vacate(
     let message = format!(
         "there is no Node {} any more, but its VM {vm} lives, so its addresses stay reserved. They are given back when the \
          VM is deleted; a new Node of that name takes them over. If that VM is another machine, and what the NIC holds is to \
-         stay with it, say so with the annotation {}=true.",
+         stay with it, confirm it with the annotation {}=true.",
         allocation.name_any(),
         names::GONE
     );
@@ -132,12 +132,6 @@ fn nics<'a>(
     let is_named = |nic: &&ResourceId| named.iter().any(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
     let others = strays.iter().filter(move |nic| !is_named(nic)).map(|nic| (nic.as_str(), None));
     named.iter().map(|one| (one.id.as_str(), Some(one.mac.as_str()))).chain(others)
-}
-
-/// Whether a person has confirmed that no reservation of this object is left in Azure, or that all that is
-/// left belongs to another machine.
-pub fn is_confirmed_gone(allocation: &NodeIPAllocation) -> bool {
-    allocation.annotations().get(names::GONE).is_some_and(|value| value == "true")
 }
 
 /// How long an error still holds this object's end back. A person's annotation ends that at once, if it is

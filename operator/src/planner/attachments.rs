@@ -19,6 +19,8 @@
 //! Only the pod's end, or its own annotations, takes an attachment off: a living pod keeps what it has, even
 //! if its pool doesn't offer it any more. Pools are edited, replaced and lost by accident.
 
+mod wish;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::Ipv4Addr;
 
@@ -28,33 +30,8 @@ use vnetpool_crds::pool::Attachments;
 
 use crate::ip_configuration::{Attached, IpConfiguration};
 use crate::resource_id::ResourceId;
-
-/// What a live pod asks for in its annotations, as it wrote it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Wish {
-    /// `namespace/name`, for people.
-    pub pod: String,
-    pub backend_pools: Option<String>,
-    pub public_address: Option<String>,
-    pub dns_label: Option<String>,
-    /// The address that the kubelet reports. It may be of a sandbox that is gone: it is enough to keep the
-    /// address for the pod, not to attach anything to it.
-    pub address: Option<Ipv4Addr>,
-}
-
-impl Wish {
-    /// Whether the pod's owner has written the same.
-    pub fn asks_the_same_as(&self, other: &Wish) -> bool {
-        let Wish { pod: _, backend_pools, public_address, dns_label, address: _ } = self;
-        (backend_pools, public_address, dns_label)
-            == (&other.backend_pools, &other.public_address, &other.dns_label)
-    }
-
-    /// Also in words that can't be granted.
-    fn asks_for_public_address(&self) -> bool {
-        self.public_address.as_deref().is_some_and(|word| word != "false")
-    }
-}
+pub use wish::Wish;
+use wish::{Grant, grant};
 
 /// Why `spec` keeps an ipConfiguration for one pod.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -124,7 +101,7 @@ pub enum Step {
     /// Take everything off these ipConfigurations.
     Detach(Vec<String>),
     /// Read these public addresses in Azure.
-    LookUp(Vec<ResourceId>),
+    Read(Vec<ResourceId>),
     /// Attach all in one write.
     Attach(Vec<Attach>),
 }
@@ -158,14 +135,6 @@ pub struct Invalid {
     pub message: String,
 }
 
-/// The attachments of a pod, by the pool's leave.
-struct Grant {
-    backend_pools: HashSet<ResourceId>,
-    /// The public address that is made for it, if it asks for one.
-    public: Option<ResourceId>,
-    dns_label: Option<String>,
-}
-
 /// The decision for one ipConfiguration.
 #[derive(Default)]
 struct Outcome {
@@ -183,7 +152,7 @@ struct Outcome {
 enum Next {
     Detach(String),
     Delete(ResourceId),
-    LookUp(ResourceId),
+    Read(ResourceId),
     Make(Make),
     Attach(Attach),
 }
@@ -335,7 +304,7 @@ fn granted(
     let left = if public.is_none() { made(mark, facts) } else { None };
     let may_attach = facts.confirmed && holder == Some(uid) && !facts.refused.contains(uid) && is_announced;
     let next = if is_complete && is_unknown {
-        public.cloned().map(Next::LookUp)
+        public.cloned().map(Next::Read)
     } else if is_complete {
         left.clone().map(Next::Delete)
     } else if !may_attach {
@@ -403,7 +372,7 @@ impl Plan {
             match one {
                 Next::Detach(name) => detach.push(name),
                 Next::Delete(id) => self.delete.push(id),
-                Next::LookUp(id) => unknown.push(id),
+                Next::Read(id) => unknown.push(id),
                 Next::Make(one) => self.make.push(one),
                 Next::Attach(one) => attach.push(one),
             }
@@ -416,7 +385,7 @@ impl Plan {
         self.step = if !detach.is_empty() {
             Some(Step::Detach(detach))
         } else if !unknown.is_empty() {
-            Some(Step::LookUp(unknown))
+            Some(Step::Read(unknown))
         } else {
             (!attach.is_empty()).then_some(Step::Attach(attach))
         };
@@ -448,76 +417,6 @@ fn announced(id: ResourceId) -> PublicAddress {
 /// The first part of its name in DNS.
 fn label(public: &PublicAddress) -> Option<&str> {
     public.dns_name.as_ref().and_then(|name| name.split('.').next())
-}
-
-/// The part of the wish that the pool offers; `None` if the pod asks for nothing.
-fn grant(
-    wish: &Wish,
-    facts: &Facts,
-    public_id: impl Fn() -> Option<ResourceId>,
-) -> Result<Option<Grant>, String> {
-    let Wish { pod, backend_pools, public_address, dns_label, address: _ } = wish;
-    let offered = facts.offered;
-    let mut ids = HashSet::new();
-    for name in
-        backend_pools.iter().flat_map(|names| names.split(',')).map(str::trim).filter(|name| !name.is_empty())
-    {
-        let known = offered.backend_pools.iter().find(|pool| pool.name == name);
-        let id = known.and_then(|pool| pool.id.parse().ok()).ok_or_else(|| {
-            let offers: Vec<&str> = offered.backend_pools.iter().map(|pool| pool.name.as_str()).collect();
-            format!(
-                "annotation {} names {name:?}, which its NodeIPPool's attachments.backendPools doesn't have (it has: {}). \
-                 Correct the annotation, or add the backend pool there.",
-                names::BACKEND_POOLS,
-                if offers.is_empty() { "none".to_owned() } else { offers.join(", ") },
-            )
-        })?;
-        ids.insert(id);
-    }
-    let namespace = pod.split_once('/').map_or("", |(namespace, _)| namespace);
-    let public = match public_address.as_deref() {
-        None | Some("false") => false,
-        Some("true") if offered.public_address_namespaces.iter().any(|one| one == namespace) => true,
-        Some("true") => {
-            return Err(format!(
-                "annotation {} orders a public address, which costs money, and its NodeIPPool's \
-                 attachments.publicAddressNamespaces doesn't name {namespace:?}. Who runs the cluster can add that namespace there.",
-                names::PUBLIC_ADDRESS
-            ));
-        }
-        Some(other) => {
-            return Err(format!("annotation {} is {other:?}: write true or false.", names::PUBLIC_ADDRESS));
-        }
-    };
-    match dns_label {
-        Some(_) if !public => Err(format!(
-            "annotation {} names a public address that the pod doesn't ask for. Add {}: \"true\".",
-            names::DNS_LABEL,
-            names::PUBLIC_ADDRESS
-        )),
-        Some(label) if !is_dns_label(label) => Err(format!(
-            "annotation {} is {label:?}: Azure takes 3 to 63 lower-case letters, digits and dashes, beginning with a letter and \
-             not ending with a dash.",
-            names::DNS_LABEL
-        )),
-        _ if ids.is_empty() && !public => Ok(None),
-        _ if let Some(impossible) = facts.impossible => Err(impossible.to_owned()),
-        _ => Ok(Some(Grant {
-            backend_pools: ids,
-            public: public.then(public_id).flatten(),
-            dns_label: dns_label.clone(),
-        })),
-    }
-}
-
-/// Azure's rule: `^[a-z][a-z0-9-]{1,61}[a-z0-9]$` (publicIPAddress.json, domainNameLabel; the pattern is in
-/// the error of a label that breaks it).
-fn is_dns_label(label: &str) -> bool {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    (3..=63).contains(&label.len())
-        && label.chars().all(|c| inner(c) || c == '-')
-        && label.starts_with(|c: char| c.is_ascii_lowercase())
-        && label.ends_with(inner)
 }
 
 #[cfg(test)]

@@ -43,36 +43,36 @@ impl fmt::Display for Rehearsal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Rehearsal { change, reserve, give_back } = self;
         let Change { reserve: _, restore: _, release, adopt, join, leave, repair, forward, mend } = change;
-        let mut said = vec![];
+        let mut parts = vec![];
         if *reserve > 0 {
-            said.push(format!("reserve {reserve} addresses"));
+            parts.push(format!("reserve {reserve} addresses"));
         }
         if !release.is_empty() {
-            said.push(format!("release {}", release.join(", ")));
+            parts.push(format!("release {}", release.join(", ")));
         }
         if !adopt.is_empty() {
-            said.push(format!("remove {}, which others made,", adopt.join(", ")));
+            parts.push(format!("remove {}, which others made,", adopt.join(", ")));
         }
         let names =
             |groups: &[ResourceId]| groups.iter().map(ResourceId::name).collect::<Vec<_>>().join(", ");
         for (groups, does) in [(join, "put it into"), (leave, "take it out of")] {
             if !groups.is_empty() {
-                said.push(format!("{does} the application security groups {}", names(groups)));
+                parts.push(format!("{does} the application security groups {}", names(groups)));
             }
         }
         if *repair {
-            said.push("repeat the last write, which Azure gave up".to_owned());
+            parts.push("repeat the last write, which Azure gave up".to_owned());
         }
         if *forward {
-            said.push("turn IP forwarding on".to_owned());
+            parts.push("turn IP forwarding on".to_owned());
         }
         if *mend {
-            said.push("put the node's route right".to_owned());
+            parts.push("put the node's route right".to_owned());
         }
         if *give_back > 0 {
-            said.push(format!("have {give_back} addresses given back"));
+            parts.push(format!("have {give_back} addresses given back"));
         }
-        f.write_str(&said.join(" and "))
+        f.write_str(&parts.join(" and "))
     }
 }
 
@@ -123,10 +123,10 @@ mod tests {
         let (plan, rehearsal) = plan(40, 8, change).rehearse(16);
         assert!(plan.change.is_empty());
         assert_eq!(plan.target, 40);
-        let said = "reserve 32 addresses and release vnp-1 and remove ipconfig2, which others made, and put it into the \
+        let expected = "reserve 32 addresses and release vnp-1 and remove ipconfig2, which others made, and put it into the \
                     application security groups web, api and take it out of the application security groups old and repeat \
                     the last write, which Azure gave up and turn IP forwarding on and put the node's route right";
-        assert_eq!(rehearsal.to_string(), said);
+        assert_eq!(rehearsal.to_string(), expected);
     }
 
     #[test]

@@ -101,8 +101,8 @@ fn uncounted<'a, T: PartialEq + 'a>(
                 return Some(Some(Verdict::unknown(*reason, message)));
             }
             Hint::Uncounted => {
-                let message = format!("Azure doesn't tell how many addresses are free in {id}");
-                return Some(Some(Verdict::unknown(Reason::Untold, message)));
+                let message = format!("Azure doesn't report how many addresses are free in {id}");
+                return Some(Some(Verdict::unknown(Reason::UsageUnknown, message)));
             }
             Hint::Pending => is_pending = true,
             Hint::Counted(_) => {}

@@ -44,7 +44,7 @@ pub fn report<'a>(
         let reasons = reasons.into_iter().collect::<Vec<_>>().join(", ");
         let message = format!(
             "{follow}, and no further one will: as many as may take it up at a time can't settle ({reasons}): {}. Put right what \
-             they say, or take the edit of NodeIPPool {} back.",
+             they report, or take the edit of NodeIPPool {} back.",
             name_some(stuck.iter().map(|(name, _)| name.clone()), NAMED),
             pool.name_any()
         );
@@ -68,10 +68,10 @@ fn stuck(node: &NodeIPAllocation) -> Option<(String, &str)> {
         Some(reason) => reason.row().actor != Actor::Nobody,
         None => true,
     };
-    let told = [READY, APPLICATION_SECURITY_GROUPS].map(|type_| condition::find(node.conditions(), type_));
-    let mut lacking = told.into_iter().flatten().filter(|said| said.status == "False");
-    let said = lacking.find(|said| needs_somebody(&said.reason))?;
-    condition::is_true(node.conditions(), UPDATING).then(|| (node.name_any(), said.reason.as_str()))
+    let found = [READY, APPLICATION_SECURITY_GROUPS].map(|type_| condition::find(node.conditions(), type_));
+    let mut lacking = found.into_iter().flatten().filter(|one| one.status == "False");
+    let lacks = lacking.find(|one| needs_somebody(&one.reason))?;
+    condition::is_true(node.conditions(), UPDATING).then(|| (node.name_any(), lacks.reason.as_str()))
 }
 
 /// The condition by which a rollout has just stopped.
@@ -83,7 +83,7 @@ pub fn turned_stopped<'a>(before: &[Condition], next: &'a [Condition]) -> Option
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{node, pool, rolled};
+    use super::super::status::tests::{node, pool, rolled};
     use super::*;
     use serde_json::json;
 
@@ -91,12 +91,12 @@ mod tests {
     fn behind(name: &str, ready: &str, is_updating: bool) -> NodeIPAllocation {
         let mut node = node(name, "s", 8, ready);
         node.spec.sizing = Some(serde_json::from_value(json!({"minimum": 1})).unwrap());
-        let said = Verdict::yes(Reason::Updating, "").condition(UPDATING, None, Timestamp::UNIX_EPOCH);
-        node.status.get_or_insert_default().conditions.extend(is_updating.then_some(said));
+        let updating = Verdict::yes(Reason::Updating, "").condition(UPDATING, None, Timestamp::UNIX_EPOCH);
+        node.status.get_or_insert_default().conditions.extend(is_updating.then_some(updating));
         node
     }
 
-    fn told(pool: &NodeIPPool, nodes: &[NodeIPAllocation]) -> NodeIPPoolStatus {
+    fn reported(pool: &NodeIPPool, nodes: &[NodeIPAllocation]) -> NodeIPPoolStatus {
         let mut status = rolled(pool, nodes);
         report(pool, &mut status, nodes.iter(), Timestamp::UNIX_EPOCH);
         status
@@ -108,15 +108,15 @@ mod tests {
         pool.metadata.generation = Some(7);
         let mut nodes =
             vec![node("a", "s", 8, "Ready"), behind("b", "Ready", true), behind("c", "Ready", false)];
-        let status = told(&pool, &nodes);
-        let said = condition::find(&status.conditions, RECONCILING).unwrap();
+        let status = reported(&pool, &nodes);
+        let turned = condition::find(&status.conditions, RECONCILING).unwrap();
         assert_eq!((status.updated_nodes, status.nodes), (1, 3), "a place alone is no update");
-        assert_eq!((said.status.as_str(), said.reason.as_str()), ("True", "RollingOut"));
-        assert_eq!(said.message, "1 of 3 nodes follow generation 7");
+        assert_eq!((turned.status.as_str(), turned.reason.as_str()), ("True", "RollingOut"));
+        assert_eq!(turned.message, "1 of 3 nodes follow generation 7");
         assert!(condition::is_true(&status.conditions, READY));
         nodes.truncate(1);
         pool.status = Some(status);
-        assert!(condition::find(&told(&pool, &nodes).conditions, RECONCILING).is_none());
+        assert!(condition::find(&reported(&pool, &nodes).conditions, RECONCILING).is_none());
     }
 
     #[test]
@@ -129,35 +129,35 @@ mod tests {
             vec![full("a"), behind("b", "Throttled", true), waits()],
             vec![full("a"), behind("b", "SubnetFull", false), waits()],
         ] {
-            let status = told(&pool, &nodes);
+            let status = reported(&pool, &nodes);
             assert!(condition::is_true(&status.conditions, RECONCILING));
             assert!(condition::find(&status.conditions, STALLED).is_none());
         }
-        let mut status = told(&pool, &[full("b"), full("a"), waits()]);
-        let said = turned_stopped(&[], &status.conditions).unwrap();
+        let mut status = reported(&pool, &[full("b"), full("a"), waits()]);
+        let turned = turned_stopped(&[], &status.conditions).unwrap();
         for part in ["0 of 3 nodes", "(SubnetFull): a, b.", "take the edit of NodeIPPool p back"] {
-            assert!(said.message.contains(part), "{}", said.message);
+            assert!(turned.message.contains(part), "{}", turned.message);
         }
         assert!(turned_stopped(&status.conditions, &status.conditions).is_none());
         assert!(condition::find(&status.conditions, RECONCILING).is_none());
         // Nodes whose NIC may not join the pool's groups are `Ready`, and can't settle.
         let ungrouped = |name, reason| {
             let mut node = behind(name, "Ready", true);
-            let said = Verdict::no(reason, "m");
-            let said = said.condition(APPLICATION_SECURITY_GROUPS, None, Timestamp::UNIX_EPOCH);
-            node.status.get_or_insert_default().conditions.push(said);
+            let joined = Verdict::no(reason, "m");
+            let joined = joined.condition(APPLICATION_SECURITY_GROUPS, None, Timestamp::UNIX_EPOCH);
+            node.status.get_or_insert_default().conditions.push(joined);
             node
         };
         let stopped_by = |reason| {
             let nodes = [ungrouped("a", reason), ungrouped("b", reason), waits()];
-            turned_stopped(&[], &told(&pool, &nodes).conditions).map(|said| said.message.clone())
+            turned_stopped(&[], &reported(&pool, &nodes).conditions).map(|turned| turned.message.clone())
         };
         assert!(stopped_by(Reason::NotAttachable).unwrap().contains("(NotAttachable): a, b."));
         assert_eq!((stopped_by(Reason::Joining), stopped_by(Reason::SharedNIC)), (None, None));
         // It goes on where it may again.
         let mut before = pool.clone();
         before.status = Some(std::mem::take(&mut status));
-        let status = told(&before, &[full("a"), behind("b", "Ready", true), waits()]);
+        let status = reported(&before, &[full("a"), behind("b", "Ready", true), waits()]);
         assert!(condition::find(&status.conditions, STALLED).is_none());
         assert!(condition::is_true(&status.conditions, RECONCILING));
     }

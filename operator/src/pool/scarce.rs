@@ -67,7 +67,7 @@ fn verdict(pool: &NodeIPPool, scarce: &[ScarceWrites]) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::pool;
+    use super::super::status::tests::pool;
     use super::*;
     use serde_json::json;
 

@@ -15,7 +15,7 @@ const REMEDY: &str = "Set detectLocalMode: InterfaceNamePrefix and detectLocal.i
 
 /// The findings about the cluster's kube-proxy.
 pub async fn check(client: Client) -> anyhow::Result<String> {
-    let unseen = |why: &str| format!("not looked at: {why}. docs/node-neighbours.md says what it should say");
+    let unseen = |why: &str| format!("not read: {why}. docs/node-neighbours.md has what it should contain");
     match Api::<ConfigMap>::namespaced(client, NAMESPACE).get(NAME).await {
         Ok(found) => Ok(match found.data.as_ref().and_then(|data| data.get(KEY)) {
             Some(configuration) => advice(configuration),
@@ -50,7 +50,7 @@ fn advice(configuration: &str) -> String {
         }
         ("" | "ClusterCIDR", _, "") => {
             format!(
-                "it can't tell pods from others, since it has no clusterCIDR: pods aren't let past a Service's external \
+                "it can't distinguish pods from others, since it has no clusterCIDR: pods aren't let past a Service's external \
                  address. {REMEDY}."
             )
         }

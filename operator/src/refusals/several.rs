@@ -75,9 +75,9 @@ fn a_refusal_that_has_gone_is_not_reported_while_another_refuses_the_same_nodes(
         let held = all.holds(&sites(node), &name(node), now);
         assert!(matches!(held, Some((_, Error::Denied { .. }))), "{node}: {held:?}");
     }
-    let mut told = all.tick(now);
-    told.sort();
-    assert_eq!(told, [name(0), name(2)], "they still report the lock");
+    let mut woken = all.tick(now);
+    woken.sort();
+    assert_eq!(woken, [name(0), name(2)], "they still report the lock");
 }
 
 /// Nodes of these kinds, all of which have something to write all the time. A lock on a group, and a right

@@ -7,8 +7,8 @@ fn source() -> Source {
     Source::Subnet { id: "/vnets/v/subnets/s".into(), grain: 1 }
 }
 
-fn said() -> Said {
-    Said { subnet: "s".into(), message: "full".into() }
+fn answer() -> Answer {
+    Answer { subnet: "s".into(), message: "full".into() }
 }
 
 /// `pods` that need an address, of which `held` have one, and `warm` besides.
@@ -18,7 +18,7 @@ fn want(pods: u32, held: u32, warm: u32) -> Want {
 }
 
 fn refused(all: &mut Shortages, node: &str, want: Want, asked: u32, now: Instant) -> Woken {
-    all.refused(&source(), (node, want), asked, said(), now)
+    all.refused(&source(), (node, want), asked, answer(), now)
 }
 
 fn ask(all: &mut Shortages, node: &str, want: Want, now: Instant) -> Turn {
@@ -41,7 +41,7 @@ fn empty_anew(want: Want, now: Instant) -> Shortages {
 
 /// Held back by the subnet.
 fn later() -> Turn {
-    Turn::Later(source(), said())
+    Turn::Later(source(), answer())
 }
 
 #[test]
@@ -212,18 +212,18 @@ fn a_full_network_holds_all_of_its_subnets_back_and_no_other_network() {
     let now = Instant::now();
     let network = |name: &str| Source::Network { id: format!("/vnets/{name}") };
     let mut all = Shortages::default();
-    all.refused(&network("v"), ("a", want(4, 0, 0)), 1, said(), now);
+    all.refused(&network("v"), ("a", want(4, 0, 0)), 1, answer(), now);
     let turn = |all: &mut Shortages, name: &str, vnet: &str, now| {
         let subnet = Source::Subnet { id: format!("/vnets/{vnet}/subnets/{name}"), grain: 16 };
         all.ask(&[network(vnet), subnet], name, want(4, 0, 0), now).0
     };
-    assert_eq!(turn(&mut all, "b", "v", now), Turn::Later(network("v"), said()));
+    assert_eq!(turn(&mut all, "b", "v", now), Turn::Later(network("v"), answer()));
     assert_eq!(turn(&mut all, "c", "w", now), Turn::Free);
     // Addresses that go back in any of them help all; a change of one of its subnets is a reason to try.
     assert_eq!(all.released(&network("v"), 1, now), ["a"]);
     assert_eq!(all.missed(&network("v"), "a", now), ["b"]);
     let mut all = Shortages::default();
-    all.refused(&network("v"), ("a", want(4, 0, 0)), 1, said(), now);
+    all.refused(&network("v"), ("a", want(4, 0, 0)), 1, answer(), now);
     assert_eq!(all.try_now("/vnets/vv/subnets/s", None, now), [""; 0]);
     assert_eq!(all.try_now("/vnets/v/subnets/s", None, now), ["a"]);
 }
@@ -234,7 +234,7 @@ fn a_node_that_lacks_the_turn_of_its_subnet_does_not_keep_that_of_the_network() 
     let network = Source::Network { id: "/vnets/v".into() };
     let mut all = empty(want(4, 0, 0), now);
     for (node, want) in [("a", want(4, 0, 0)), ("b", want(4, 3, 0))] {
-        all.refused(&network, (node, want), 1, said(), now);
+        all.refused(&network, (node, want), 1, answer(), now);
     }
     assert_eq!(all.released(&network, 1, now), ["a"]);
     let answer = all.ask(&[network.clone(), source()], "a", want(4, 0, 0), now);
@@ -274,7 +274,7 @@ fn after_a_restart_one_node_asks_and_not_all_of_them() {
     let mut all = Shortages::default();
     let turns: Vec<Turn> = ["a", "b", "c"]
         .map(|node| {
-            all.recall(&source(), said(), now);
+            all.recall(&source(), answer(), now);
             ask(&mut all, node, want(8, 4, 0), now)
         })
         .into();
@@ -288,11 +288,11 @@ struct Subnet {
     nodes: Vec<Node>,
     requests: u32,
     /// Azure has decided these and not answered yet.
-    under_way: Vec<Answer>,
+    under_way: Vec<Decided>,
 }
 
 #[derive(Debug)]
-struct Answer {
+struct Decided {
     node: usize,
     asked: u32,
     is_granted: bool,
@@ -339,7 +339,7 @@ impl Subnet {
     /// Time has passed.
     fn tick(&mut self, all: &mut Shortages, now: Instant) {
         while let Some(due) = self.under_way.iter().position(|answer| answer.due <= now) {
-            let Answer { node, asked, is_granted, .. } = self.under_way.swap_remove(due);
+            let Decided { node, asked, is_granted, .. } = self.under_way.swap_remove(due);
             let woken = self.answer(all, node, asked, is_granted, now);
             for next in woken.iter().map(|name| name[1..].parse().unwrap()).chain([node]) {
                 self.reconcile(all, next, now);
@@ -382,7 +382,7 @@ impl Subnet {
         self.free -= if is_granted { count } else { 0 };
         if let Acts::IsLate(seconds) = acts {
             let due = now + Duration::from_secs(seconds);
-            self.under_way.push(Answer { node, asked: count, is_granted, due });
+            self.under_way.push(Decided { node, asked: count, is_granted, due });
             return woken;
         }
         woken.extend(self.answer(all, node, count, is_granted, now));
@@ -403,7 +403,7 @@ impl Subnet {
     ) -> Woken {
         let (name, Node { pods, held, .. }) = (format!("n{node:02}"), self.nodes[node]);
         if !is_granted {
-            return all.refused(&source(), (&name, want(pods, held, 0)), asked, said(), now);
+            return all.refused(&source(), (&name, want(pods, held, 0)), asked, answer(), now);
         }
         self.nodes[node].held += asked;
         all.granted(&source(), &name, asked, now)
@@ -412,11 +412,11 @@ impl Subnet {
     /// Another operator leads, which knows only the objects. It finds the outcomes of writes under way on the
     /// NICs.
     fn begin_anew(&mut self, now: Instant) -> Shortages {
-        for Answer { node, asked, .. } in self.under_way.drain(..).filter(|answer| answer.is_granted) {
+        for Decided { node, asked, .. } in self.under_way.drain(..).filter(|one| one.is_granted) {
             self.nodes[node].held += asked;
         }
         let mut all = Shortages::default();
-        all.recall(&source(), said(), now);
+        all.recall(&source(), answer(), now);
         (0..self.nodes.len()).for_each(|node| self.reconcile(&mut all, node, now));
         all
     }
@@ -571,10 +571,10 @@ async fn a_call_that_is_queued_is_given_up_when_its_subnet_runs_out_and_another_
     let (mut here, mut elsewhere) = (queued("v/subnets/a"), queued("v/subnets/b"));
     assert!(tokio::time::timeout(moment, &mut here).await.is_err());
     let want = Want { pods: 4, held: 0, wanted: 4, units: 4, grain: 1 };
-    lock(&all).refused(&source("v/subnets/a"), ("n", want), 4, Said::default(), now);
+    lock(&all).refused(&source("v/subnets/a"), ("n", want), 4, Answer::default(), now);
     assert!(tokio::time::timeout(moment, &mut here).await.is_ok());
     assert!(tokio::time::timeout(moment, &mut elsewhere).await.is_err());
     assert!(lock(&all).is_turn_of(&source("v/subnets/a"), "n") && !lock(&all).is_turn_of(&network(), "n"));
-    lock(&all).refused(&network(), ("n", want), 1, Said::default(), now);
+    lock(&all).refused(&network(), ("n", want), 1, Answer::default(), now);
     assert!(tokio::time::timeout(moment, &mut elsewhere).await.is_ok());
 }

@@ -444,12 +444,12 @@ async fn each_request_is_reported_to_the_observer() {
         .next(answer(200, nic("W/\"1\"", "Succeeded", &[])))
         .next(answer(412, arm_error("PreconditionFailed")));
     let azure = script.azure();
-    let (tell, told) = std::sync::mpsc::channel();
-    azure.on_request(move |record| tell.send((record.kind, record.status)).unwrap());
+    let (observer, observed) = std::sync::mpsc::channel();
+    azure.on_request(move |record| observer.send((record.kind, record.status)).unwrap());
     let error = azure.update(&id(), &reserve("vnp-1"), Priority::GiveBack).await.unwrap_err();
     assert!(matches!(error, Error::Stale { .. }), "{error}");
     drop(azure);
-    assert_eq!(told.iter().collect::<Vec<_>>(), [(Kind::Read, Some(200)), (Kind::Write, Some(412))]);
+    assert_eq!(observed.iter().collect::<Vec<_>>(), [(Kind::Read, Some(200)), (Kind::Write, Some(412))]);
 }
 
 /// Else the poll of a give-back would wait for a rush on other nodes to end, and with it pods that have come
@@ -467,8 +467,8 @@ async fn requests_that_follow_a_write_of_any_priority_wait_for_no_other_call() {
         .next(answer(200, json!({ "status": "Succeeded" })))
         .next(answer(200, nic("W/\"3\"", "Succeeded", &[])));
     let azure = script.azure();
-    let (tell, told) = std::sync::mpsc::channel();
-    azure.on_request(move |record| tell.send((record.kind, record.priority)).unwrap());
+    let (observer, observed) = std::sync::mpsc::channel();
+    azure.on_request(move |record| observer.send((record.kind, record.priority)).unwrap());
     let release = Change { release: vec!["vnp-1".into()], ..Change::default() };
     azure.update(&id(), &release, Priority::GiveBack).await.unwrap();
     drop(azure);
@@ -478,7 +478,7 @@ async fn requests_that_follow_a_write_of_any_priority_wait_for_no_other_call() {
         (Kind::Poll, Priority::UnderWay),
         (Kind::Read, Priority::UnderWay),
     ];
-    assert_eq!(told.iter().collect::<Vec<_>>(), expected);
+    assert_eq!(observed.iter().collect::<Vec<_>>(), expected);
 }
 
 #[tokio::test]

@@ -16,10 +16,10 @@ use crate::reply::Reply;
 use crate::request::Request;
 use crate::topology::{Network, mac};
 use crate::world::{Config, World, new_etag};
-use crate::{arm, entra, imds, nic, vm, vnet};
+use crate::{arm, entra, imds, nic, vnet};
 use ipnet::Ipv4Net;
 pub use outside::{Premises, Question};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,8 +28,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::Notify;
 
-pub use machine::NewNic;
-use machine::{add_vm, vm_key};
+pub use machine::{NewNic, NewVm, VmInfo};
 pub use scale_set::{NewInstance, NewScaleSet};
 pub use settings::Settings;
 
@@ -64,35 +63,6 @@ impl From<Reply> for Error {
     fn from(reply: Reply) -> Self {
         Self::Refused(reply.body.unwrap_or_default().to_string())
     }
-}
-
-/// A VM to make: `POST /vms`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NewVm {
-    pub name: String,
-    /// Without it, the world's own.
-    pub resource_group: Option<String>,
-    /// A VNet by name. Without it, the VNet that has the subnet.
-    pub vnet: Option<String>,
-    /// A subnet's name; without it, the VNet's first subnet.
-    pub subnet: Option<String>,
-    /// With a fabric: the network namespace that gets `eth0`.
-    pub netns: Option<String>,
-}
-
-/// A VM that was made.
-#[derive(Clone, Debug, Serialize)]
-pub struct VmInfo {
-    pub vm_id: String,
-    /// As Kubernetes writes it into a Node.
-    pub provider_id: String,
-    pub nic_id: String,
-    pub address: Ipv4Addr,
-    pub prefix_len: u8,
-    pub gateway: Ipv4Addr,
-    /// `aa:bb:cc:dd:ee:ff`.
-    pub mac: String,
 }
 
 /// A peering to set on a VNet.
@@ -238,79 +208,6 @@ impl Azure {
         let mut fabric = fabric.lock().await;
         let network = Network::of(&lock(&self.world));
         fabric.program(network).await.map_err(Error::Network)
-    }
-
-    /// Makes a running VM with a NIC that has one dynamic address.
-    ///
-    /// # Errors
-    /// When the name is taken, the subnet is unknown or full, or the namespace is missing.
-    pub async fn add_vm(&self, new: NewVm) -> Result<VmInfo, Error> {
-        let info = {
-            let mut world = lock(&self.world);
-            world.advance(now());
-            add_vm(&mut world, &new)?
-        };
-        if let Err(error) = self.program().await {
-            let mut world = lock(&self.world);
-            world.remove_vm(&info.vm_id.to_lowercase());
-            world.nics.remove(&info.nic_id.to_lowercase());
-            return Err(error);
-        }
-        Ok(info)
-    }
-
-    /// Deletes a VM at once, and its NIC unless it is to be kept.
-    ///
-    /// # Errors
-    /// When there is no such VM.
-    pub async fn delete_vm(&self, name: &str, keep_nic: bool) -> Result<(), Error> {
-        {
-            let mut world = lock(&self.world);
-            let key = vm_key(&world, name)?;
-            if key.contains("/virtualmachinescalesets/") {
-                world.remove_instance(&key);
-            }
-            let nics = world.remove_vm(&key).unwrap_or_default();
-            if !keep_nic {
-                world.remove_nics(&nics, now());
-            }
-        }
-        self.program().await
-    }
-
-    /// Deallocates a VM, or starts it again. Its NICs keep their addresses, and can't be reached meanwhile.
-    ///
-    /// # Errors
-    /// When there is no such VM.
-    pub async fn set_running(&self, name: &str, is_running: bool) -> Result<(), Error> {
-        {
-            let mut world = lock(&self.world);
-            let key = vm_key(&world, name)?;
-            if is_running {
-                world.stopped.remove(&key)
-            } else {
-                world.stopped.insert(key)
-            };
-        }
-        self.program().await
-    }
-
-    /// Gives a VM a new `eth0`, after its namespace was made anew.
-    ///
-    /// # Errors
-    /// When there is no such VM or its namespace is missing.
-    pub async fn replug(&self, name: &str) -> Result<(), Error> {
-        let nics = {
-            let world = lock(&self.world);
-            vm::nic_ids(&world.vms[&vm_key(&world, name)?].document)
-        };
-        if let Some(fabric) = &self.fabric {
-            let mut fabric = fabric.lock().await;
-            for nic in nics {
-                fabric.unplug(&nic.to_lowercase()).await.map_err(Error::Network)?;
-            }
-        }
-        self.program().await
     }
 
     /// Every exchange so far, oldest first.

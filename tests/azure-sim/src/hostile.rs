@@ -125,7 +125,7 @@ fn words(code: &str, path: &str) -> String {
             "The scope '{path}' cannot perform write operation because following scope(s) are locked: '{group}'. Please \
              remove the lock and try again."
         ),
-        _ => format!("{code}, says Azure."),
+        _ => format!("{code}, answers Azure."),
     }
 }
 

@@ -2,133 +2,26 @@
 //! an argument.
 
 mod attached;
+mod config;
+mod operations;
 mod scale_set;
 
 use crate::attachment;
-use crate::entra::{Application, Token};
-use crate::fault::Ending;
+use crate::entra::Token;
 use crate::health::Health;
 use crate::nic;
-use crate::operation::{Effect, Operation, Status};
-use crate::permission::Access;
+use crate::operation::{Effect, Operation};
 use crate::reply::Reply;
 use crate::resource::{self, Kind};
 use crate::subnet::Subnet;
 use crate::throttle::Limits;
 use crate::vnet;
+pub use config::{Config, Habits, VnetConfig};
 use ipnet::Ipv4Net;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
-
-/// The resources before the first request. Every field has a default.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    pub tenant: String,
-    pub subscription: String,
-    pub resource_group: String,
-    pub location: String,
-    pub vnets: Vec<VnetConfig>,
-    /// How long a write to the NIC of a running VM takes, and every other long-running operation. In Azure it
-    /// is about 10 s.
-    pub write_seconds: f64,
-    /// Whether a write to the NIC of a running VM is complete in the answer, as it is in Azure for NICs
-    /// without a VM.
-    pub synchronous: bool,
-    /// The interval of load balancers' probes, whatever the probes' own settings are. Azure's minimum is 5 s.
-    pub probe_seconds: f64,
-    /// Whether requests beyond Azure's published limits are refused with 429.
-    pub limits: bool,
-    /// The actions that the managed identity may not do.
-    pub denied: Vec<String>,
-    /// Further restrictions of the identity.
-    pub access: Access,
-    /// How many ipConfigurations the NICs of a VNet can have in all.
-    pub network_addresses: usize,
-    /// How many reads Compute takes of the subscription at once, and how many more a minute.
-    pub compute_reads: (f64, f64),
-    pub habits: Habits,
-    /// How many entries a page of a VNet's usages has at most; without it, all.
-    pub page_size: Option<usize>,
-    /// The application that may sign in to Entra, or is a VM's user-assigned identity.
-    pub application: Application,
-    /// How long tokens last.
-    pub token_seconds: i64,
-}
-
-/// Behaviour that isn't known of Azure, or differs: a test can have it either way.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Habits {
-    /// A write to a NIC that is complete in its answer names an operation all the same (recorded at
-    /// 2021-08-01, and for other resources).
-    pub names_ended_operations: bool,
-    /// A write to a NIC while another is under way is refused instead of taking its place
-    /// (bosh-azure-cpi#179).
-    pub refuses_second_write: bool,
-    /// Another of a NIC's ipConfigurations may become its primary one, which is then listed first
-    /// (azure-cli's recording `test_network_nic_subresources`, of a NIC without a machine); otherwise that is
-    /// refused.
-    pub moves_primary: bool,
-    /// A NIC lists its primary ipConfiguration last.
-    pub lists_primary_last: bool,
-    /// A write to a NIC or to an instance of a scale set is answered with 202 and `Location`, and without a
-    /// body.
-    pub answers_location_only: bool,
-    /// A write to the NIC of a stopped machine is refused; otherwise it is complete in its answer.
-    pub refuses_writes_to_stopped: bool,
-    /// A write to the NIC of a machine that is being deleted is refused.
-    pub refuses_writes_to_leaving: bool,
-    /// A public address without zones is refused to every machine, as if all were in one.
-    pub wants_zones: bool,
-    /// A VNet's usages count a block of 16 addresses as one, as its limit does; otherwise as 16.
-    pub usages_count_blocks_once: bool,
-    /// How long the addresses of a VM's NIC stay taken when both have gone (transformerlab#2357: 3 minutes).
-    pub frees_after_seconds: f64,
-}
-
-/// A virtual network of the first moment.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VnetConfig {
-    pub name: String,
-    pub address_prefixes: Vec<Ipv4Net>,
-    /// Name and prefix of each subnet.
-    pub subnets: Vec<(String, Ipv4Net)>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        let net = |a, b, c, len| Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, 0), len);
-        let vnet = VnetConfig {
-            name: "vnet".into(),
-            address_prefixes: vec![net(10, 240, 0, 16)],
-            subnets: vec![("nodes".into(), net(10, 240, 0, 20)), ("small".into(), net(10, 240, 16, 28))],
-        };
-        Self {
-            tenant: "11111111-1111-1111-1111-111111111111".into(),
-            subscription: "00000000-0000-0000-0000-000000000001".into(),
-            resource_group: "vnetpool".into(),
-            location: "westeurope".into(),
-            vnets: vec![vnet],
-            write_seconds: 10.0,
-            synchronous: false,
-            probe_seconds: 5.0,
-            limits: true,
-            denied: Vec::new(),
-            access: Access::default(),
-            network_addresses: 65_536,
-            compute_reads: (15_000.0, 5_000.0),
-            habits: Habits::default(),
-            page_size: None,
-            application: Application::default(),
-            token_seconds: 86_400,
-        }
-    }
-}
 
 /// A network interface.
 #[derive(Clone, Debug)]
@@ -267,153 +160,6 @@ impl World {
         let asked = self.group_id(group);
         let made = self.groups.get(&asked.to_lowercase()).and_then(|group| group["id"].as_str());
         format!("{}/providers/{kind}/{name}", made.unwrap_or(&asked))
-    }
-
-    pub(crate) fn write_time(&self) -> Duration {
-        Duration::try_from_secs_f64(self.config.write_seconds).unwrap_or_default()
-    }
-
-    /// When the next operation ends.
-    pub(crate) fn next_end(&self) -> Option<Instant> {
-        self.operations.values().filter(|operation| operation.is_in_progress()).map(|o| o.ends).min()
-    }
-
-    /// Ends every operation that is due, in the order of their ends.
-    pub(crate) fn advance(&mut self, now: Instant) {
-        self.leaving.retain(|(until, _)| *until > now);
-        let mut ended = Vec::new();
-        for operation in self.operations.values_mut().filter(|o| o.is_in_progress() && o.ends <= now) {
-            let is_good = operation.run_out();
-            ended.push((operation.ends, is_good, operation.effect, operation.resource.clone()));
-        }
-        ended.sort_by_key(|(at, ..)| *at);
-        for (_, is_good, effect, resource) in ended {
-            if is_good { self.carry_out(effect, &resource) } else { self.give_up(effect, &resource) }
-        }
-    }
-
-    /// A NIC whose write has failed keeps the new list, and no new address works until another write
-    /// succeeds. It is an assumption that Azure marks each ipConfiguration, too. An instance keeps its model.
-    /// No other writes fail here.
-    fn give_up(&mut self, effect: Effect, resource: &str) {
-        match effect {
-            Effect::FinishNic => {
-                if let Some(nic) = self.nics.get_mut(resource) {
-                    nic::set_state(&mut nic.document, "Failed", &new_etag());
-                }
-            }
-            Effect::FinishInstance => {
-                if let Some(vm) = self.vms.get_mut(resource) {
-                    vm.document["properties"]["provisioningState"] = json!("Failed");
-                }
-            }
-            _ => {}
-        }
-    }
-
-    pub(crate) fn is_under_way(&self, key: &str) -> bool {
-        self.operations.values().any(|operation| operation.is_in_progress() && operation.resource == key)
-    }
-
-    /// Sets how the operation under way on a resource ends.
-    pub(crate) fn doom(&mut self, path: &str, status: Ending, error: &Value) {
-        let resource = path.to_lowercase();
-        let under_way = |o: &&mut Operation| o.is_in_progress() && o.resource == resource;
-        if let Some(operation) = self.operations.values_mut().find(under_way) {
-            operation.doom(status, error.clone());
-        }
-    }
-
-    /// Ends the operation on a resource now.
-    pub(crate) fn finish(&mut self, id: &str, now: Instant) {
-        let key = id.to_lowercase();
-        for operation in
-            self.operations.values_mut().filter(|one| one.is_in_progress() && one.resource == key)
-        {
-            operation.ends = now;
-        }
-        self.advance(now);
-    }
-
-    fn carry_out(&mut self, effect: Effect, resource: &str) {
-        match effect {
-            Effect::FinishNic => {
-                if let Some(nic) = self.nics.get_mut(resource) {
-                    nic.settle();
-                    nic.live = nic::addresses(&nic.document);
-                    nic.attached = nic::attachments(&nic.document);
-                }
-            }
-            Effect::RemoveNic => drop(self.nics.remove(resource)),
-            Effect::FinishVnet => {
-                if let Some(document) = self.vnets.get_mut(resource) {
-                    vnet::set_state(document, "Succeeded", &new_etag());
-                }
-            }
-            Effect::RemoveVnet => drop(self.vnets.remove(resource)),
-            Effect::FinishSubnet => {
-                if let Some(subnet) = self.subnet_mut(resource) {
-                    subnet["etag"] = json!(new_etag());
-                    subnet["properties"]["provisioningState"] = json!("Succeeded");
-                }
-            }
-            Effect::RemoveSubnet => {
-                let vnet = resource.split("/subnets/").next().unwrap_or_default();
-                let subnets = self.vnets.get_mut(vnet).map(|vnet| &mut vnet["properties"]["subnets"]);
-                if let Some(subnets) = subnets.and_then(Value::as_array_mut) {
-                    subnets.retain(|subnet| !has_id(subnet, resource));
-                }
-            }
-            Effect::FinishVm => {
-                if let Some(vm) = self.vms.get_mut(resource) {
-                    vm.etag += 1;
-                    crate::vm::finish(&mut vm.document, vm.etag);
-                }
-            }
-            Effect::RemoveVm => drop(self.remove_vm(resource)),
-            Effect::FinishResource(kind) | Effect::FinishChildRemoval(kind) => {
-                if let Some((_, document)) = self.resources.get_mut(resource) {
-                    resource::set_state(kind, document, "Succeeded", &new_etag());
-                }
-                self.give_public_addresses();
-            }
-            Effect::RemoveResource(_) => {
-                self.resources.remove(resource);
-                self.give_instance_addresses();
-            }
-            Effect::FinishScaleSet => {
-                if let Some(set) = self.scale_sets.get_mut(resource) {
-                    set.document["properties"]["provisioningState"] = json!("Succeeded");
-                }
-            }
-            Effect::RemoveScaleSet => self.remove_scale_set(resource),
-            Effect::FinishInstance => {
-                if let Some(vm) = self.vms.get_mut(resource) {
-                    vm.document["properties"]["provisioningState"] = json!("Succeeded");
-                }
-            }
-            Effect::RemoveInstance => self.remove_instance(resource),
-        }
-    }
-
-    /// Starts an operation on a resource and cancels the one in flight.
-    pub(crate) fn start(
-        &mut self,
-        effect: Effect,
-        resource: &str,
-        location: &str,
-        ends: Instant,
-    ) -> Operation {
-        let operation = Operation::start(effect, resource, location, ends);
-        self.supersede(&operation.resource, &operation.id);
-        self.operations.insert(operation.id.clone(), operation.clone());
-        operation
-    }
-
-    fn supersede(&mut self, resource: &str, by: &str) {
-        for older in self.operations.values_mut().filter(|o| o.is_in_progress() && o.resource == resource) {
-            older.end(Status::Superseded { by: by.to_owned() });
-        }
     }
 
     /// The machine of a NIC, by its key, if it runs.

@@ -7,7 +7,7 @@ use vnetpool_operator::azure::role::PARTS;
 pub(super) fn page() -> String {
     let mut page = head("Permissions in Azure", "the list behind `vnetpool-operator role` and `preflight`");
     let text = "Without `--part`, `vnetpool-operator role` prints all of them. The first part is always granted, the \
-                others where their feature is used. [Identity](../identity.md) tells where to assign the role.";
+                others where their feature is used. [Identity](../identity.md) shows where to assign the role.";
     page += &format!("\n{}", wrapped("", "", text));
     for (index, part) in PARTS.iter().enumerate() {
         let flag = if index == 0 { "always".to_owned() } else { format!("by `--part {}`", part.name) };

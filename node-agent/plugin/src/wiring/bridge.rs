@@ -83,8 +83,8 @@ pub(super) fn connect(host: &mut Netlink, link: u32, identity: &Identity) -> Res
     let wired = host.apply([
         Change::set_link("put the host's end into the pods' bridge", enslaved),
         Change::change_link("set the host's end up as a port", port),
-        Change::new_port_entry("tell the bridge the pod's MAC", link, address),
-        Change::new_neighbour("tell the node the pod's MAC", Neighbour::pod(bridge, address)),
+        Change::new_port_entry("give the bridge the pod's MAC", link, address),
+        Change::new_neighbour("give the node the pod's MAC", Neighbour::pod(bridge, address)),
         Change::set_link("set up the host's end of the veth pair", up),
     ]);
     wired.map_err(|error| if error.is(Errno::EEXIST) { Error::AddressRouted(address) } else { error })?;

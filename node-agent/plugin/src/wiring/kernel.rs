@@ -13,7 +13,7 @@ pub struct Feature {
 /// never apply it: packets of pods to destinations outside the VNet would leave under the pods' own
 /// addresses, and be lost.
 pub const TRANSLATION: Feature =
-    Feature { since: (5, 5), what: "tell packets of pods from others where they are translated" };
+    Feature { since: (5, 5), what: "distinguish packets of pods from others where they are translated" };
 /// A bridge's port can be locked to a MAC. Older kernels ignore the setting.
 pub const LOCKED_PORTS: Feature = Feature {
     since: (5, 18),
@@ -54,7 +54,7 @@ mod tests {
             assert_eq!(has(release, LOCKED_PORTS).is_ok(), locks, "{release:?}");
         }
         let error = has("5.4.0-1109-azure", TRANSLATION).unwrap_err();
-        let told = format!("{error}: {}", error.remedy());
-        assert!(told.contains("5.4.0-1109-azure") && told.contains("5.5"), "{told}");
+        let text = format!("{error}: {}", error.remedy());
+        assert!(text.contains("5.4.0-1109-azure") && text.contains("5.5"), "{text}");
     }
 }

@@ -241,7 +241,7 @@ impl Netlink {
 
     /// The link that is meant, if there is one.
     pub(super) fn link(&mut self, meant: &Body) -> Result<Option<Link>, Error> {
-        match self.get("look up a link", meant) {
+        match self.get("read a link", meant) {
             Err(Error::Kernel { errno: Errno::ENODEV, .. }) => Ok(None),
             found => found.map(Some),
         }
@@ -249,7 +249,7 @@ impl Netlink {
 
     /// The route that packets to this address take, if any.
     pub(super) fn route_to(&mut self, address: Ipv4Addr) -> Result<Option<Route>, Error> {
-        match self.get("look up a route", &Body::route_to(address)) {
+        match self.get("read a route", &Body::route_to(address)) {
             Err(Error::Kernel { errno: Errno::ENETUNREACH | Errno::EHOSTUNREACH, .. }) => Ok(None),
             found => found.map(Some),
         }
@@ -257,7 +257,7 @@ impl Netlink {
 
     /// The entry for the neighbour with this address, if there is one.
     pub(super) fn neighbour(&mut self, link: u32, address: Ipv4Addr) -> Result<Option<Entry>, Error> {
-        match self.get("look up a neighbour", &Body::neighbour(link, address)) {
+        match self.get("read a neighbour", &Body::neighbour(link, address)) {
             Err(Error::Kernel { errno: Errno::ENOENT | Errno::ENODEV, .. }) => Ok(None),
             found => found.map(Some),
         }

@@ -310,21 +310,21 @@ fn a_dump_is_whole_while_links_come_and_go() {
             }
         });
         let begun = Instant::now();
-        let (looks, interrupted) = node.netns.inside(|| {
-            let (mut looks, mut interrupted) = (Vec::new(), 0);
-            while looks.len() < 200 || interrupted < INTERRUPTED && begun.elapsed() < Duration::from_secs(60)
+        let (counts, interrupted) = node.netns.inside(|| {
+            let (mut counts, mut interrupted) = (Vec::new(), 0);
+            while counts.len() < 200 || interrupted < INTERRUPTED && begun.elapsed() < Duration::from_secs(60)
             {
                 let whole = |links: Vec<HostLink>| links.iter().filter(|link| !link.is_damaged()).count();
-                looks.push(host_links().map(whole));
+                counts.push(host_links().map(whole));
                 interrupted += usize::from(a_dump_is_interrupted());
             }
-            (looks, interrupted)
+            (counts, interrupted)
         });
         is_over.store(true, Ordering::Relaxed);
-        println!("{interrupted} of {} dumps were interrupted", looks.len());
-        assert!(interrupted >= INTERRUPTED, "only {interrupted} of {} dumps", looks.len());
-        for look in looks {
-            assert_eq!(look.unwrap(), 40);
+        println!("{interrupted} of {} dumps were interrupted", counts.len());
+        assert!(interrupted >= INTERRUPTED, "only {interrupted} of {} dumps", counts.len());
+        for count in counts {
+            assert_eq!(count.unwrap(), 40);
         }
     });
 }

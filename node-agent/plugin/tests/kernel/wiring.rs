@@ -235,14 +235,14 @@ fn an_address_that_the_node_routes_elsewhere_is_not_wired() {
 fn a_leaked_link_is_silenced_and_deleted() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));
     node.add(&pod).succeeds();
-    let (sandbox, told) = (pod.sandbox(), pod.facts());
+    let (sandbox, facts) = (pod.sandbox(), pod.facts());
     node.netns.inside(|| {
-        disconnect(&sandbox, &told).unwrap();
-        disconnect(&sandbox, &told).unwrap();
+        disconnect(&sandbox, &facts).unwrap();
+        disconnect(&sandbox, &facts).unwrap();
         let index = host_links().unwrap()[0].index;
         delete_host_link(index).unwrap();
         delete_host_link(index).unwrap();
-        assert_eq!(disconnect(&sandbox, &told).unwrap(), None);
+        assert_eq!(disconnect(&sandbox, &facts).unwrap(), None);
     });
     assert_eq!(links_of(&node), []);
 }

@@ -107,14 +107,14 @@ impl Keeper {
                 self.firewalls = Some(firewalls);
             }
             Err(error) => self.stands(format!(
-                "can't tell whether a firewall of the node drops what pods send or receive: {error}: see that nft runs \
+                "it is unknown whether a firewall of the node drops what pods send or receive: {error}: see that nft runs \
                  in the agent's container"
             )),
         }
         match nft::legacy().await {
             Ok(dropping) => bases.extend(dropping),
             Err(error) => self.stands(format!(
-                "can't tell whether iptables-legacy's table filter drops what pods send or receive: {error}: give the \
+                "it is unknown whether iptables-legacy's table filter drops what pods send or receive: {error}: give the \
                  agent the node's /run/xtables.lock to write to, and NET_RAW"
             )),
         }

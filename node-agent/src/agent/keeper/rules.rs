@@ -186,7 +186,7 @@ impl Keeper {
         let is_new = |(target, packets): &(String, u64)| is_service(target) && *packets > 0;
         let has_news = dropped.iter().any(is_new) || self.tables.lock().await.inet.knows_asked();
         if has_news && let Err(error) = self.count_refused().await {
-            tracing::warn!(%error, "can't tell which pods ask Azure's services on the host");
+            tracing::warn!(%error, "it is unknown which pods ask Azure's services on the host");
         }
         dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
     }

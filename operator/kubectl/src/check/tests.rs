@@ -170,7 +170,7 @@ fn only_a_difference_in_two_snapshots_counts_and_an_unread_part_is_not_well() {
 NODE     BETWEEN     WHAT     HOW
 node-1   NIC, spec   vnp-99   Azure has it (no address yet, Succeeded), and spec doesn't: no pod can get it.
 
-Nodes: 1; differences, each seen twice: 1; not looked at: 0.
+Nodes: 1; differences, each seen twice: 1; not read: 0.
 ";
     assert_eq!(Verdict::of(&leaked, &leaked).to_string(), expected);
     let unseen = changed(silence);
@@ -325,7 +325,7 @@ fn an_unreadable_object_is_unseen_and_concerns_its_own_node_alone() {
 #[test]
 fn a_node_that_there_is_nothing_of_is_an_error_that_names_it() {
     let error = well().has(Some("node-7")).unwrap_err().to_string();
-    assert_eq!(error, "node node-7 has no NodeIPAllocation: `kubectl vnetpool status` says why not");
+    assert_eq!(error, "node node-7 has no NodeIPAllocation: `kubectl vnetpool status` shows why not");
     assert!(well().has(Some("node-1")).is_ok() && well().has(None).is_ok());
 }
 

@@ -41,7 +41,7 @@ impl Standing {
             Standing::Kept => "kept",
             Standing::Cooling => "cooling",
             Standing::Free => "free",
-            Standing::Unheld => "no pod has it, as far as objects say",
+            Standing::Unheld => "no pod has it, as far as objects show",
             Standing::Leaked => "leaked",
             Standing::NodesOwn => "the node's own",
             Standing::Primary => "a NIC's primary address",
@@ -65,13 +65,13 @@ impl Standing {
                 "Its node lacks its rules, and no pod gets it until it has them: see the condition RulesApplied."
             }
             Standing::InDoubt => {
-                "Its pod reports it, and by the node's ledger no pod has it. `check` says whether that lasts."
+                "Its pod reports it, and by the node's ledger no pod has it. `check` shows whether that lasts."
             }
             Standing::GivenUp => {
                 "The node has given it up for good. The operator is yet to take it off the NIC."
             }
             Standing::Leaked => {
-                "It is reserved, and the node's ledger doesn't have it. `check` says whether that lasts."
+                "It is reserved, and the node's ledger doesn't have it. `check` shows whether that lasts."
             }
             Standing::Unknown => "No node holds it, and no pod has it.",
             Standing::Assigned

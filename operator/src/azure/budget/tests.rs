@@ -603,7 +603,7 @@ fn azures_newest_count_of_a_window_holds() {
     let mut budget = budget();
     budget.learn(&write(), &Lesson::left_at_provider(100.0), start);
     let left = budget.accounts(start).into_iter().find(|one| one.limit == "network").map(|one| one.left);
-    assert_eq!(left, Some(80.0), "our share of what the answer says");
+    assert_eq!(left, Some(80.0), "our share of what the answer reports");
 }
 
 #[test]

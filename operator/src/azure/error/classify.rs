@@ -59,7 +59,7 @@ pub fn classify(
             message: format!(
                 "Azure doesn't know the API version in which it was asked about {resource}. Set azure.networkAPIVersion or \
                  azure.computeAPIVersion of the chart (--network-api-version, --compute-api-version) to one that it names. \
-                 Azure says: {message}"
+                 Azure answered: {message}"
             ),
         },
         Class::AddressTaken => Error::AddressTaken { resource, message },

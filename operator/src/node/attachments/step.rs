@@ -9,7 +9,6 @@ use tracing::warn;
 use vnetpool_crds::allocation;
 use vnetpool_crds::reason::Reason;
 
-use super::remembered::{Attaching, Begun, Done, Order};
 use crate::azure::{
     self, Attached, Azure, Change, IpConfiguration, NewPublicAddress, Nic, Priority, PublicAddress, Reserved,
     ResourceId, Urgency,
@@ -18,6 +17,7 @@ use crate::caught::caught;
 use crate::context::Context;
 use crate::events;
 use crate::node::memory::Memory;
+use crate::node::memory::attaching::{Attaching, Begun, Done, Order};
 use crate::node::pause;
 use crate::node::progress::Progress;
 use crate::node::setback::{Setback, Stage};
@@ -39,7 +39,7 @@ fn nic(progress: &Progress, attaching: &Attaching, now: Instant) -> Option<Resou
 pub fn writes_nic(step: &Step) -> bool {
     match step {
         Step::Detach(_) | Step::Attach(_) => true,
-        Step::LookUp(_) => false,
+        Step::Read(_) => false,
     }
 }
 
@@ -66,7 +66,7 @@ pub async fn carry_out(
             memory.nic.wrote(&result);
             result.and_then(|written| detached(&written, &names))
         }
-        Step::LookUp(ids) => look_up(ctx, attaching, ids, urgency(Priority::WarmRefill)).await,
+        Step::Read(ids) => read_public(ctx, attaching, ids, urgency(Priority::WarmRefill)).await,
         Step::Attach(attach) => {
             return attach_all(ctx, &nic, attach, urgency(ATTACHED), memory).await;
         }
@@ -95,7 +95,7 @@ fn detached(nic: &Nic, names: &[String]) -> Result<(), azure::Error> {
 }
 
 /// All at once. Each answer is remembered, whatever became of the others.
-async fn look_up(
+async fn read_public(
     ctx: &Context,
     attaching: &mut Attaching,
     ids: Vec<ResourceId>,
@@ -167,7 +167,7 @@ async fn lost(
     if !matches!(error, azure::Error::Unattachable { .. }) || ids.is_empty() {
         return Ok(false);
     }
-    match look_up(ctx, attaching, ids, urgency).await {
+    match read_public(ctx, attaching, ids, urgency).await {
         Err(error) if error.is_given_up() => return Err(error),
         // Those that weren't read are as they were.
         Ok(()) | Err(_) => {}
@@ -275,9 +275,9 @@ fn beside(
 
 /// Reports to each pod what it can't have, and why: by an Event, which its owner sees.
 pub fn report(ctx: &Context, invalid: &[Invalid], attaching: &mut Attaching) {
-    attaching.told.retain(|uid, _| invalid.iter().any(|one| one.uid == *uid));
+    attaching.reported.retain(|uid, _| invalid.iter().any(|one| one.uid == *uid));
     for Invalid { uid, pod, message } in invalid {
-        if attaching.told.insert(uid.clone(), message.clone()).as_ref() != Some(message) {
+        if attaching.reported.insert(uid.clone(), message.clone()).as_ref() != Some(message) {
             let event = events::stuck(Reason::Unavailable, "Attach", message);
             ctx.events.report(&[about(pod, uid)], event);
         }

@@ -1,14 +1,15 @@
 //! The ipConfigurations that other network plugins have left on a NIC, and when they may go: the pool must
 //! allow it, and every pod of the node must have an address of ours. Pure.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::pool::Adopt;
 
 use crate::azure::Nic;
 use crate::demand::Uid;
-use crate::node::lag::{Lag, lag, spec_generation};
+use crate::node::lag::{Lag, lag};
+use crate::node::memory::others::Found;
 
 /// How others' ipConfigurations on a NIC are treated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,36 +25,6 @@ pub struct Adoption {
     pub left: usize,
     /// The names of those that stay for good: something is attached to them.
     pub attached: Vec<String>,
-}
-
-/// Since when the agent's answer is newer than the reads that found others' ipConfigurations on the NIC. A
-/// process that has just started knows of none, so it asks once more.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Found {
-    names: BTreeSet<String>,
-    /// The generation of the object when a read found one of a new name.
-    at: Option<i64>,
-}
-
-impl Found {
-    /// Takes in the NIC as it was read, before anything is decided by it.
-    pub fn note(&mut self, nic: &Nic, allocation: &NodeIPAllocation) {
-        if nic.others.idle.iter().any(|name| !self.names.contains(name)) {
-            self.at = spec_generation(allocation);
-        }
-        self.names = nic.others.idle.iter().cloned().collect();
-    }
-
-    /// Whether the present `spec` is newer than these reads.
-    fn is_past(&self, allocation: &NodeIPAllocation) -> bool {
-        spec_generation(allocation) > self.at
-    }
-
-    /// Whether `spec` asks the agent already, from before these reads: then it has to stop once, or an answer
-    /// to it would be as old as the question.
-    pub fn must_ask_anew(&self, allocation: &NodeIPAllocation) -> bool {
-        !self.names.is_empty() && allocation.spec.report_holders && !self.is_past(allocation)
-    }
 }
 
 /// `None` unless the pool asks for it. `bound` are the UIDs of the node's pods that need an address,

@@ -74,8 +74,8 @@ fn ids(all: &[String]) -> Vec<ResourceId> {
 /// Whether the operator before this one has seen the NIC in the groups that `spec` names, and `spec` is still
 /// the same. Without that they may only have been announced.
 fn vouches(allocation: &NodeIPAllocation) -> bool {
-    condition::find(allocation.conditions(), APPLICATION_SECURITY_GROUPS).is_some_and(|said| {
-        said.status == "True" && said.observed_generation == allocation.metadata.generation
+    condition::find(allocation.conditions(), APPLICATION_SECURITY_GROUPS).is_some_and(|joined| {
+        joined.status == "True" && joined.observed_generation == allocation.metadata.generation
     })
 }
 
@@ -163,9 +163,9 @@ mod tests {
     }
 
     /// With these groups as ours, and the condition of an earlier generation or of this one.
-    fn allocation(ours: &[&str], said: Option<i64>) -> NodeIPAllocation {
+    fn allocation(ours: &[&str], reported: Option<i64>) -> NodeIPAllocation {
         let ids: Vec<String> = ours.iter().map(|name| group(name)).collect();
-        let conditions: Vec<Value> = said
+        let conditions: Vec<Value> = reported
             .iter()
             .map(|generation| {
                 json!({ "type": "ApplicationSecurityGroups", "status": "True", "reason": "Joined", "message": "",
@@ -252,8 +252,8 @@ mod tests {
     #[test]
     fn a_new_operator_believes_seen_groups_and_not_only_announced_ones() {
         let (wanted, none) = (pool(&["web"], false), pool(&[], false));
-        let decided = |pool: &NodeIPPool, said| {
-            let allocation = allocation(&["web"], said);
+        let decided = |pool: &NodeIPPool, reported| {
+            let allocation = allocation(&["web"], reported);
             let facts = Facts {
                 pool: Some(pool),
                 allocation: &allocation,
@@ -266,7 +266,7 @@ mod tests {
         };
         assert_eq!(decided(&wanted, Some(2)), (0, 0));
         assert_eq!(decided(&wanted, None), (1, 0));
-        assert_eq!(decided(&wanted, Some(1)), (1, 0), "said of an older spec");
+        assert_eq!(decided(&wanted, Some(1)), (1, 0), "reported of an older spec");
         assert_eq!(decided(&none, Some(2)), (0, 1));
     }
 

@@ -8,11 +8,11 @@ use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpe
 use vnetpool_crds::pool::NIC_SLOTS;
 use vnetpool_crds::{NodeIPPool, names};
 
-use super::known::{Known, Read};
 use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Nic, ProvisioningState, ResourceId, Urgency, VmId,
 };
 use crate::context::Context;
+use crate::node::memory::known::{Known, Read};
 use crate::node::reads::Reads;
 
 /// The facts on which the choice depends.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kube::ResourceExt;
 use vnetpool_crds::NodeIPAllocation;
 
-use super::known::Known;
+use crate::node::memory::known::Known;
 
 /// Where the node's metadata service shows what leaves the NIC: after this long, or up to twice as long. The
 /// reads of many nodes must not come at once.

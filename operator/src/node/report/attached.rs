@@ -1,6 +1,6 @@
 //! The condition `Attached`: the attachments that pods have, or wait for. Pure.
 
-use crate::node::attachments::remembered::Attaching;
+use crate::node::memory::attaching::Attaching;
 use crate::planner::attachments::Plan;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;

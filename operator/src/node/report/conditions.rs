@@ -178,7 +178,7 @@ fn interface_found(facts: &Facts) -> Verdict {
         (_, Some(nic)) => Verdict::yes(Reason::Found, format!("{} in {}", nic.id, nic.subnet.id)),
         (None, None) => match facts.seen.and_then(|seen| seen.obstacle.as_ref()) {
             Some(Obstacle::NoPool) => Verdict::no(Reason::NoPool, no_pool(facts)),
-            _ => Verdict::no(Reason::Pending, "the node's VM is about to be looked up"),
+            _ => Verdict::no(Reason::Pending, "the node's VM is about to be read"),
         },
     }
 }
@@ -278,14 +278,14 @@ fn agent_reporting(facts: &Facts, was_reporting: bool) -> Verdict {
         Lag::Silent if !in_grace => Verdict::no(
             Reason::NotReported,
             format!(
-                "the agent on node {name} has not reported since the node booted. Look at its pod, vnetpool-node-agent, on \
+                "the agent on node {name} has not reported since the node booted. Read the log of its pod, vnetpool-node-agent, on \
                  that node."
             ),
         ),
         Lag::Behind if !in_grace => Verdict::no(
             Reason::Behind,
             format!(
-                "the agent on node {name} has not taken up the current generation of this object yet. Look at its \
+                "the agent on node {name} has not taken up the current generation of this object yet. Read the log of its \
                  pod, vnetpool-node-agent, on that node."
             ),
         ),
@@ -296,10 +296,10 @@ fn agent_reporting(facts: &Facts, was_reporting: bool) -> Verdict {
             ),
             None => match facts.networkless {
                 Some(complaint) => Verdict::no(
-                    Reason::RuntimeLooksElsewhere,
+                    Reason::RuntimeReadsElsewhere,
                     format!(
                         "the agent has installed its CNI configuration, and the container runtime of node {name} doesn't \
-                         use it. The kubelet says: {complaint}. Give nodeAgent.cni.confDir and binDir of the chart the \
+                         use it. The kubelet reports: {complaint}. Give nodeAgent.cni.confDir and binDir of the chart the \
                          folders that the runtime is configured with."
                     ),
                 ),
@@ -479,10 +479,10 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
         events.push(events::turned(now, "Track"));
     }
     if let Some(now) = news(ADDRESSES_KEPT, "False") {
-        events.push(events::turned(now, "Look"));
+        events.push(events::turned(now, "Observe"));
     }
     if let Some(now) = news(SANDBOXES_ENDED, "False") {
-        events.push(events::turned(now, "Look"));
+        events.push(events::turned(now, "Observe"));
     }
     if let Some(now) =
         news(APPLICATION_SECURITY_GROUPS, "False").filter(|now| !groups::is_passing(&now.reason))

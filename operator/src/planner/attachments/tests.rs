@@ -142,7 +142,7 @@ impl World {
                     entry.attached = Attached::default();
                 }
             }
-            Some(Step::LookUp(ids)) => ids.iter().for_each(|id| self.make(id, None)),
+            Some(Step::Read(ids)) => ids.iter().for_each(|id| self.make(id, None)),
             Some(Step::Attach(attach)) => {
                 for one in attach {
                     let is_there = |id: &ResourceId| self.there.contains(id);
@@ -350,7 +350,7 @@ fn a_new_operator_reads_an_attached_public_address_once() {
     let mut world = world(1).wants_public("a").with("a", 1);
     world.settle();
     world.public.clear();
-    assert_eq!(world.plan().step, Some(Step::LookUp(vec![public_id("a")])));
+    assert_eq!(world.plan().step, Some(Step::Read(vec![public_id("a")])));
 }
 
 #[test]

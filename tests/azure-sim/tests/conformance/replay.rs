@@ -27,7 +27,7 @@ const LEFT_OUT: [(&str, &str, &str); 4] = [
     (
         "/aks-cit-NatGateway/providers/Microsoft.Network/natGateways",
         "the header x-ms-original-request-ids",
-        "ARM says there which of its own requests a list was made from",
+        "ARM shows there which of its own requests a list was made from",
     ),
 ];
 

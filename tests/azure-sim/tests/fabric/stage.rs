@@ -83,7 +83,7 @@ impl Stage {
         let log = std::fs::read_to_string(stage.folder.path().join("log"))?;
         anyhow::ensure!(
             line == "{\"arm\":\"http://198.51.100.10\"}\n",
-            "the simulator said {line:?} and {log}"
+            "the simulator printed {line:?} and {log}"
         );
         for vm in ["a", "b"] {
             stage.admin("POST", "/vms", &json!({ "name": vm, "netns": stage.netns(vm) }));

@@ -121,7 +121,7 @@ impl Story {
     }
 
     /// `True Reason` or `False Reason`, and the message.
-    fn says(&self, type_: Type) -> (String, String) {
+    fn reported(&self, type_: Type) -> (String, String) {
         let conditions = self.conditions();
         let one = condition::find(&conditions, type_).unwrap();
         (format!("{} {}", one.status, one.reason), one.message.clone())
@@ -143,9 +143,9 @@ fn full_subnet() -> Error {
 #[test]
 fn a_subnet_without_a_free_block_is_reported_with_its_remedy() {
     let mut story = story(0, 4, 255, json!({})).failed(Stage::Growth, full_subnet());
-    assert!(!story.says(RESERVED).1.contains("in a row"));
+    assert!(!story.reported(RESERVED).1.contains("in a row"));
     story.seen.as_mut().unwrap().observed.grain = 16;
-    let (reserved, message) = story.says(RESERVED);
+    let (reserved, message) = story.reported(RESERVED);
     assert_eq!(reserved, "False SubnetFull");
     assert!(message.contains("16 free addresses in a row") && message.contains("mode Address"), "{message}");
     assert!(!message.contains("  "), "{message}");
@@ -153,7 +153,7 @@ fn a_subnet_without_a_free_block_is_reported_with_its_remedy() {
 
 #[test]
 fn a_node_with_enough_addresses_is_ready_with_no_counts_in_the_message() {
-    let (ready, message) = story(8, 0, 255, json!({"held": 8, "free": 8})).says(READY);
+    let (ready, message) = story(8, 0, 255, json!({"held": 8, "free": 8})).reported(READY);
     assert_eq!(ready, "True Ready");
     assert_eq!(message, "the node holds what its pool asks for, and its agent reports");
     let conditions = story(8, 0, 255, json!({"held": 8, "assigned": 1, "free": 7})).conditions();
@@ -163,42 +163,42 @@ fn a_node_with_enough_addresses_is_ready_with_no_counts_in_the_message() {
 #[test]
 fn a_node_that_grows_is_not_ready_yet() {
     let story = story(8, 40, 255, json!({}));
-    assert_eq!(story.says(RESERVED).0, "False Reserving");
-    assert_eq!(story.says(READY).0, "False Reserving");
-    assert_eq!(story.says(FULL).0, "False NotFull");
+    assert_eq!(story.reported(RESERVED).0, "False Reserving");
+    assert_eq!(story.reported(READY).0, "False Reserving");
+    assert_eq!(story.reported(FULL).0, "False NotFull");
 }
 
 #[test]
 fn a_denied_write_names_cause_and_remedy_and_fills_the_node() {
     let story = story(8, 40, 255, json!({"assigned": 8})).failed(Stage::Write, denied());
-    let (reserved, message) = story.says(RESERVED);
+    let (reserved, message) = story.reported(RESERVED);
     assert_eq!(reserved, "False PermissionDenied");
     assert!(message.contains("networkInterfaces/write") && message.contains("Grant"));
-    assert_eq!(story.says(READY).0, "False PermissionDenied");
-    assert_eq!(story.says(FULL).0, "True PermissionDenied");
+    assert_eq!(story.reported(READY).0, "False PermissionDenied");
+    assert_eq!(story.reported(FULL).0, "True PermissionDenied");
 }
 
 #[test]
 fn a_node_with_a_free_address_is_not_full_though_its_subnet_is() {
     let story = story(8, 4, 255, json!({"assigned": 4, "free": 4})).failed(Stage::Growth, full_subnet());
-    assert_eq!(story.says(RESERVED).0, "False SubnetFull");
-    assert_eq!(story.says(FULL).0, "False NotFull");
+    assert_eq!(story.reported(RESERVED).0, "False SubnetFull");
+    assert_eq!(story.reported(FULL).0, "False NotFull");
 }
 
 #[test]
 fn a_node_at_its_pools_maximum_names_the_field_to_raise() {
     let story = story(8, 12, 8, json!({"assigned": 8}));
-    let (reserved, message) = story.says(RESERVED);
+    let (reserved, message) = story.reported(RESERVED);
     assert_eq!(reserved, "False MaximumReached");
     assert!(message.starts_with("pods lack an address: sizing.maximum of NodeIPPool p is 8"), "{message}");
-    assert_eq!(story.says(FULL).0, "True MaximumReached");
+    assert_eq!(story.reported(FULL).0, "True MaximumReached");
 }
 
 #[test]
 fn a_node_exactly_as_full_as_it_may_be_takes_no_more_pods_but_lacks_nothing() {
     let story = story(8, 8, 8, json!({"assigned": 8}));
-    assert_eq!(story.says(RESERVED).0, "True Reserved");
-    assert_eq!(story.says(FULL).0, "True MaximumReached");
+    assert_eq!(story.reported(RESERVED).0, "True Reserved");
+    assert_eq!(story.reported(FULL).0, "True MaximumReached");
 }
 
 #[test]
@@ -210,15 +210,15 @@ fn a_throttled_recheck_is_no_news_while_nothing_is_wanted() {
         limit: azure::Limit::Arm,
     };
     let story = story(8, 0, 255, json!({})).failed(Stage::Find, throttled);
-    assert_eq!(story.says(READY).0, "True Ready");
+    assert_eq!(story.reported(READY).0, "True Ready");
 }
 
 #[test]
 fn a_nic_that_is_gone_is_not_found() {
     let gone = Error::NotFound { resource: "/nic".into(), message: "gone".into() };
     let story = Story { seen: None, ..story(8, 0, 255, json!({})) }.failed(Stage::Find, gone);
-    assert_eq!(story.says(INTERFACE_FOUND).0, "False ResourceNotFound");
-    assert_eq!(story.says(READY).0, "False ResourceNotFound");
+    assert_eq!(story.reported(INTERFACE_FOUND).0, "False ResourceNotFound");
+    assert_eq!(story.reported(READY).0, "False ResourceNotFound");
 }
 
 #[test]
@@ -229,20 +229,20 @@ fn an_obstacle_names_the_remedy_and_never_taints_the_node() {
         Some(Obstacle::Interface { reason: Reason::ProviderIDUnusable, message: "isn't Azure's".into() });
     (seen.nic, seen.observed.sizing) = (None, None);
     story.allocation.spec.interfaces.clear();
-    assert_eq!(story.says(INTERFACE_FOUND), ("False ProviderIDUnusable".into(), "isn't Azure's".into()));
-    assert_eq!(story.says(FULL).0, "False NotFull");
+    assert_eq!(story.reported(INTERFACE_FOUND), ("False ProviderIDUnusable".into(), "isn't Azure's".into()));
+    assert_eq!(story.reported(FULL).0, "False NotFull");
 }
 
 #[test]
 fn a_silent_agent_is_named_at_once_and_a_slow_one_after_a_while() {
     let silent = story(8, 0, 255, json!({"observedGeneration": null}));
-    assert_eq!(silent.says(READY).0, "False NotReported");
+    assert_eq!(silent.reported(READY).0, "False NotReported");
     let reporting = json!([{"type": "AgentReporting", "status": "True", "reason": "Reporting", "message": "",
         "lastTransitionTime": "1970-01-01T00:00:00Z"}]);
     let slow = story(8, 0, 255, json!({"observedGeneration": 2, "conditions": reporting}));
-    assert_eq!(slow.says(AGENT_REPORTING).0, "True Reporting");
+    assert_eq!(slow.reported(AGENT_REPORTING).0, "True Reporting");
     let slower = Story { behind_for: AGENT_GRACE, ..slow };
-    assert_eq!(slower.says(AGENT_REPORTING).0, "False Behind");
+    assert_eq!(slower.reported(AGENT_REPORTING).0, "False Behind");
 }
 
 #[test]
@@ -253,12 +253,12 @@ fn a_false_condition_of_the_agent_makes_the_node_not_ready() {
         story(8, 0, 255, json!({"conditions": broken}))
     };
     let known = wrong("TableRefused");
-    let (ready, message) = known.says(READY);
+    let (ready, message) = known.reported(READY);
     assert_eq!(ready, "False TableRefused");
     assert!(message.starts_with("RulesApplied: no nftables"));
     assert_eq!(condition::find(&known.conditions(), condition::RULES_APPLIED), None);
     // A reason that only an agent of another release knows.
-    let (ready, message) = wrong("OfAnotherRelease").says(READY);
+    let (ready, message) = wrong("OfAnotherRelease").reported(READY);
     assert_eq!(ready, "False AgentComplains");
     assert!(message.starts_with("RulesApplied: no nftables"));
 }
@@ -266,12 +266,12 @@ fn a_false_condition_of_the_agent_makes_the_node_not_ready() {
 #[test]
 fn a_runtime_that_does_not_use_our_configuration_is_named_with_the_values_to_set() {
     let elsewhere = Story { networkless: Some("cni plugin not initialized"), ..story(8, 0, 255, json!({})) };
-    let (agent, message) = elsewhere.says(AGENT_REPORTING);
-    assert_eq!(agent, "False RuntimeLooksElsewhere");
+    let (agent, message) = elsewhere.reported(AGENT_REPORTING);
+    assert_eq!(agent, "False RuntimeReadsElsewhere");
     for part in ["node n", "cni plugin not initialized", "nodeAgent.cni.confDir"] {
         assert!(message.contains(part), "{message}");
     }
-    assert_eq!(elsewhere.says(READY).0, "False RuntimeLooksElsewhere");
+    assert_eq!(elsewhere.reported(READY).0, "False RuntimeReadsElsewhere");
 }
 
 #[test]
@@ -288,32 +288,32 @@ fn a_transient_error_makes_no_event() {
     let busy =
         Error::Busy { resource: "/nic".into(), message: "busy".into(), retry_after: Duration::from_secs(9) };
     let story = story(8, 40, 255, json!({"free": 1})).failed(Stage::Write, busy);
-    assert_eq!(story.says(RESERVED).0, "False ResourceBusy");
+    assert_eq!(story.reported(RESERVED).0, "False ResourceBusy");
     assert!(turned(&[], &story.conditions(), story.setback.as_ref()).is_empty());
 }
 
 #[test]
 fn a_dry_run_reports_its_plan_once_and_again_when_the_plan_changes() {
     let dry = |bound| Story { dry_run: true, ..story(0, bound, 255, json!({})) };
-    let (status, message) = dry(0).says(DRY_RUN);
+    let (status, message) = dry(0).reported(DRY_RUN);
     assert_eq!(status, "True WouldWrite");
     assert!(message.contains("would reserve 8 addresses on /nic"), "{message}");
-    assert_eq!(dry(0).says(RESERVED).0, "False DryRun");
+    assert_eq!(dry(0).reported(RESERVED).0, "False DryRun");
     let (first, next) = (dry(0).conditions(), dry(9).conditions());
-    let said = |before: &[Condition], next: &[Condition]| {
+    let notes = |before: &[Condition], next: &[Condition]| {
         let events = turned(before, next, None);
         events.iter().map(|event| event.note.clone().unwrap()).collect::<Vec<_>>()
     };
-    assert_eq!(said(&[], &first), [message]);
-    assert!(said(&first, &first).is_empty());
-    assert!(said(&first, &next)[0].contains("would reserve 20 addresses"));
+    assert_eq!(notes(&[], &first), [message]);
+    assert!(notes(&first, &first).is_empty());
+    assert!(notes(&first, &next)[0].contains("would reserve 20 addresses"));
 }
 
 #[test]
 fn a_dry_run_with_nothing_to_do_is_reported_without_an_event() {
     let dry = Story { dry_run: true, ..story(8, 0, 255, json!({"free": 8})) };
-    assert_eq!(dry.says(DRY_RUN).0, "True NothingToDo");
-    assert_eq!(dry.says(RESERVED).0, "True Reserved");
+    assert_eq!(dry.reported(DRY_RUN).0, "True NothingToDo");
+    assert_eq!(dry.reported(RESERVED).0, "True Reserved");
     assert!(turned(&[], &dry.conditions(), None).is_empty());
 }
 

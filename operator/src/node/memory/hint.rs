@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(hints.due(&with_hint, now), Some(Duration::ZERO));
         hints.answered(&with_hint, now);
         hints.note(&with_hint);
-        assert_eq!(hints.due(&with_hint, now + 100 * APART), None, "Azure has said that it is there");
+        assert_eq!(hints.due(&with_hint, now + 100 * APART), None, "Azure has reported that it is there");
         // Listed and missed once more, it is news.
         hints.note(&allocation(&["vnp-1", "vnp-2"], &[], "b1"));
         assert_eq!(hints.due(&with_hint, now + APART), Some(Duration::ZERO));

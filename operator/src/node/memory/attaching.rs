@@ -28,7 +28,7 @@ pub struct Attaching {
     /// The reason why all of the node's attachments wait.
     pub setback: Option<Setback>,
     /// The refusals that were reported to pods, by UID: each Event comes once.
-    pub told: HashMap<String, String>,
+    pub reported: HashMap<String, String>,
     /// How many to attach in one write.
     pub batch: usize,
     pub orders: Orders,
@@ -119,7 +119,7 @@ impl Default for Attaching {
             undeleted: HashMap::new(),
             absences: Absences::default(),
             setback: None,
-            told: HashMap::new(),
+            reported: HashMap::new(),
             batch: usize::MAX,
             orders: Orders::default(),
         }
@@ -146,7 +146,7 @@ impl Attaching {
 
     /// A person confirms that nothing of the node's is left in Azure. What something else has is tried to be
     /// deleted at once, and then given up.
-    pub fn said_to_be_gone(&mut self, now: Instant) {
+    pub fn confirmed_gone(&mut self, now: Instant) {
         self.undeleted.values_mut().filter(|one| one.is_in_use).for_each(|one| one.edited(now));
     }
 
@@ -235,7 +235,7 @@ mod tests {
         for (uid, error) in [("u", &in_use), ("v", &locked)] {
             attaching.undeleted.insert(id(uid), Setback::after(None, Stage::Write, error, now));
         }
-        attaching.said_to_be_gone(now);
+        attaching.confirmed_gone(now);
         let holds = |uid| attaching.undeleted[&id(uid)].holds(now);
         assert_eq!((holds("u"), holds("v")), (false, true));
     }

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use vnetpool_crds::condition::{self, METADATA_REFUSED};
 use vnetpool_crds::refusal::{self, Refusal};
 
-use super::sandboxes::Outlived;
+use super::outlived::Outlived;
 use crate::node::lag::{AGENT_GRACE, Lag};
 
 /// How long a runtime may take to find a configuration, and the kubelet to report it: ten seconds as a rule.

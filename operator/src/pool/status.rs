@@ -1,0 +1,278 @@
+//! The status of a pool: the sums over its nodes, and the conditions that are about the whole pool. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use vnetpool_crds::allocation::IpConfiguration;
+use vnetpool_crds::condition::{self, NODES_READY, PAUSED, READY, STALLED, Type, VALID};
+use vnetpool_crds::pool::SubnetUse;
+use vnetpool_crds::reason::Reason;
+use vnetpool_crds::verdict::{Verdict, name_some};
+use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus, names};
+
+use super::{NAMED, rolling};
+use crate::node::pause;
+
+/// The status of a pool that serves these nodes, and whose pod CIDR has this `conflict`.
+pub fn roll_up<'a>(
+    pool: &NodeIPPool,
+    nodes: impl Iterator<Item = &'a NodeIPAllocation>,
+    conflict: Option<String>,
+    now: Timestamp,
+) -> NodeIPPoolStatus {
+    let (sums, short) = sums(pool, nodes);
+    let before = pool.status.clone().unwrap_or_default();
+    let mut next = NodeIPPoolStatus {
+        observed_generation: pool.metadata.generation,
+        conditions: before.conditions,
+        counted_at: Some(Time(now)),
+        ..sums
+    };
+    let valid = valid(pool, conflict);
+    let paused = paused(pool);
+    let (ready, stalled) = match (valid.is_false(), &paused) {
+        (true, _) => (valid.clone(), Some(Verdict::yes(valid.reason, &valid.message))),
+        (false, Some(message)) => (Verdict::no(Reason::Paused, message), None),
+        (false, None) => (Verdict::yes(Reason::Ready, "the pool can serve nodes"), None),
+    };
+    let verdicts = [
+        (VALID, Some(valid)),
+        (READY, Some(ready)),
+        (STALLED, stalled),
+        (PAUSED, paused.map(|message| Verdict::yes(Reason::Paused, message))),
+        (NODES_READY, Some(nodes_ready(pool, next.nodes, short))),
+    ];
+    for (type_, verdict) in verdicts {
+        match verdict {
+            Some(verdict) => {
+                let condition = verdict.condition(type_, pool.metadata.generation, now);
+                condition::set(&mut next.conditions, condition);
+            }
+            None => next.conditions.retain(|one| one.type_ != type_),
+        }
+    }
+    next
+}
+
+/// The sums over a pool's nodes, and the reasons why some aren't ready: without names or numbers, for in a
+/// large pool some node is always joining.
+fn sums<'a>(
+    pool: &NodeIPPool,
+    nodes: impl Iterator<Item = &'a NodeIPAllocation>,
+) -> (NodeIPPoolStatus, BTreeSet<String>) {
+    let (mut sums, mut short) = (NodeIPPoolStatus::default(), BTreeSet::new());
+    let mut subnets: BTreeMap<String, SubnetUse> = BTreeMap::new();
+    for node in nodes {
+        sums.nodes += 1;
+        if let Some(status) = &node.status {
+            sums.held = sums.held.saturating_add(status.held);
+            sums.assigned = sums.assigned.saturating_add(status.assigned);
+            sums.free = sums.free.saturating_add(status.free);
+            sums.cooling = sums.cooling.saturating_add(status.cooling);
+            sums.waiting = sums.waiting.saturating_add(status.waiting);
+        }
+        for interface in &node.spec.interfaces {
+            // Azure's ids differ in case from one answer to the next.
+            let usage = subnets
+                .entry(interface.subnet.id.to_lowercase())
+                .or_insert_with(|| SubnetUse { id: interface.subnet.id.clone(), ..Default::default() });
+            usage.nodes += 1;
+            let held = interface.ip_configurations.iter().map(IpConfiguration::count);
+            usage.held = held.fold(usage.held, u32::saturating_add);
+        }
+        sums.updated_nodes += u32::from(rolling::has_taken_up(pool, node));
+        match condition::find(node.conditions(), READY) {
+            Some(ready) if ready.status == "True" => sums.nodes_ready += 1,
+            Some(ready) => drop(short.insert(ready.reason.clone())),
+            None => drop(short.insert(Reason::Pending.name().to_owned())),
+        }
+    }
+    sums.subnets = subnets.into_values().collect();
+    (sums, short)
+}
+
+fn valid(pool: &NodeIPPool, conflict: Option<String>) -> Verdict {
+    match (pool.spec.selector(), conflict) {
+        (Ok(_), None) => Verdict::yes(Reason::Valid, ""),
+        (Ok(_), Some(conflict)) => Verdict::no(Reason::RangeOverlap, conflict),
+        (Err(error), _) => Verdict::no(
+            Reason::SelectorInvalid,
+            format!(
+                "NodeIPPool {} takes no further node, for its nodeSelector can't be read ({error}); the nodes that it serves \
+                 keep what they have. Use the operators In, NotIn, Exists and DoesNotExist.",
+                pool.name_any()
+            ),
+        ),
+    }
+}
+
+fn nodes_ready(pool: &NodeIPPool, nodes: u32, short: BTreeSet<String>) -> Verdict {
+    match short.is_empty() {
+        true if nodes == 0 => Verdict::yes(Reason::NoNodes, "no node is served by this pool"),
+        true => Verdict::yes(Reason::AllReady, "all nodes of the pool are ready"),
+        false => {
+            let message = format!(
+                "some nodes are not ready ({}): kubectl get nodeipallocations --field-selector spec.pool={}",
+                name_some(short.into_iter(), NAMED),
+                pool.name_any()
+            );
+            Verdict::no(Reason::NodesNotReady, message)
+        }
+    }
+}
+
+/// The message about a pool that a person has paused.
+fn paused(pool: &NodeIPPool) -> Option<String> {
+    pause::word(pool).map(|word| {
+        format!(
+            "nothing is written to Azure for nodes of NodeIPPool {name} ({word}). They keep what they have, and new nodes get \
+             nothing. To go on: kubectl annotate nodeippool {name} {}-",
+            names::PAUSED,
+            name = pool.name_any(),
+        )
+    })
+}
+
+/// Blind to the order of conditions and to their transition times.
+pub fn is_the_same(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
+    let without = |status: &NodeIPPoolStatus| NodeIPPoolStatus {
+        conditions: vec![],
+        counted_at: None,
+        ..status.clone()
+    };
+    without(before) == without(next) && condition::same(&before.conditions, &next.conditions)
+}
+
+/// Whether the statuses differ only in what nodes count.
+pub fn only_sums_differ(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
+    let without = |status: &NodeIPPoolStatus| {
+        let mut status = NodeIPPoolStatus { assigned: 0, cooling: 0, free: 0, ..status.clone() };
+        status.waiting = status.waiting.min(1);
+        status.subnets.iter_mut().for_each(|subnet| subnet.free = subnet.free.map(|_| 0));
+        status.networks.iter_mut().for_each(|network| network.used = network.used.map(|_| 0));
+        status
+    };
+    is_the_same(&without(before), &without(next))
+}
+
+/// The condition that has just turned false.
+pub fn turned_false<'a>(type_: Type, before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
+    let was_false = condition::find(before, type_).is_some_and(|was| was.status == "False");
+    condition::find(next, type_).filter(|now| now.status == "False" && !was_false)
+}
+
+/// The condition that has just turned true.
+pub fn turned_true<'a>(type_: Type, before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
+    let was = condition::is_true(before, type_);
+    condition::find(next, type_).filter(|now| now.status == "True" && !was)
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    pub fn pool(spec: Value) -> NodeIPPool {
+        NodeIPPool::new("p", serde_json::from_value(spec).unwrap())
+    }
+
+    pub fn node(name: &str, subnet: &str, held: u32, ready: &str) -> NodeIPAllocation {
+        let mut node: NodeIPAllocation = serde_json::from_value(json!({
+            "metadata": {"name": name},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [
+                {"id": "nic", "mac": "", "primaryAddress": "10.0.0.4", "subnet": {"id": subnet},
+                 "ipConfigurations": [{"name": "vnp-1", "address": "10.0.0.5/32"}]}
+            ]},
+            "status": {"held": held, "assigned": 1, "free": held - 1}
+        }))
+        .unwrap();
+        let conditions = &mut node.status.as_mut().unwrap().conditions;
+        let verdict = Verdict::new(Some(ready == "Ready"), Reason::of(ready).unwrap(), "");
+        conditions.push(verdict.condition(READY, None, Timestamp::UNIX_EPOCH));
+        node
+    }
+
+    pub fn rolled(pool: &NodeIPPool, nodes: &[NodeIPAllocation]) -> NodeIPPoolStatus {
+        roll_up(pool, nodes.iter(), None, Timestamp::UNIX_EPOCH)
+    }
+
+    #[test]
+    fn a_pool_shows_the_sums_of_its_nodes() {
+        let status =
+            rolled(&pool(json!({})), &[node("a", "/S/One", 8, "Ready"), node("b", "/s/one", 4, "Ready")]);
+        assert_eq!((status.nodes, status.held, status.assigned, status.free), (2, 12, 2, 10));
+        assert_eq!(status.subnets.len(), 1);
+        assert_eq!((status.subnets[0].nodes, status.subnets[0].held), (2, 2));
+        assert!(condition::is_true(&status.conditions, READY));
+    }
+
+    #[test]
+    fn a_pool_reports_the_reason_of_short_nodes_and_their_selector_and_is_ready_itself() {
+        let nodes: Vec<_> = (0..8).map(|n| node(&format!("n{n}"), "s", 8, "SubnetFull")).collect();
+        let status = rolled(&pool(json!({})), &nodes);
+        let ready = condition::find(&status.conditions, NODES_READY).unwrap();
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "NodesNotReady"));
+        for part in ["(SubnetFull)", "--field-selector spec.pool=p"] {
+            assert!(ready.message.contains(part), "{}", ready.message);
+        }
+        assert_eq!((status.nodes, status.nodes_ready), (8, 0));
+        assert!(condition::is_true(&status.conditions, READY), "the pool itself is in order");
+    }
+
+    #[test]
+    fn pods_change_only_sums_and_all_other_changes_are_news() {
+        let mut nodes: Vec<_> = (0..8).map(|n| node(&format!("n{n}"), "s", 8, "SubnetFull")).collect();
+        let before = rolled(&pool(json!({})), &nodes);
+        let status = nodes[0].status.as_mut().unwrap();
+        (status.assigned, status.free, status.cooling) = (4, 3, 1);
+        let moved = rolled(&pool(json!({})), &nodes);
+        assert!(!is_the_same(&before, &moved) && only_sums_differ(&before, &moved));
+        nodes[0] = node("n0", "s", 8, "Ready");
+        let ready = rolled(&pool(json!({})), &nodes);
+        assert!(!only_sums_differ(&before, &ready));
+        let condition = |status: &NodeIPPoolStatus| condition::find(&status.conditions, NODES_READY).cloned();
+        assert_eq!(condition(&before), condition(&ready), "which is no other message");
+    }
+
+    #[test]
+    fn a_selector_that_cannot_be_read_makes_the_pool_invalid_once() {
+        let pool = pool(json!({"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}));
+        let status = rolled(&pool, &[]);
+        let invalid = turned_false(VALID, &[], &status.conditions).unwrap();
+        assert!(invalid.message.contains("NodeIPPool p"));
+        assert!(!condition::is_true(&status.conditions, READY));
+        assert!(condition::is_true(&status.conditions, STALLED));
+        assert_eq!(turned_false(VALID, &status.conditions, &status.conditions), None);
+    }
+
+    #[test]
+    fn a_paused_pool_names_its_reason_and_its_end_and_is_neither_ready_nor_stalled() {
+        let mut pool = pool(json!({}));
+        pool.annotations_mut().insert(names::PAUSED.into(), "incident 7".into());
+        let mut status = rolled(&pool, &[node("a", "s", 8, "Ready")]);
+        let [paused, ready] =
+            [PAUSED, READY].map(|type_| condition::find(&status.conditions, type_).unwrap().clone());
+        assert_eq!((paused.status.as_str(), ready.status.as_str()), ("True", "False"));
+        assert_eq!((paused.reason.as_str(), ready.reason.as_str()), ("Paused", "Paused"));
+        for part in ["(incident 7)", "kubectl annotate nodeippool p vnetpool.io/paused-"] {
+            assert!(paused.message.contains(part), "{}", paused.message);
+        }
+        assert!(condition::find(&status.conditions, STALLED).is_none());
+        pool.annotations_mut().clear();
+        pool.status = Some(std::mem::take(&mut status));
+        let status = rolled(&pool, &[]);
+        assert!(condition::find(&status.conditions, PAUSED).is_none());
+        assert!(condition::is_true(&status.conditions, READY));
+    }
+
+    #[test]
+    fn a_status_that_differs_only_in_time_is_not_written() {
+        let nodes = [node("a", "s", 8, "Ready")];
+        let first = rolled(&pool(json!({})), &nodes);
+        let later = roll_up(&pool(json!({})), nodes.iter(), None, Timestamp::from_second(60).unwrap());
+        assert!(is_the_same(&first, &later));
+        assert!(!is_the_same(&first, &rolled(&pool(json!({})), &[])));
+    }
+}
