@@ -62,9 +62,11 @@ SCENARIO ?= all
 NODES ?= 1000
 SUBSCRIPTIONS ?= 1
 EACH ?= 12
+# Two thirds of EACH, if it isn't given.
+PODS ?=
 bench-scale: PARTS = kube helm cluster
 bench-scale: setup cluster-build ## what a cluster of NODES costs, to target/bench/scale.json
-	cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS) $(EACH)
+	cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS) $(EACH) $(PODS)
 
 # With the reference plugins and a floor as peers. The harness is built as tests are; only the
 # plugins' own builds count.
