@@ -57,14 +57,17 @@ older-linux: setup ## the tests of the kernel that plugin and agent have, on Lin
 	@tests/older-linux/setup.sh
 	cargo test --workspace --test older-linux
 
+# The API server has one core or two instead of dozens, and half of its time would go into collecting garbage.
 # Of a release build: SCENARIO is all, or some of join,idle,churn,edit,strangers,outage,takeover,relist.
 SCENARIO ?= all
 NODES ?= 1000
 SUBSCRIPTIONS ?= 1
 EACH ?= 12
+# Two thirds of EACH, if it isn't given.
+PODS ?=
 bench-scale: PARTS = kube helm cluster
 bench-scale: setup cluster-build ## what a cluster of NODES costs, to target/bench/scale.json
-	cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS) $(EACH)
+	GOGC=400 cargo bench --workspace --bench scale -- $(SCENARIO) $(NODES) $(SUBSCRIPTIONS) $(EACH) $(PODS)
 
 # With the reference plugins and a floor as peers. The harness is built as tests are; only the
 # plugins' own builds count.

@@ -1,8 +1,8 @@
 //! The cost of a cluster of many nodes: a real API server, the operator as a process of its own, simulated
 //! Azure with its published limits and NIC writes of ten seconds, agents without machines, and pods.
 //!
-//! `make bench-scale SCENARIO=… NODES=… SUBSCRIPTIONS=… EACH=…`. Azure limits each subscription, so nodes in
-//! many show what the operator itself takes. Every scenario begins with all nodes and their pods coming
+//! `make bench-scale SCENARIO=… NODES=… SUBSCRIPTIONS=… EACH=… PODS=…`: EACH addresses and PODS pods a node.
+//! Azure limits each subscription, so nodes in many show what the operator itself takes. Every scenario begins with all nodes and their pods coming
 //! (`join`), then goes on: `idle` for a minute, `churn` of pods, `edit` of the pool, `strangers` among the
 //! nodes, an `outage` of ARM, `takeover` by a standby, `relist` when all watches expire at once; or `all` of
 //! these. What each has cost goes to `target/bench/scale.json`, which has the last run of each size, and
@@ -53,19 +53,20 @@ fn main() -> Result<()> {
     }
     let number = |index: usize, usual: usize| {
         let given = arguments.get(index);
-        given.map_or(Ok(usual), |given| given.parse().context("SCENARIO NODES SUBSCRIPTIONS EACH"))
+        given.map_or(Ok(usual), |given| given.parse().context("SCENARIO NODES SUBSCRIPTIONS EACH PODS"))
     };
     let scenarios = Scenario::named(arguments.first().map_or("all", String::as_str))?;
-    let size = Size { nodes: number(1, 1000)?, subscriptions: number(2, 1)?, each: number(3, 12)? };
-    ensure!(size.nodes > 0 && size.subscriptions > 0 && size.each > 2, "no nodes: {size:?}");
+    let (nodes, subscriptions, each) = (number(1, 1000)?, number(2, 1)?, number(3, 12)?);
+    // A third of the addresses is free, for pods that replace others and for the addresses that cool meanwhile.
+    let size = Size { nodes, subscriptions, each, pods: number(4, each - each / 3)? };
+    ensure!(nodes > 0 && subscriptions > 0 && each > 2 && size.pods <= each, "no such cluster: {size:?}");
     let plane = ControlPlane::up("scale")?;
     runtime.block_on(measure(&plane, &scenarios, size))
 }
 
 async fn measure(plane: &ControlPlane, scenarios: &[Scenario], size: Size) -> Result<()> {
     let world = World::new(plane, size).await?;
-    let Size { nodes, subscriptions, each } = size;
-    let pods = size.pods();
+    let Size { nodes, subscriptions, each, pods } = size;
     println!("{nodes} nodes of {each} addresses and {pods} pods, in {subscriptions} subscriptions");
     let operator = Process::start(plane, world.stage.sim.arm_url(), &world.stage.new_identity())?;
     let mut run = Run::begin(&world, operator).await?;

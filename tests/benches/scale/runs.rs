@@ -25,13 +25,14 @@ fn all() -> Result<Vec<Value>> {
 /// compared with those of the smallest run of as many addresses a node.
 pub fn keep(mut run: Value) -> Result<()> {
     let size = |run: &Value| {
-        ["nodes", "subscriptions", "addressesEach"].map(|of| run[of].as_u64().unwrap_or_default())
+        ["nodes", "subscriptions", "addressesEach", "podsEach"].map(|of| run[of].as_u64().unwrap_or_default())
     };
     let mut all = all()?;
     all.retain(|one| size(one) != size(&run));
     run["aims"] = aims::met(&run).into();
     let is_smaller = |one: &&Value| {
-        one["addressesEach"] == run["addressesEach"] && one["nodes"].as_u64() < run["nodes"].as_u64()
+        ["addressesEach", "podsEach"].iter().all(|of| one[of] == run[of])
+            && one["nodes"].as_u64() < run["nodes"].as_u64()
     };
     if let Some(small) = all.iter().filter(is_smaller).min_by_key(|one| one["nodes"].as_u64()) {
         run["exponents"] = aims::exponents(small, &run).into();

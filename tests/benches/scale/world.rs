@@ -26,14 +26,8 @@ pub struct Size {
     pub subscriptions: usize,
     /// How many addresses a node holds.
     pub each: usize,
-}
-
-impl Size {
-    /// How many pods a node has: a third of its addresses is free, for pods that replace others and for those
-    /// addresses that cool meanwhile.
-    pub fn pods(self) -> usize {
-        self.each - self.each / 3
-    }
+    /// How many pods a node has.
+    pub pods: usize,
 }
 
 /// So many requests of the benchmark's own are under way at once.
@@ -56,7 +50,7 @@ pub struct World<'a> {
 impl<'a> World<'a> {
     /// Machines, without Nodes yet.
     pub async fn new(plane: &'a ControlPlane, size: Size) -> Result<World<'a>> {
-        let Size { nodes, subscriptions, each } = size;
+        let Size { nodes, subscriptions, each, .. } = size;
         let stage = Stage::empty(plane, azure(0)?).await?;
         let mut others = vec![];
         for index in 1..subscriptions {
@@ -87,9 +81,13 @@ impl<'a> World<'a> {
 
     /// All nodes come, each with its pods.
     pub async fn join(&self) -> Result<()> {
+        let labels: Vec<(String, String)> = (0..LABELS)
+            .map(|n| (format!("kubernetes.azure.com/some-label-{n}"), format!("value-of-label-{n}")))
+            .collect();
+        let labels: Vec<(&str, &str)> = labels.iter().map(|(key, value)| (&**key, &**value)).collect();
         let joins = stream::iter(&self.vms).map(async |(name, id)| {
-            self.stage.join(name, id).await?;
-            for _ in 0..self.size.pods() {
+            self.stage.join_labelled(name, id, &labels).await?;
+            for _ in 0..self.size.pods {
                 self.start_pod(name).await?;
             }
             Ok::<_, anyhow::Error>(())
@@ -207,6 +205,9 @@ impl<'a> World<'a> {
         Ok(serde_json::to_vec(&api.get("n0").await?)?.len())
     }
 }
+
+/// A node of a managed cluster has so many labels, which the operator keeps.
+const LABELS: usize = 26;
 
 /// A subnet that holds too few addresses for the few nodes that come to it.
 pub const SMALL: (&str, &str) = ("small", "10.15.0.0/26");
