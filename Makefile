@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test soak conformance nightly mutations older-linux bench-scale bench-node bench-wire bench-peers plots book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test soak conformance nightly mutations older-linux azure-cli bench-scale bench-node bench-wire bench-peers plots pictures book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-docs check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-conduct-short test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
@@ -57,6 +57,18 @@ older-linux: setup ## the tests of the kernel that plugin and agent have, on Lin
 	@tests/older-linux/setup.sh
 	cargo test --workspace --test older-linux
 
+# From its registry, with all that it needs.
+AZURE_CLI := 2.91.0
+azure-cli: PACKAGES = python3-venv
+azure-cli: setup ## the documents' commands of az, typed to the real one on simulated Azure
+	@[ "$$(cat target/azure-cli/version 2> /dev/null)" = $(AZURE_CLI) ] || { \
+		rm -rf target/azure-cli; \
+		python3 -m venv target/azure-cli; \
+		target/azure-cli/bin/pip install --quiet --disable-pip-version-check azure-cli==$(AZURE_CLI); \
+		echo $(AZURE_CLI) > target/azure-cli/version; }
+	cargo test --workspace --test azure-cli
+
+
 # The API server has one core or two instead of dozens, and half of its time would go into collecting garbage.
 # Of a release build: SCENARIO is all, or some of join,idle,churn,edit,strangers,outage,takeover,relist.
 SCENARIO ?= all
@@ -94,6 +106,10 @@ demo: build ## simulated Azure, a three-node cluster, and the main job shown on 
 	@$(OUT)/demo
 
 plots: build ## what the benchmarks have measured, drawn for docs/evidence
+	$(OUT)/plots
+
+pictures: build images ## the demo beside a Prometheus: its transcript and the dashboards' pictures, for docs/evidence
+	$(OUT)/demo pictured | tee target/demo.txt
 	$(OUT)/plots
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
@@ -161,7 +177,7 @@ images: images-root cluster-build ## the images of operator and node agent, as a
 # The sources of those above.
 
 setup:
-	@tests/setup.sh cargo
+	@PACKAGES="$(PACKAGES)" tests/setup.sh cargo
 
 build: setup
 	cargo build --workspace --bins
@@ -251,7 +267,7 @@ test-clusters:
 	$(TOOLS)/cluster apart cargo test --workspace --no-fail-fast $(addprefix --test ,$(RUN))
 
 # All the other test programs there are, but for what is only run nightly.
-ONLY_NIGHTLY := mutations older-linux sig-network
+ONLY_NIGHTLY := azure-cli mutations older-linux sig-network
 test-others:
 	@programs=$$(cargo metadata --no-deps --format-version 1 \
 		| jq -r '[.packages[].targets[] | select(.kind == ["test"]).name] | unique - ($$ARGS.positional) | .[]' --args $(UNITS) $(CLUSTERS) $(ONLY_NIGHTLY)); \

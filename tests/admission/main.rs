@@ -99,6 +99,7 @@ fn main() {
         chart::the_agent_has_these_capabilities_and_no_other,
         monitoring::every_alert_fires_when_it_should_and_only_then,
         monitoring::nothing_of_the_prometheus_operator_is_rendered_unless_it_is_asked_for,
+        monitoring::the_prometheus_operators_own_types_know_each_field_of_its_objects,
         monitoring::a_pod_monitor_selects_the_pods_of_its_program_and_names_a_port_that_they_have,
         monitoring::every_alert_leads_to_its_runbook,
         monitoring::an_alert_has_no_runbook_that_is_no_url,

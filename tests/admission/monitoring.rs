@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use vnetpool_tests::cluster::tool;
 use vnetpool_tests::control_plane::{path, rendered};
 use vnetpool_tests::monitoring::{self, ALERTS};
 
@@ -31,6 +33,29 @@ pub fn nothing_of_the_prometheus_operator_is_rendered_unless_it_is_asked_for() -
     for object in asked {
         ensure!(object["metadata"]["labels"]["release"] == "ours", "{}", object["metadata"]);
     }
+    Ok(())
+}
+
+/// A field that they don't know would be dropped without a word.
+pub fn the_prometheus_operators_own_types_know_each_field_of_its_objects() -> Result<()> {
+    let known = |objects: &[Value]| -> Result<Result<String, String>> {
+        let documents: Vec<_> = objects.iter().map(Value::to_string).collect();
+        let mut monitors = Command::new(tool("monitors"));
+        monitors.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut monitors = monitors.spawn().context("no monitors: `make cluster-build` makes it")?;
+        monitors.stdin.take().context("no input")?.write_all(documents.join("\n---\n").as_bytes())?;
+        let output = monitors.wait_with_output()?;
+        let [printed, error] =
+            [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
+        Ok(if output.status.success() { Ok(printed) } else { Err(error) })
+    };
+    let mut objects: Vec<Value> = rendered(&ALL)?.into_values().flatten().collect();
+    ensure!(known(&objects)? == Ok("3\n".into()), "{:?}", known(&objects)?);
+    let monitor =
+        objects.iter_mut().find(|object| object["kind"] == "PodMonitor").context("no PodMonitor")?;
+    monitor["spec"]["podMetricsEndpoint"] = json!([]);
+    let refused = known(&objects)?.err().context("a field that there isn't has passed")?;
+    ensure!(refused.contains("podMetricsEndpoint"), "{refused}");
     Ok(())
 }
 

@@ -209,6 +209,44 @@ fn a_dead_link_of_a_site_is_found() {
     assert_eq!(dead, expected);
 }
 
+/// Values of the chart, commands of ours, and metrics, wherever a page names one.
+#[test]
+fn every_value_command_and_metric_that_a_page_names_exists() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let [values, metrics, commands] = ["values", "metrics", "commands"].map(|page| {
+        let text = read(&format!("docs/reference/{page}.md"));
+        assert!(text.len() > 1000, "{page}");
+        text
+    });
+    let is_value = |name: &str| {
+        let parts = ["azure.", "defaultPool.", "image.", "monitoring.", "nodeAgent.", "operator."];
+        let is_path = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.');
+        is_path && parts.iter().any(|part| name.starts_with(part)) && !name.ends_with(".json")
+    };
+    let (mut found, mut wrong) = (0, vec![]);
+    for page in snippets::documents().unwrap() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let name = name.split('=').next().unwrap_or_default();
+            let known = if is_value(name) {
+                values.contains(&format!("`{name}`")) || values.contains(&format!("`{name}."))
+            } else if name.starts_with("vnetpool_") {
+                let name = name.split('{').next().unwrap_or_default();
+                metrics.contains(name)
+                    || name.rsplit_once('_').is_some_and(|(name, _)| metrics.contains(name))
+            } else if let Some(command) = name.strip_prefix("kubectl vnetpool ") {
+                let command = command.split(' ').next().unwrap_or_default();
+                commands.contains(&format!("## kubectl vnetpool {command}\n"))
+            } else {
+                continue;
+            };
+            wrong.extend((!known).then(|| format!("{}: there is no {name}", page.display())));
+            found += 1;
+        }
+    }
+    assert!(wrong.is_empty() && found > 100, "{found} names: {}", wrong.join("\n"));
+}
+
 /// Longer sentences are hard to follow, most of all for people who read English as a second language.
 const WORDS: usize = 20;
 

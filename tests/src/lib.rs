@@ -15,6 +15,8 @@
 //!   probe     what a test program does when it is started again inside a place
 //!   snippets  the commands that README and the documents tell people to type
 //!   monitoring what the chart's alerts and dashboards ask for, and what the programs serve
+//!   prometheus a real one, which scrapes a cluster's programs
+//!   panels    what the dashboards have shown, and pictures of it
 //!   reference the pages of docs/reference that are made from the programs
 //!   asked     what a run is asked for by its environment
 //!   site      the documents as a site, and which of its links lead nowhere
@@ -38,8 +40,10 @@ pub mod guest;
 pub mod lots;
 pub mod monitoring;
 pub mod node;
+pub mod panels;
 pub mod place;
 pub mod probe;
+pub mod prometheus;
 pub mod reference;
 pub mod site;
 pub mod snippets;

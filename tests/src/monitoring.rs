@@ -39,9 +39,7 @@ pub fn expressions() -> Result<Vec<Expression>> {
         let place = text(&rule["alert"])?;
         found.push(Expression { place, text: text(&rule["expr"])? });
     }
-    let folder = root().join("charts/vnetpool/monitoring/dashboards");
-    for entry in std::fs::read_dir(&folder)? {
-        let dashboard = yaml(&std::fs::read_to_string(entry?.path())?)?;
+    for dashboard in dashboards()?.values() {
         let rows = dashboard["rows"].as_array().context("no rows")?;
         for panel in rows.iter().filter_map(|row| row["panels"].as_array()).flatten() {
             let place = format!("{}: {}", text(&dashboard["title"])?, text(&panel["title"])?);
@@ -50,6 +48,21 @@ pub fn expressions() -> Result<Vec<Expression>> {
                 found.push(Expression { place: place.clone(), text: text(query)? });
             }
         }
+    }
+    Ok(found)
+}
+
+/// The chart's dashboards, by the names of their files without the ending.
+///
+/// # Errors
+/// When a file can't be read.
+pub fn dashboards() -> Result<BTreeMap<String, Value>> {
+    let folder = root().join("charts/vnetpool/monitoring/dashboards");
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(&folder)? {
+        let path = entry?.path();
+        let name = path.file_stem().context("no name")?.to_string_lossy().into_owned();
+        found.insert(name, yaml(&std::fs::read_to_string(path)?)?);
     }
     Ok(found)
 }

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The test that runs the blocks of a group.
-pub const GROUPS: [(&str, &str); 9] = [
+pub const GROUPS: [(&str, &str); 10] = [
+    ("azure", "the_documented_commands_of_az_work_on_simulated_azure"),
     ("install", "the_documented_commands_work"),
     ("read", "the_documented_commands_work"),
     ("inspect", "the_documented_commands_that_inspect_work"),

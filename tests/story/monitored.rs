@@ -5,23 +5,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use tempfile::TempDir;
-use tokio::process::Child;
 use vnetpool_tests::cluster::Cluster;
-use vnetpool_tests::control_plane::rendered;
 use vnetpool_tests::eventually;
 use vnetpool_tests::monitoring::{self, Selector};
-use vnetpool_tests::place::Place;
+use vnetpool_tests::prometheus::Prometheus;
 
-const PORT: u16 = 9090;
 const SOON: Duration = Duration::from_secs(60);
-
-/// Runs until it is dropped, on the plain VM: any machine in the VNet can scrape.
-struct Prometheus {
-    vm: Place,
-    _process: Child,
-    _folder: TempDir,
-}
 
 pub async fn prometheus_scrapes_by_the_charts_pod_monitors_and_has_the_metrics_of_alerts_and_panels(
     cluster: &Cluster,
@@ -31,7 +20,7 @@ pub async fn prometheus_scrapes_by_the_charts_pod_monitors_and_has_the_metrics_o
     cluster.running("watched", 1, SOON).await?;
     let mut all: Value = serde_json::from_str(&cluster.kubectl(&["get", "pods", "-A", "-o", "json"]).await?)?;
     let all = all["items"].as_array_mut().map(std::mem::take).context("no pods")?;
-    let prometheus = Prometheus::start(cluster, &all).await?;
+    let prometheus = Prometheus::start(cluster).await?;
     let ours = all.iter().filter(|pod| pod["metadata"]["namespace"] == "vnetpool-system");
     let name = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let pods: BTreeSet<(String, String)> =
@@ -86,45 +75,4 @@ fn with_any_outcome(selector: &Selector) -> String {
         _ => format!("{label}=~\"{}\"", value.replace("$node", "node-1")),
     });
     format!("{}{{{}}}", selector.metric, matchers.collect::<Vec<_>>().join(","))
-}
-
-impl Prometheus {
-    /// `pods` are those it can find.
-    async fn start(cluster: &Cluster, pods: &[Value]) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let [targets, configuration] =
-            ["targets.json", "prometheus.yaml"].map(|name| folder.path().join(name));
-        std::fs::write(&targets, monitoring::targets(pods).to_string())?;
-        let objects = rendered(&["--set", "monitoring.podMonitors.enabled=true"])?;
-        let monitors: Vec<&Value> =
-            objects.values().flatten().filter(|object| object["kind"] == "PodMonitor").collect();
-        ensure!(monitors.len() == 2, "{monitors:?}");
-        std::fs::write(&configuration, monitoring::configuration(&monitors, &targets)?.to_string())?;
-        let host = cluster.state.vms.first().context("no plain VM")?;
-        let [configuration, data] =
-            [configuration, folder.path().join("data")].map(|path| path.to_string_lossy().into_owned());
-        let command = [
-            "prometheus",
-            &format!("--config.file={configuration}"),
-            &format!("--storage.tsdb.path={data}"),
-            &format!("--web.listen-address={}:{PORT}", host.address),
-        ];
-        let process = cluster.start_on(&host.name, "prometheus", &command)?;
-        Ok(Self { vm: Place::host(host), _process: process, _folder: folder })
-    }
-
-    /// The series that an expression gives now.
-    async fn series(&self, expression: &str) -> Result<Vec<Value>> {
-        let answer = self.get("query", &["--data-urlencode", &format!("query={expression}")]).await?;
-        answer["result"].as_array().cloned().with_context(|| format!("{expression}: {answer}"))
-    }
-
-    async fn get(&self, what: &str, arguments: &[&str]) -> Result<Value> {
-        let url = format!("http://{}:{PORT}/api/v1/{what}", self.vm.address);
-        let answer =
-            self.vm.run("curl", &[&["-sS", "--max-time", "10", "--get", &url], arguments].concat()).await?;
-        let mut answer: Value = serde_json::from_str(&answer).with_context(|| answer)?;
-        ensure!(answer["status"] == "success", "{what} {arguments:?}: {answer}");
-        Ok(answer["data"].take())
-    }
 }

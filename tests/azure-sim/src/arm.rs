@@ -1,7 +1,9 @@
 //! ARM's front door: token, limits, api-version, permissions, then the provider that owns the resource.
 
+mod authorization;
 mod compute;
 mod deployment;
+mod identity;
 mod network;
 mod peering;
 mod resource;
@@ -133,9 +135,12 @@ fn front_door(world: &mut World, request: &Request, kind: Kind, now: Instant) ->
             format!("The api-version '{version}' is invalid. It has the form yyyy-MM-dd[-preview].");
         return Err(Reply::gateway(400, "InvalidApiVersionParameter", message));
     }
-    if !segments.first().is_some_and(|first| first.eq_ignore_ascii_case("subscriptions"))
-        || !subscription.eq_ignore_ascii_case(&world.config.subscription)
-    {
+    let is_of_subscriptions =
+        segments.first().is_some_and(|first| first.eq_ignore_ascii_case("subscriptions"));
+    if is_of_subscriptions && segments.len() == 1 && kind == Kind::Read {
+        return Ok(Reply::new(200, json!({ "value": [subscription_document(world)] })));
+    }
+    if !is_of_subscriptions || !subscription.eq_ignore_ascii_case(&world.config.subscription) {
         let message = format!("The subscription '{subscription}' could not be found.");
         return Err(Reply::gateway(404, "SubscriptionNotFound", message));
     }
@@ -264,10 +269,16 @@ fn permissions(world: &World, call: &Call) -> Result<Reply, Reply> {
 fn dispatch(world: &mut World, call: &Call) -> Result<Reply, Reply> {
     let lower: Vec<String> = call.segments.iter().map(|segment| segment.to_lowercase()).collect();
     let lower: Vec<&str> = lower.iter().map(String::as_str).collect();
+    // An extension, whose resources are below those of all other providers.
+    let extension = lower.windows(2).position(|two| two == ["providers", "microsoft.authorization"]);
+    if let Some(resource) = extension.and_then(|at| lower.get(at + 2..)) {
+        return match resource {
+            ["permissions"] => permissions(world, call),
+            _ => authorization::answer(world, call, resource),
+        };
+    }
     match lower.as_slice() {
-        ["subscriptions", _, .., "providers", "microsoft.authorization", "permissions"] => {
-            permissions(world, call)
-        }
+        ["subscriptions", _] if call.kind == Kind::Read => Ok(Reply::new(200, subscription_document(world))),
         ["subscriptions", _, "resourcegroups", _] => group(world, call),
         ["subscriptions", _, "operationresults", _] => Ok(Reply::empty(200)),
         [
@@ -292,12 +303,32 @@ fn dispatch(world: &mut World, call: &Call) -> Result<Reply, Reply> {
             match *provider {
                 "microsoft.network" => network::answer(world, call, resource),
                 "microsoft.compute" => compute::answer(world, call, resource),
+                "microsoft.managedidentity" => identity::answer(world, call, resource),
                 "microsoft.resources" => deployment::answer(world, call, resource),
                 _ => Err(unknown_type(call)),
             }
         }
         _ => Err(unknown_type(call)),
     }
+}
+
+/// As the subscription's reader sees it.
+fn subscription_document(world: &World) -> Value {
+    let id = &world.config.subscription;
+    json!({
+        "id": format!("/subscriptions/{id}"),
+        "subscriptionId": id,
+        "tenantId": world.config.tenant,
+        "displayName": "Simulated",
+        "state": "Enabled",
+        "subscriptionPolicies": {
+            "locationPlacementId": "Public_2014-09-01",
+            "quotaId": "PayAsYouGo_2014-09-01",
+            "spendingLimit": "Off",
+        },
+        "authorizationSource": "RoleBased",
+        "managedByTenants": [],
+    })
 }
 
 fn group(world: &mut World, call: &Call) -> Result<Reply, Reply> {

@@ -1,5 +1,5 @@
 //! Microsoft Entra's token endpoint, for applications that sign in with a password, or with the token of a
-//! service account that they trust.
+//! service account that they trust; and the document by which clients find that endpoint.
 
 use crate::reply::Reply;
 use crate::request::Request;
@@ -56,26 +56,35 @@ pub(crate) const CLOUDS: [(&str, &str); 3] = [
     ("login.chinacloudapi.cn", "https://management.chinacloudapi.cn"),
 ];
 
+/// ARM's older name in the public cloud. Tokens for it are for the same ARM; `az` still asks for it.
+const OLDER_ARM: &str = "https://management.core.windows.net";
+
+/// Where a tenant's configuration is.
+const CONFIGURATION: &str = "/v2.0/.well-known/openid-configuration";
+
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// Whether a request is for Entra.
 pub(crate) fn is_asked(request: &Request) -> bool {
-    request.path.ends_with("/oauth2/v2.0/token")
+    request.path.ends_with("/oauth2/v2.0/token") || request.path.ends_with(CONFIGURATION)
 }
 
-/// Answers `POST /{tenant}/oauth2/v2.0/token`.
+/// Answers `POST /{tenant}/oauth2/v2.0/token`, and `GET` of the tenant's configuration.
 pub(crate) fn answer(world: &mut World, request: &Request) -> Reply {
     let tenant = request.path.trim_start_matches('/').split('/').next().unwrap_or_default();
     let body = request.body.as_ref().ok().cloned().flatten().unwrap_or_default();
     let field = |name: &str| body[name].as_str().unwrap_or_default();
     let application = &world.config.application;
-    if request.method != "POST" {
-        return refuse(405, "invalid_request", 900_144, "The request method is not supported.");
-    }
     if !tenant.eq_ignore_ascii_case(&world.config.tenant) {
         let message =
             format!("Tenant '{tenant}' not found. Check to make sure you have the correct tenant ID.");
         return refuse(400, "invalid_request", 90_002, &message);
+    }
+    if request.path.ends_with(CONFIGURATION) {
+        return configuration(request, tenant);
+    }
+    if request.method != "POST" {
+        return refuse(405, "invalid_request", 900_144, "The request method is not supported.");
     }
     if field("grant_type") != "client_credentials" {
         return refuse(400, "unsupported_grant_type", 70_003, "The app requested an unsupported grant type.");
@@ -99,7 +108,9 @@ pub(crate) fn answer(world: &mut World, request: &Request) -> Reply {
     }
     let host = request.header("host").unwrap_or_default();
     let cloud = CLOUDS.iter().find(|(authority, _)| host.split(':').next() == Some(authority));
-    let asked = field("scope").trim_end_matches("/.default");
+    // A resource may end with a slash of its own.
+    let asked = field("scope").trim_end_matches("/.default").trim_end_matches('/');
+    let asked = if asked == OLDER_ARM { CLOUDS[0].1 } else { asked };
     let audience = CLOUDS.iter().map(|(_, arm)| *arm).find(|arm| *arm == asked);
     match audience.filter(|arm| cloud.is_none_or(|(_, own)| own == arm)) {
         Some(audience) => issue(world, audience),
@@ -108,6 +119,20 @@ pub(crate) fn answer(world: &mut World, request: &Request) -> Reply {
             refuse(400, "invalid_resource", 500_011, &message)
         }
     }
+}
+
+fn configuration(request: &Request, tenant: &str) -> Reply {
+    let authority = format!("https://{}/{tenant}", request.header("host").unwrap_or_default());
+    Reply::new(
+        200,
+        json!({
+            "issuer": format!("{authority}/v2.0"),
+            "authorization_endpoint": format!("{authority}/oauth2/v2.0/authorize"),
+            "token_endpoint": format!("{authority}/oauth2/v2.0/token"),
+            "token_endpoint_auth_methods_supported": ["client_secret_post", "private_key_jwt"],
+            "response_types_supported": ["code", "id_token"],
+        }),
+    )
 }
 
 fn issue(world: &mut World, audience: &str) -> Reply {

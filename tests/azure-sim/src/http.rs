@@ -62,7 +62,7 @@ async fn exchange(
         {
             Ok(Some(form(&String::from_utf8_lossy(&body))))
         } else {
-            serde_json::from_slice(&body).map(Some).map_err(|error| error.to_string())
+            document(&body).map(Some)
         },
         from: peer.address.ip(),
     };
@@ -79,6 +79,15 @@ async fn exchange(
             response(Reply::error(500, "InternalServerError", format!("the simulator has a bug: {error}")))
         }
     }
+}
+
+/// ARM's reader of JSON takes a name without quotes. `az` sends a deployment's template under such a one, as
+/// the last of its properties.
+fn document(body: &[u8]) -> Result<Value, String> {
+    serde_json::from_slice(body).or_else(|error| {
+        let text = String::from_utf8_lossy(body).replacen(", template:", ", \"template\":", 1);
+        serde_json::from_str(&text).map_err(|_| error.to_string())
+    })
 }
 
 /// The fields of a form.

@@ -4,7 +4,7 @@
 
 use crate::lock::lock;
 use anyhow::{Context, bail};
-use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use rcgen::{CertificateParams, CertifiedIssuer, DnType, KeyPair, KeyUsagePurpose};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -36,6 +36,9 @@ impl Proxy {
         let url = format!("http://{}", listener.local_addr()?);
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        // With a server's name for itself, OpenSSL would take each of its certificates for self-signed.
+        params.distinguished_name.push(DnType::CommonName, "The company's authority");
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         let tunnels = Arc::<Mutex<Vec<String>>>::default();
         let pem = authority.pem();
@@ -106,7 +109,10 @@ impl Lead {
     /// A server of that name.
     fn certified(&self, name: &str) -> anyhow::Result<ServerConfig> {
         let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &self.authority)?;
+        let mut params = CertificateParams::new(vec![name.to_owned()])?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&key, &self.authority)?;
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         Ok(ServerConfig::builder_with_provider(provider)

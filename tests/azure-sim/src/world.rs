@@ -99,6 +99,10 @@ pub(crate) struct World {
     pub(crate) names: BTreeMap<String, Ipv4Addr>,
     pub(crate) health: Health,
     pub(crate) deployments: BTreeMap<String, Value>,
+    /// Those that users assign to machines.
+    pub(crate) identities: BTreeMap<String, Value>,
+    /// Definitions and assignments of roles.
+    pub(crate) authorization: BTreeMap<String, Value>,
     /// By operation id.
     pub(crate) operations: BTreeMap<String, Operation>,
     pub(crate) limits: Limits,
@@ -128,6 +132,8 @@ impl World {
             names: BTreeMap::new(),
             health: Health::default(),
             deployments: BTreeMap::new(),
+            identities: BTreeMap::new(),
+            authorization: BTreeMap::new(),
             operations: BTreeMap::new(),
             limits: Limits::new(config.compute_reads),
             tokens: BTreeMap::new(),

@@ -378,3 +378,49 @@ async fn application_security_groups_are_of_the_nics_region_and_all_members_of_o
     let refused = join(&far, "here").await;
     assert_eq!(refused.code(), "NetworkInterfacesOfApplicationSecurityGroupMustBeInSameVnet");
 }
+
+#[tokio::test]
+async fn a_role_has_a_name_of_its_own_and_is_assigned_within_its_scopes() {
+    let scene = Scene::with_writes_of(0.0).await;
+    let subscription = "/subscriptions/00000000-0000-0000-0000-000000000001";
+    let path = |scope: &str, kind: &str, name: &str| {
+        format!("{scope}/providers/Microsoft.Authorization/{kind}/{name}?api-version=2022-04-01")
+    };
+    let role = |name: &str, actions: Value| {
+        json!({ "properties": { "roleName": name, "assignableScopes": [subscription],
+            "permissions": [{ "actions": actions }] } })
+    };
+    let group = format!("{subscription}/resourceGroups/vnetpool");
+    let define = async |id: &str, role: Value| {
+        scene.client.put(&path(subscription, "roleDefinitions", id), &role).await
+    };
+    assert_eq!(define("one", role("Ours", json!(["a/b/read"]))).await.status, 201);
+    assert_eq!(define("one", role("Ours", json!(["a/b/read", "a/b/write"]))).await.status, 201);
+    assert_eq!(define("two", role("Ours", json!(["*"]))).await.code(), "RoleDefinitionWithSameNameExists");
+    assert_eq!(define("two", role("Other", json!(["read"]))).await.code(), "InvalidActionOrNotAction");
+    let filter = format!("{}&$filter=roleName%20eq%20'Ours'", path(&group, "roleDefinitions", ""));
+    let found = scene.client.get(&filter.replace("/?", "?")).await.body;
+    assert_eq!(found["value"][0]["name"], "one", "{found}");
+    let assign = async |scope: &str, role: &str| {
+        let id = format!("{subscription}/providers/Microsoft.Authorization/roleDefinitions/{role}");
+        let body = json!({ "properties": { "roleDefinitionId": id, "principalId": "somebody" } });
+        scene.client.put(&path(scope, "roleAssignments", "first"), &body).await
+    };
+    assert_eq!(assign(&group, "one").await.status, 201);
+    assert_eq!(assign(&group, "none").await.code(), "RoleDefinitionDoesNotExist");
+    let kept = scene.client.get(&path(&group, "roleAssignments", "first")).await.body;
+    assert_eq!(kept["properties"]["scope"], group.as_str(), "{kept}");
+}
+
+#[tokio::test]
+async fn a_client_finds_its_tenants_token_endpoint_and_the_subscriptions_that_it_sees() {
+    let scene = Scene::with_writes_of(0.0).await;
+    let Config { tenant, subscription, .. } = Config::default();
+    let found = scene.client.get(&format!("/{tenant}/v2.0/.well-known/openid-configuration")).await.body;
+    let endpoint = found["token_endpoint"].as_str().unwrap();
+    assert!(endpoint.ends_with(&format!("/{tenant}/oauth2/v2.0/token")), "{found}");
+    let all = scene.client.get("/subscriptions?api-version=2022-12-01").await.body;
+    assert_eq!(all["value"].as_array().unwrap().len(), 1);
+    let one = scene.client.get(&format!("/subscriptions/{subscription}?api-version=2022-12-01")).await.body;
+    assert_eq!((&one, &one["tenantId"]), (&all["value"][0], &json!(tenant)));
+}

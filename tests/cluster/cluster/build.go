@@ -97,6 +97,10 @@ var programs = []program{
 		inputs:   []string{"go.mod", "go.sum"},
 		packages: []string{"bind9-dnsutils", "busybox", "curl", "netcat-openbsd"},
 	},
+	{
+		name: "monitors", label: "the Prometheus operator's types", folder: "monitors", pack: ".", static: true,
+		inputs: []string{"monitors/go.mod", "monitors/go.sum", "monitors/main.go"},
+	},
 	{name: "probe", label: "probe", folder: ".", pack: "./probe", static: true},
 	{name: "cluster", label: "cluster", folder: ".", pack: "./cluster", static: true},
 }

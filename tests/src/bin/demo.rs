@@ -3,15 +3,19 @@
 //! With a terminal the cluster stays up for a look around; without one it is taken down. The observations are
 //! written to `target/demo.json` either way, also when a step failed. Exit code 0 only if every step held.
 //!
-//! With the argument `glimpse` it shows the part that needs no cluster.
+//! With the argument `glimpse` it shows the part that needs no cluster. With `pictured` a Prometheus scrapes
+//! both programs meanwhile, and what the dashboards have shown is kept for `plots`.
 
 use anyhow::{Result, ensure};
+use jiff::Timestamp;
 use serde_json::json;
 use std::io::IsTerminal;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use vnetpool_tests::cluster::{Cluster, root, tool};
 use vnetpool_tests::glimpse;
+use vnetpool_tests::panels;
+use vnetpool_tests::prometheus::Prometheus;
 use vnetpool_tests::story::Observed;
 
 const NODES: u32 = 3;
@@ -27,15 +31,16 @@ async fn main() -> Result<()> {
         );
         return glimpse::show().await;
     }
+    let is_pictured = std::env::args().nth(1).is_some_and(|first| first == "pictured");
     let mut observed = Observed::default();
-    let outcome = run(&mut observed).await;
+    let outcome = run(&mut observed, is_pictured).await;
     let file = root().join("target/demo.json");
     std::fs::write(&file, serde_json::to_string_pretty(&observed)? + "\n")?;
     println!("\nWhat was observed is in target/demo.json.");
     outcome
 }
 
-async fn run(observed: &mut Observed) -> Result<()> {
+async fn run(observed: &mut Observed, is_pictured: bool) -> Result<()> {
     let dir = root().join("target/cluster/demo");
     step("Simulated Azure, a control plane, three nodes and a plain VM, each machine a network namespace");
     let start = Instant::now();
@@ -45,7 +50,8 @@ async fn run(observed: &mut Observed) -> Result<()> {
         print_access(&cluster);
     }
     step("helm install vnetpool");
-    cluster.install().await?;
+    // Without it the metrics are for the nodes themselves.
+    cluster.install_with(&["--set", &format!("monitoring.expose={is_pictured}")]).await?;
     observed.seconds_cluster_up = Some(seconds(start));
     // The demo shortens the pool's waits so that one can watch addresses go back; Azure's own times stay as
     // they are.
@@ -56,6 +62,8 @@ async fn run(observed: &mut Observed) -> Result<()> {
         .await?;
     cluster.settled(MINIMUM, Duration::from_secs(120)).await?;
     show(&cluster).await?;
+    let begin = Timestamp::now();
+    let prometheus = if is_pictured { Some(Prometheus::start(&cluster).await?) } else { None };
 
     step("A deployment grows from 0 to 60 pods");
     cluster.deploy("web", 0, None).await?;
@@ -134,6 +142,10 @@ async fn run(observed: &mut Observed) -> Result<()> {
     settled?;
     show(&cluster).await?;
     ensure!(observed.leaked_records == Some(0), "records are left in the ledgers");
+    if let Some(prometheus) = &prometheus {
+        let shown = panels::record(prometheus, "node-1", begin).await?;
+        std::fs::write(root().join(panels::RECORDED), serde_json::to_string(&shown)?)?;
+    }
     if std::io::stdout().is_terminal() {
         step("The cluster stays up");
         print_access(&cluster);

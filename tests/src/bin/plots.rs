@@ -1,11 +1,12 @@
 //! Draws what the benchmarks have measured, from `target/bench`, for the pages in `docs/evidence`: `make
-//! plots`.
+//! plots`. And what the dashboards have shown during a demo, with its transcript: `make pictures`.
 
 use anyhow::{Context, Result, bail};
 use plotters::prelude::*;
 use serde_json::Value;
 use std::fs;
 use vnetpool_tests::cluster::root;
+use vnetpool_tests::panels::{self, Dashboard};
 
 const SIZE: (u32, u32) = (720, 360);
 const COLOURS: [RGBColor; 5] = [BLUE, RED, GREEN, MAGENTA, BLACK];
@@ -15,8 +16,16 @@ type Line = (String, Vec<(f64, f64)>);
 
 fn main() -> Result<()> {
     let (scale, node) = (measured("scale.json"), measured("node.json"));
-    if scale.is_err() && node.is_err() {
-        bail!("nothing was measured yet: make bench-scale, make bench-node");
+    let panels = fs::read(root().join(panels::RECORDED));
+    if scale.is_err() && node.is_err() && panels.is_err() {
+        bail!("nothing was measured yet: make bench-scale, make bench-node, make pictures");
+    }
+    if let Ok(panels) = panels {
+        panels::draw(&serde_json::from_slice::<Vec<Dashboard>>(&panels)?, &root().join("docs/evidence"))?;
+        let transcript = fs::read_to_string(root().join("target/demo.txt")).context("no transcript")?;
+        // Where it ran is of no use to a reader.
+        let transcript = transcript.replace(&*root().to_string_lossy(), "…");
+        write_into("docs/evidence/demo.md", &format!("\n```text\n{}\n```\n\n", transcript.trim()))?;
     }
     if let Ok(runs) = scale {
         draw_scale(&runs)?;
@@ -62,12 +71,6 @@ fn draw_scale(runs: &[Value]) -> Result<()> {
 
 /// Writes the aims, and what each run has measured, into the page.
 fn write_aims(runs: &[Value]) -> Result<()> {
-    const BEGIN: &str = "<!-- by `make plots` -->\n";
-    const END: &str = "<!-- until here -->\n";
-    let path = root().join("docs/evidence/scale.md");
-    let page = fs::read_to_string(&path)?;
-    let (before, rest) = page.split_once(BEGIN).context("the page has no place for the aims")?;
-    let (_, after) = rest.split_once(END).context("the place for the aims has no end")?;
     let heads: Vec<String> = runs.iter().map(name).collect();
     let mut table = String::new();
     for (title, part) in [("at most", "aims"), ("power of the number of nodes, at most", "exponents")] {
@@ -86,7 +89,18 @@ fn write_aims(runs: &[Value]) -> Result<()> {
             );
         }
     }
-    fs::write(&path, format!("{before}{BEGIN}{table}\n{END}{after}"))?;
+    write_into("docs/evidence/scale.md", &format!("{table}\n"))
+}
+
+/// Puts this into the page's place for what is measured.
+fn write_into(page: &str, text: &str) -> Result<()> {
+    const BEGIN: &str = "<!-- by `make plots` -->\n";
+    const END: &str = "<!-- until here -->\n";
+    let path = root().join(page);
+    let old = fs::read_to_string(&path)?;
+    let (before, rest) = old.split_once(BEGIN).with_context(|| format!("{page} has no place for it"))?;
+    let (_, after) = rest.split_once(END).with_context(|| format!("the place of {page} has no end"))?;
+    fs::write(&path, format!("{before}{BEGIN}{text}{END}{after}"))?;
     println!("written: {}", path.display());
     Ok(())
 }

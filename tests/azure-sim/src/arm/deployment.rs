@@ -11,7 +11,7 @@ use crate::request::Request;
 use crate::template::{Resource, Template};
 use crate::throttle::Kind;
 use crate::world::World;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const DEPLOYMENTS: &str = "Microsoft.Resources/deployments";
 
@@ -22,6 +22,7 @@ pub(super) fn answer(world: &mut World, call: &Call, resource: &[&str]) -> Resul
     let missing = || not_found(DEPLOYMENTS, call.segment(7), call.group());
     match (call.method(), resource) {
         ("PUT", ["deployments", _]) => put(world, call, &id),
+        ("POST", ["deployments", _, "validate"]) => validate(world, call, &id),
         ("GET", ["deployments", _]) => known.map(|document| Reply::new(200, document)).ok_or_else(missing),
         ("GET", ["deployments", _, "operationstatuses", _]) => {
             let properties = known.ok_or_else(missing)?["properties"].take();
@@ -35,24 +36,54 @@ pub(super) fn answer(world: &mut World, call: &Call, resource: &[&str]) -> Resul
     }
 }
 
-fn put(world: &mut World, call: &Call, id: &str) -> Result<Reply, Reply> {
+/// A deployment that could be begun: its resources in their order, and its outputs.
+struct Planned {
+    resources: Vec<Resource>,
+    outputs: Value,
+}
+
+/// # Errors
+/// What Azure answers before it begins anything.
+fn planned(world: &World, call: &Call) -> Result<(Value, Planned), Reply> {
     let invalid = |why: String| {
         let message = format!("Deployment template validation failed: '{why}'.");
         Reply::gateway(400, "InvalidTemplate", message)
     };
-    let body = call.document()?;
-    let properties = &body["properties"];
+    let properties = call.document()?["properties"].take();
     if properties["mode"] != "Incremental" {
         return Err(invalid("only the mode Incremental is simulated".into()));
     }
-    let group = world.groups[&world.group_id(call.group()).to_lowercase()].clone();
+    let group = &world.groups[&world.group_id(call.group()).to_lowercase()];
     let template =
-        Template { document: &properties["template"], parameters: &properties["parameters"], group: &group };
+        Template { document: &properties["template"], parameters: &properties["parameters"], group };
     if let Some(unknown) = template.unknown_parameters().first() {
         return Err(invalid(format!("the template parameter '{unknown}' is not declared")));
     }
     let resources = template.resources().map_err(invalid)?;
     let outputs = template.outputs().map_err(invalid)?;
+    Ok((properties, Planned { resources, outputs }))
+}
+
+/// What a write would begin, without beginning it.
+fn validate(world: &World, call: &Call, id: &str) -> Result<Reply, Reply> {
+    let (properties, Planned { resources, .. }) = planned(world, call)?;
+    let ids: Vec<Value> = resources.iter().map(|resource| json!({ "id": resource.id })).collect();
+    let document = json!({
+        "id": id, "name": call.segment(7), "type": DEPLOYMENTS,
+        "properties": {
+            "mode": "Incremental",
+            "parameters": properties["parameters"],
+            "provisioningState": "Succeeded",
+            "timestamp": jiff::Timestamp::now().to_string(),
+            "correlationId": uuid::Uuid::new_v4().to_string(),
+            "validatedResources": ids,
+        },
+    });
+    Ok(Reply::new(200, document))
+}
+
+fn put(world: &mut World, call: &Call, id: &str) -> Result<Reply, Reply> {
+    let (properties, Planned { resources, outputs }) = planned(world, call)?;
     let applied = resources.iter().try_for_each(|resource| apply(world, call, resource));
     let mut document = json!({
         "id": id,
@@ -117,30 +148,33 @@ fn apply(world: &mut World, call: &Call, Resource { id, api_version, body }: &Re
 mod tests {
     use super::*;
     use crate::world::Config;
-    use serde_json::Value;
     use std::net::{IpAddr, Ipv4Addr};
     use std::time::Instant;
 
     const TEMPLATE: &str = include_str!("../../../../examples/new-vnet/template.json");
 
-    fn deploy(world: &mut World, parameters: Value) -> Value {
-        let template: Value = serde_json::from_str(TEMPLATE).unwrap();
-        let body = json!({ "properties": { "mode": "Incremental", "template": template, "parameters": parameters } });
-        let path = format!("{}/providers/{DEPLOYMENTS}/new", world.group_id("vnetpool"));
-        let ask = |world: &mut World, method: &str, body: Option<Value>| {
-            let request = Request {
-                method: method.into(),
-                path: path.clone(),
-                query: "api-version=2021-04-01".into(),
-                headers: [("authorization".to_owned(), "Bearer any".to_owned())].into(),
-                body: Ok(body),
-                from: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            };
-            crate::arm::answer(world, &request, Instant::now())
+    /// A request about the deployment `new`, or what is below it.
+    fn ask(world: &mut World, method: &str, below: &str, body: Option<Value>) -> Reply {
+        let request = Request {
+            method: method.into(),
+            path: format!("{}/providers/{DEPLOYMENTS}/new{below}", world.group_id("vnetpool")),
+            query: "api-version=2021-04-01".into(),
+            headers: [("authorization".to_owned(), "Bearer any".to_owned())].into(),
+            body: Ok(body),
+            from: IpAddr::V4(Ipv4Addr::LOCALHOST),
         };
-        let accepted = ask(world, "PUT", Some(body));
+        crate::arm::answer(world, &request, Instant::now())
+    }
+
+    fn body(parameters: &Value) -> Value {
+        let template: Value = serde_json::from_str(TEMPLATE).unwrap();
+        json!({ "properties": { "mode": "Incremental", "template": template, "parameters": parameters } })
+    }
+
+    fn deploy(world: &mut World, parameters: Value) -> Value {
+        let accepted = ask(world, "PUT", "", Some(body(&parameters)));
         assert_eq!(accepted.status, 201, "{:?}", accepted.body);
-        ask(world, "GET", None).body.unwrap()["properties"].take()
+        ask(world, "GET", "", None).body.unwrap()["properties"].take()
     }
 
     #[test]
@@ -166,6 +200,18 @@ mod tests {
             deploy(&mut world, json!({ "nodesPrefix": { "value": "10.224.0.0/20" } }))["provisioningState"],
             "Succeeded"
         );
+    }
+
+    #[test]
+    fn a_deployment_that_is_only_validated_begins_nothing() {
+        let mut world = World::new(Config { vnets: vec![], ..Config::default() });
+        let good = ask(&mut world, "POST", "/validate", Some(body(&json!({}))));
+        assert_eq!(good.status, 200, "{:?}", good.body);
+        let named = json!({ "nodesPrefx": { "value": "10.224.0.0/20" } });
+        let wrong = ask(&mut world, "POST", "/validate", Some(body(&named)));
+        assert!(wrong.status == 400 && wrong.body.unwrap().to_string().contains("nodesPrefx"));
+        assert_eq!((world.vnets.len(), world.resources.len()), (0, 0));
+        assert_eq!(ask(&mut world, "GET", "", None).status, 404);
     }
 
     #[test]
