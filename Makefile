@@ -68,7 +68,6 @@ azure-cli: setup ## the documents' commands of az, typed to the real one on simu
 		echo $(AZURE_CLI) > target/azure-cli/version; }
 	cargo test --workspace --test azure-cli
 
-
 # The API server has one core or two instead of dozens, and half of its time would go into collecting garbage.
 # Of a release build: SCENARIO is all, or some of join,idle,churn,edit,strangers,outage,takeover,relist.
 SCENARIO ?= all
