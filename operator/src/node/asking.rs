@@ -1,5 +1,5 @@
-//! Requests of a node outside of its service: about the NIC of a node that is gone, or one that doesn't serve.
-//! None is sent while others are known to be refused the same.
+//! Requests of a node outside of its service: about the NIC of a node that is gone, or one that doesn't
+//! serve. None is sent while others are known to be refused the same.
 //!
 //! A subscription or resource group that Azure doesn't know is asked for by each all the same: a record goes
 //! only when Azure has answered twice about it itself.

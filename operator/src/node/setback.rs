@@ -109,8 +109,8 @@ impl Setback {
         }
     }
 
-    /// The same of an error that may concern many. If it does (`is_shared`), one tries on behalf of all: nobody
-    /// waits ever longer, nor anew each time that the refusal is met.
+    /// The same of an error that may concern many. If it does (`is_shared`), one tries on behalf of all:
+    /// nobody waits ever longer, nor anew each time that the refusal is met.
     pub fn of_many(
         last: Option<&Setback>,
         stage: Stage,

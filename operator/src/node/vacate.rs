@@ -176,8 +176,8 @@ pub async fn replace(
 }
 
 /// An attempt to end what an object records in Azure. Its resources don't depend on each other, but for the
-/// order below: what Azure refuses of one, or doesn't find, keeps none of the others. So all that aren't found
-/// are asked for a second time in the same attempt.
+/// order below: what Azure refuses of one, or doesn't find, keeps none of the others. So all that aren't
+/// found are asked for a second time in the same attempt.
 pub struct Attempt<'a> {
     ctx: &'a Context,
     allocation: &'a NodeIPAllocation,
@@ -216,7 +216,8 @@ impl<'a> Attempt<'a> {
         Attempt { ctx, allocation, asking, absences, refused: vec![] }
     }
 
-    /// What was refused, if anything was. An error that a second answer doesn't turn into a proof comes first.
+    /// What was refused, if anything was. An error that a second answer doesn't turn into a proof comes
+    /// first.
     pub fn refusal(mut self) -> Option<Refused> {
         let recorded = Recorded::of(self.allocation, Timestamp::now());
         let is_other = |one: &Refused| !recorded.lacks_second_read(&one.error);
@@ -288,9 +289,9 @@ impl<'a> Attempt<'a> {
     }
 
     /// Makes sure that a NIC without a Node holds nothing of ours, is in no group by our doing, and that the
-    /// public addresses made for its pods are deleted, unless a VM has it. A NIC with another hardware address
-    /// than `mac` and nothing of ours on it belongs to a machine that has come back under an old one's id: the
-    /// old one is gone.
+    /// public addresses made for its pods are deleted, unless a VM has it. A NIC with another hardware
+    /// address than `mac` and nothing of ours on it belongs to a machine that has come back under an old
+    /// one's id: the old one is gone.
     pub async fn end(&mut self, id: &str, mac: Option<&str>) -> Result<Ended, azure::Error> {
         let nic: ResourceId = match id.parse() {
             Ok(nic) => nic,
@@ -380,8 +381,8 @@ impl<'a> Attempt<'a> {
     /// from a backup, and an agent that has forgotten that it gave an address up would hand it out again.
     /// `None`: the object has gone.
     ///
-    /// The NIC is read from Azure now: an earlier write whose outcome isn't known may have ended meanwhile. If
-    /// it hasn't, the ETag of ours makes it fail. Then the object is read, uncached: if it has gone, the
+    /// The NIC is read from Azure now: an earlier write whose outcome isn't known may have ended meanwhile.
+    /// If it hasn't, the ETag of ours makes it fail. Then the object is read, uncached: if it has gone, the
     /// addresses that it lists as given up may be in use again. If another leader removes the object after
     /// that read, it has written the NIC first, so that our write fails.
     async fn release_relinquished(&mut self) -> Result<Option<Vec<Interface>>, Error> {

@@ -183,8 +183,9 @@ impl Attaching {
         self.unread.insert(id.clone(), own);
     }
 
-    /// Azure hasn't found these public addresses, which were to be attached: unknown, they are made before the
-    /// next attempt. Returns whether that may come at once: there are some, and none was made anew before.
+    /// Azure hasn't found these public addresses, which were to be attached: unknown, they are made before
+    /// the next attempt. Returns whether that may come at once: there are some, and none was made anew
+    /// before.
     pub fn make_anew(&mut self, missed: &HashSet<ResourceId>) -> bool {
         self.public.retain(|id, _| !missed.contains(id));
         let pods: HashSet<String> = missed.iter().filter_map(pod_of).map(str::to_owned).collect();

@@ -95,8 +95,8 @@ fn detached(nic: &Nic, names: &[String]) -> Result<(), azure::Error> {
     }
 }
 
-/// All at once. Each answer is remembered, whatever became of the others. One that isn't found, or that only a
-/// person can help to, waits alone.
+/// All at once. Each answer is remembered, whatever became of the others. One that isn't found, or that only
+/// a person can help to, waits alone.
 ///
 /// # Errors
 /// The last that may pass.
@@ -165,8 +165,8 @@ async fn attach_all(
 }
 
 /// Whether nothing was attached because Azure doesn't find public addresses of these pods. Then they are made
-/// anew, at once; one that is there is changed by that into the same. A pod whose own isn't found again before
-/// it has it is refused like any other.
+/// anew, at once; one that is there is changed by that into the same. A pod whose own isn't found again
+/// before it has it is refused like any other.
 async fn lost(
     ctx: &Context,
     attach: &[Attach],
