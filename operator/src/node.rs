@@ -10,6 +10,7 @@
 //!  observe/      the cluster's stores and the NIC: reads only
 //!  backend/      where addresses are reserved: NIC, instance of a scale set, route table
 //!  reads         which of these may be made
+//!  asking        requests outside of a node's service: for one that is gone, to a NIC that doesn't serve
 //!  policy, takeup                   which pool the node goes by
 //!  planner, scope, growth, attachments     what to do
 //!  pause         whether any of it may be done
@@ -25,6 +26,7 @@
 
 mod absences;
 pub mod admit;
+mod asking;
 mod attachments;
 pub mod backend;
 mod blame;
@@ -68,6 +70,7 @@ use crate::context::Context;
 use crate::events;
 use crate::planner;
 use absences::Recorded;
+use asking::Turns;
 use attachments::step;
 use blame::Part;
 use error::Error;
@@ -87,6 +90,7 @@ use report::taint;
 use setback::{Setback, Stage};
 use takeup::Place;
 use turns::stand_back;
+use vacate::Ended;
 
 /// The object of a Node that is gone, an object that was deleted, or the object of a node to serve.
 async fn reconcile_one(
@@ -95,16 +99,11 @@ async fn reconcile_one(
     memory: &mut Memory,
     is_of_another_past: bool,
 ) -> Result<Next, Error> {
-    let Some(node) = ctx.cluster.node(&allocation.name_any()) else {
-        stand_back(ctx, &allocation.name_any());
-        takeup::leave(ctx, &allocation.name_any());
-        return Box::pin(vacate::vacate(ctx, &allocation, memory)).await;
+    let node = match ctx.cluster.node(&allocation.name_any()) {
+        Some(node) if allocation.metadata.deletion_timestamp.is_none() => node,
+        node => return Box::pin(let_go(ctx, &allocation, memory, node.is_none())).await,
     };
     memory.vacant_since = None;
-    if allocation.metadata.deletion_timestamp.is_some() {
-        stand_back(ctx, &allocation.name_any());
-        return Box::pin(vacate::replace(ctx, &allocation, memory)).await;
-    }
     if is_of_another_past && !ctx.azure.is_dry_run() {
         Box::pin(publish::begin_to_replace(ctx, &allocation)).await?;
         return Ok(Next::After(recheck::REQUEUE));
@@ -154,6 +153,29 @@ async fn reconcile_one(
     Ok(Next::After(progress.requeue_in(memory, report_again, recheck, Instant::now())))
 }
 
+/// The object of a Node that is gone, or one that was deleted.
+async fn let_go(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    memory: &mut Memory,
+    is_node_gone: bool,
+) -> Result<Next, Error> {
+    let name = allocation.name_any();
+    growth::stand_back(ctx, &name, Instant::now());
+    let next = if is_node_gone {
+        takeup::leave(ctx, &name);
+        vacate::vacate(ctx, allocation, memory).await
+    } else {
+        memory.vacant_since = None;
+        vacate::replace(ctx, allocation, memory).await
+    };
+    // Unless it waits for its turn to ask on behalf of all.
+    if !memory.setback.as_ref().is_some_and(|setback| setback.is_shared) {
+        stand_back(ctx, &name);
+    }
+    next
+}
+
 /// Whether a reconcile that has waited goes on: for the same machine, and an object that is to stay.
 /// Otherwise the next reconcile finds out what to do instead.
 fn is_as_begun(
@@ -176,7 +198,7 @@ async fn serve(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     Box::pin(observe_and_plan(ctx, progress, node, memory)).await?;
-    if progress.acts_on_a_mirror() {
+    if progress.acts_on_a_mirror(&memory.attaching) {
         memory.nic.must_read = true;
         Box::pin(observe_and_plan(ctx, progress, node, memory)).await?;
     }
@@ -446,27 +468,28 @@ async fn settle_left(
     node: &Node,
     memory: &mut Memory,
 ) -> Result<(), Error> {
-    let now = Instant::now();
     let Some(seen) = progress.seen.as_mut().filter(|_| progress.pause.is_none()) else { return Ok(()) };
-    let is_gone = vacate::proof(ctx, &progress.allocation, memory, now);
+    let allocation = &progress.allocation;
+    let mut attempt = vacate::Attempt::of(ctx, allocation, &mut memory.absences, Turns::Left);
+    let mut left_behind = vec![];
     for nic in &seen.left {
-        match vacate::end(ctx, nic, None, &progress.allocation, &is_gone).await {
-            // With it went the public addresses of its pods.
-            Ok(None) => {
-                memory.attaching.public.clear();
-                if let Some(plan) = &mut progress.attachments {
-                    for public in vacate::public_addresses(&progress.allocation, nic) {
-                        plan.recorded.retain(|id| !id.as_str().eq_ignore_ascii_case(public));
-                    }
-                }
-            }
-            Ok(Some(vm)) => {
-                let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
-                ctx.events.report(&about, events::left_behind(nic.as_str(), vm.as_str()));
-            }
-            Err(error) => {
-                memory.absences.note(&error, now);
-                return Err(Error::Left(error));
+        if let Ended::InUse(vm) = attempt.end(nic.as_str(), None).await.map_err(Error::Left)? {
+            left_behind.push((nic, vm));
+        }
+    }
+    if let Some(refusal) = attempt.refusal() {
+        return Err(Error::Left(refusal.error));
+    }
+    for (nic, vm) in &left_behind {
+        let about = [node.object_ref(&()), allocation.object_ref(&())];
+        ctx.events.report(&about, events::left_behind(nic.as_str(), vm.as_str()));
+    }
+    // With the others went the public addresses of their pods.
+    for nic in seen.left.iter().filter(|nic| left_behind.iter().all(|(one, _)| one != nic)) {
+        memory.attaching.public.clear();
+        if let Some(plan) = &mut progress.attachments {
+            for public in vacate::public_addresses(allocation, nic) {
+                plan.recorded.retain(|id| !id.as_str().eq_ignore_ascii_case(public));
             }
         }
     }

@@ -11,10 +11,10 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 use std::time::Duration;
-use vnetpool_azure_sim::Effect;
+use vnetpool_azure_sim::{Effect, NewVm};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::IpConfiguration;
-use vnetpool_crds::condition::ATTACHED;
+use vnetpool_crds::condition::{ATTACHED, READY};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
@@ -25,6 +25,9 @@ pub const TESTS: &[Test] = crate::tests![
     a_public_address_goes_with_its_node,
     a_passing_404_at_the_deletion_of_a_public_address_leaves_its_record,
     a_passing_404_at_the_deletion_of_a_gone_nodes_public_address_leaves_its_record,
+    public_addresses_that_were_deleted_before_are_asked_for_a_second_time_together,
+    a_lock_on_a_group_is_met_by_one_deletion_of_public_addresses_on_behalf_of_all,
+    a_right_to_make_public_addresses_that_is_granted_serves_all_pools_once_one_has_made_one,
     a_public_address_that_lost_its_ip_configuration_is_deleted_though_another_operator_leads_by_then,
     a_public_address_that_lost_its_ip_configuration_goes_with_its_node,
     a_public_address_that_is_made_after_its_deletion_has_found_none_is_deleted_once_more,
@@ -230,6 +233,128 @@ async fn a_passing_404_at_the_deletion_of_a_gone_nodes_public_address_leaves_its
     Ok(())
 }
 
+async fn public_addresses_that_were_deleted_before_are_asked_for_a_second_time_together(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = with_three(plane).await?;
+    stage.until_holds("n1", 3).await?;
+    for _ in 0..3 {
+        stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    }
+    let made = stage.until("each pod has one", "n1", |seen| all_made(seen, 3)).await?;
+    // The first operator deletes all but the last, and dies.
+    let fault = stage.fault("DELETE", &made[2], None, Effect::HoldBefore);
+    stage.sim.delete_vm("n1", false).await?;
+    stage.delete_node("n1").await?;
+    stage.until_struck(fault, 1).await?;
+    stage.kill().await?;
+    stage.sim.lift_fault(fault)?;
+    stage.sim.clear_log();
+    stage.start_with(|config| config.waits.late = Duration::ZERO).await?;
+    stage.until_gone("n1").await?;
+    for public in &made {
+        ensure!(!stage.exists(public).await?, "{public} is forgotten");
+        let asked = deletions(&stage).into_iter().filter(|one| one == public).count();
+        ensure!(asked <= 2, "the deletion of {public} was asked for {asked} times");
+    }
+    Ok(())
+}
+
+/// The public addresses of `count` pods, once all are made.
+fn all_made(seen: &NodeIPAllocation, count: usize) -> Option<Vec<String>> {
+    let all = seen.spec.ip_configurations().filter_map(|one| one.public_address.clone());
+    let all: Vec<_> = all.filter(|public| public.address.is_some()).map(|public| public.id).collect();
+    Some(all).filter(|all| all.len() == count)
+}
+
+/// The public addresses whose deletion Azure was asked for.
+fn deletions(stage: &Stage<'_>) -> Vec<String> {
+    stage.asked().into_iter().filter(|one| one.method == "DELETE").map(|one| one.path).collect()
+}
+
+async fn a_lock_on_a_group_is_met_by_one_deletion_of_public_addresses_on_behalf_of_all(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let mut spec = pool();
+    spec["sizing"] = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), spec.clone()).await?;
+    let (nodes, mut pods, mut made) = (["n1", "n2", "gone"], vec![], vec![]);
+    for node in nodes {
+        stage.node(node, None).await?;
+        stage.until_holds(node, 2).await?;
+        pods.push(stage.pod(node, json!({ "vnetpool.io/public-address": "true" })).await?);
+        made.extend(stage.until("its pod has one", node, |seen| all_made(seen, 1)).await?);
+    }
+    let group = NETWORK.split("/providers").next().context("no group")?;
+    let message = format!(
+        "The scope '/p' cannot perform delete operation because following scope(s) are locked: '{group}'. Please remove \
+         the lock and try again."
+    );
+    let body = json!({ "error": { "code": "ScopeLocked", "message": message } });
+    let effect = Effect::Status { status: 409, body, headers: Default::default() };
+    let lock = stage.fault("DELETE", "/publicIPAddresses/", None, effect);
+    for (node, pod) in nodes.iter().zip(&pods).take(2) {
+        stage.remove(node, pod).await?;
+        stage.until_condition(node, ATTACHED, "ResourceLocked").await?;
+    }
+    stage.sim.delete_vm("gone", false).await?;
+    stage.delete_node("gone").await?;
+    stage.until_condition("gone", READY, "ResourceLocked").await?;
+    ensure!(deletions(&stage).len() == 1, "asked for by each: {:?}", deletions(&stage));
+    // What waits for a person costs no read of the NIC with each event.
+    stage.sim.clear_log();
+    stage.bind("n1", 1).await?;
+    stage.until_assigned("n1", 1).await?;
+    stage.unbind("n1", 1).await?;
+    stage.until_assigned("n1", 0).await?;
+    let reads: Vec<_> = stage.asked().into_iter().filter(|one| one.path.ends_with("/n1-nic")).collect();
+    ensure!(reads.is_empty(), "read for nothing: {reads:?}");
+    stage.sim.lift_fault(lock)?;
+    spec["cooldown"] = json!("1s");
+    stage.pool("default", spec).await?;
+    stage.until_gone("gone").await?;
+    let is_forgotten = |seen: &NodeIPAllocation| seen.spec.public_addresses().next().is_none().then_some(());
+    for node in ["n1", "n2"] {
+        stage.until("none is named any more", node, is_forgotten).await?;
+    }
+    for public in &made {
+        ensure!(!stage.exists(public).await?, "{public} costs money still");
+    }
+    Ok(())
+}
+
+async fn a_right_to_make_public_addresses_that_is_granted_serves_all_pools_once_one_has_made_one(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let of = |name: &str, cooldown: &str| {
+        let mut spec = pool();
+        spec["nodeSelector"] = json!({ "matchLabels": { "of": name } });
+        (spec["weight"], spec["cooldown"]) = (json!(1), json!(cooldown));
+        spec
+    };
+    let stage = Stage::set(plane, quick(), pool()).await?;
+    let make = "Microsoft.Network/publicIPAddresses/write";
+    stage.sim.deny(vec![make.into()]);
+    for node in ["one", "other"] {
+        stage.pool(node, of(node, "0s")).await?;
+        let vm = stage.sim.add_vm(NewVm { name: node.into(), ..NewVm::default() }).await?;
+        stage.join_labelled(node, &vm.provider_id, &[("of", node)]).await?;
+        stage.until_holds(node, 4).await?;
+        stage.pod(node, json!({ "vnetpool.io/public-address": "true" })).await?;
+        let says = stage.until_condition(node, ATTACHED, "PermissionDenied").await?;
+        ensure!(says.message.contains(make), "{}", says.message);
+    }
+    let asked = || stage.asked().iter().filter(|one| one.path.contains("/publicIPAddresses/")).count();
+    ensure!(asked() == 1, "asked {} times", asked());
+    stage.sim.deny(vec![]);
+    // By itself the other's pod would wait for two minutes.
+    stage.pool("one", of("one", "1s")).await?;
+    for node in ["one", "other"] {
+        stage.until_condition(node, ATTACHED, "Attached").await?;
+    }
+    Ok(())
+}
+
 /// A pod with a public address, whose ipConfiguration another client has taken off its NIC. Azure holds the
 /// write that is to bring the pod's address back. Another node, n2, has four addresses. Gives the pod, the
 /// public address's id, and that fault.
@@ -343,12 +468,7 @@ async fn public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the
     for _ in 0..3 {
         pods.push(stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?);
     }
-    let made = |seen: &NodeIPAllocation| {
-        let all = seen.spec.ip_configurations().filter_map(|one| one.public_address.clone());
-        let all: Vec<_> = all.filter(|public| public.address.is_some()).map(|public| public.id).collect();
-        Some(all).filter(|all| all.len() == 3)
-    };
-    let made = stage.until("each pod has one", "n1", made).await?;
+    let made = stage.until("each pod has one", "n1", |seen| all_made(seen, 3)).await?;
     let fault = stage.fault("DELETE", "/publicIPAddresses/", None, Effect::HoldBefore);
     for pod in &pods {
         stage.remove("n1", pod).await?;

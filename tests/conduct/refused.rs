@@ -5,13 +5,14 @@ use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use vnetpool_azure_sim::Effect;
-use vnetpool_crds::condition::{self, INTERFACE_FOUND, RESERVED, SURPLUS};
+use vnetpool_crds::condition::{self, INTERFACE_FOUND, READY, RESERVED, SURPLUS};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_missing_permission_is_reported_once_and_ends_when_the_pool_is_edited,
     a_refusal_that_only_a_person_can_end_makes_one_event_however_often_it_repeats,
+    a_lock_on_the_group_is_met_by_one_node_that_is_gone_on_behalf_of_all,
     a_lock_on_the_group_is_met_by_one_node_and_holds_all_of_it_up_until_it_goes,
     a_right_to_read_nics_that_all_lack_is_asked_for_by_few_and_the_others_report_it,
     a_lock_that_takes_the_place_of_another_is_reported_by_all,
@@ -183,6 +184,39 @@ async fn a_lock_on_the_group_is_met_by_one_node_and_holds_all_of_it_up_until_it_
     }
     ensure!(asked() <= 2 + 6, "{} asked in all", asked());
     Ok(())
+}
+
+async fn a_lock_on_the_group_is_met_by_one_node_that_is_gone_on_behalf_of_all(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let pool = |minimum: u32| json!({ "sizing": { "minimum": minimum, "warm": 0, "batch": 1 } });
+    let stage = Stage::set(plane, quick(), pool(2)).await?;
+    let gone = ["g0", "g1", "g2", "g3"];
+    for node in gone.iter().chain(&["n1"]) {
+        stage.node(node, None).await?;
+        stage.until_holds(node, 2).await?;
+    }
+    let body = json!({ "error": { "code": "ScopeLocked", "message":
+        "The scope '/nic' cannot perform write operation because following scope(s) are locked: \
+         '/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool'. Please remove the lock." } });
+    let effect = Effect::Status { status: 409, body, headers: Default::default() };
+    let lock = stage.fault("PUT", "/networkInterfaces/", None, effect);
+    stage.sim.clear_log();
+    for node in gone {
+        // Its NIC stays.
+        stage.sim.delete_vm(node, true).await?;
+        stage.delete_node(node).await?;
+        stage.until_condition(node, READY, "ResourceLocked").await?;
+    }
+    let asked = || gone.iter().map(|node| stage.writes(node).len()).sum::<usize>();
+    ensure!(asked() == 1, "{} asked for all", asked());
+    stage.sim.lift_fault(lock)?;
+    stage.pool("default", pool(3)).await?;
+    for node in gone {
+        stage.until_gone(node).await?;
+        ensure!(stage.held(node).is_empty(), "{node} holds {:?}", stage.held(node));
+    }
+    stage.until_holds("n1", 3).await
 }
 
 async fn a_right_to_read_nics_that_all_lack_is_asked_for_by_few_and_the_others_report_it(

@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = crate::tests![
     an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_clean,
     what_a_failed_write_has_left_in_a_model_goes_though_no_pod_asks_any_more,
     what_a_failed_write_has_left_in_a_model_is_found_by_the_next_leader,
+    what_a_dropped_write_has_left_in_a_model_goes_though_no_pod_asks_any_more,
     writes_that_wait_for_their_turn_when_a_subnet_runs_out_are_not_sent,
 ];
 
@@ -225,6 +226,25 @@ async fn what_a_failed_write_has_left_in_a_model_is_found_by_the_next_leader(
     stage.unbind(NODE, 1).await?;
     stage.sim.lift_fault(cut)?;
     stage.start().await?;
+    until_clean(&stage, &vm).await
+}
+
+async fn what_a_dropped_write_has_left_in_a_model_goes_though_no_pod_asks_any_more(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, vm) = beside_instance(plane).await?;
+    stage.bind(NODE, 3).await?;
+    stage.until_offers(NODE, 3).await?;
+    stage.kill().await?;
+    stage.start_with(|config| config.waits.deadline = Duration::from_secs(3)).await?;
+    let fault = stage.fault("PUT", "/virtualMachines/0", Some(1), Effect::Hold);
+    stage.bind(NODE, 1).await?;
+    stage.until_struck(fault, 1).await?;
+    stage.unbind(NODE, 1).await?;
+    let dropped = [r#"controller="node""#, r#"outcome="Overdue""#];
+    let is_dropped = |metrics: &Metrics| metrics.sum("vnetpool_operator_reconciles_total", &dropped) >= 1.0;
+    Metrics::until(&stage, "the reconcile is dropped", is_dropped).await?;
+    stage.sim.lift_fault(fault)?;
     until_clean(&stage, &vm).await
 }
 

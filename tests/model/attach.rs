@@ -179,6 +179,7 @@ impl State {
                 },
                 impossible: None,
                 public: &HashMap::new(),
+                unread: &HashSet::new(),
                 refused: &HashSet::new(),
                 batch: usize::MAX,
             },

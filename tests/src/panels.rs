@@ -100,9 +100,12 @@ fn line(legend: &str, series: &Value, begin: Timestamp) -> Line {
     Line { name: name.split_whitespace().collect::<Vec<_>>().join(" "), points: points.collect() }
 }
 
+/// By seconds.
+type Points = Vec<(f64, f64)>;
+
 impl Panel {
     /// The lines as they are drawn, each with the one that it lies on.
-    fn layers(&self) -> Vec<(&str, Vec<(f64, f64)>, Vec<(f64, f64)>)> {
+    fn layers(&self) -> Vec<(&str, Points, Points)> {
         let mut below: Vec<(f64, f64)> = vec![];
         let mut layers = vec![];
         for line in &self.lines {

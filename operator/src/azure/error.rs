@@ -3,6 +3,7 @@
 mod arm_error;
 mod classify;
 mod codes;
+mod consequence;
 mod matter;
 
 use std::time::Duration;
@@ -15,6 +16,7 @@ pub(super) use arm_error::ArmError;
 use classify::named_in;
 pub(super) use classify::{Effect, classify};
 pub use codes::{Limit, codes};
+use consequence::BUSY;
 pub use matter::Matter;
 use vnetpool_crds::reason::Reason;
 
@@ -199,98 +201,10 @@ pub enum Remedy {
     ReadAgain,
 }
 
-/// How long to wait where Azure names no time.
-const BUSY: Duration = Duration::from_secs(15);
-const FAILED: Duration = Duration::from_secs(5);
-const BEING_FREED: Duration = Duration::from_secs(5);
-/// A full subnet may empty by our own give-backs, the rest needs a person, and role assignments take minutes
-/// to work.
-const FULL: Duration = Duration::from_secs(60);
-const PERSON: Duration = Duration::from_secs(120);
-const SIGN_IN: Duration = Duration::from_secs(15);
-
 impl Error {
     /// An answer about this resource that can't be used, and why.
     pub(super) fn unexpected(resource: impl ToString, message: impl ToString) -> Error {
         Error::Unexpected { resource: resource.to_string(), message: message.to_string() }
-    }
-
-    pub fn remedy(&self) -> Remedy {
-        let wait = |retry| Remedy::WaitForChange { reason: self.reason(), retry };
-        match self {
-            Error::Throttled { retry_after, .. }
-            | Error::Busy { retry_after, .. }
-            | Error::MayComeBack { retry_after, .. }
-            | Error::Unavailable { retry_after, .. } => Remedy::RetryAfter(*retry_after),
-            Error::Failed { .. } | Error::WithoutEffect { .. } => Remedy::RetryAfter(FAILED),
-            Error::AddressBeingFreed { .. } => Remedy::RetryAfter(BEING_FREED),
-            Error::Conflict { .. } => Remedy::RetryAfter(BUSY),
-            Error::Stale { .. }
-            | Error::Superseded { .. }
-            | Error::AddressTaken { .. }
-            | Error::Outgrown { .. }
-            | Error::Unconfirmed { .. }
-            | Error::OutcomeUnknown { .. } => Remedy::ReadAgain,
-            Error::SubnetFull { .. } | Error::NetworkFull { .. } => wait(FULL),
-            Error::Credential { .. } => wait(SIGN_IN),
-            Error::Denied { .. }
-            | Error::DenyAssignment { .. }
-            | Error::Locked { .. }
-            | Error::QuotaExceeded { .. }
-            | Error::PolicyForbidden { .. }
-            | Error::SubscriptionUnusable { .. }
-            | Error::NotFound { .. }
-            | Error::ScopeMissing { .. }
-            | Error::Unattachable { .. }
-            | Error::InUse { .. }
-            | Error::PublicAddressesUsedUp { .. }
-            | Error::ProviderId { .. }
-            | Error::ResourceId(_)
-            | Error::Nic { .. }
-            | Error::Routes { .. }
-            | Error::Unexpected { .. }
-            | Error::Arm { .. }
-            | Error::DryRun { .. }
-            | Error::Config { .. } => wait(PERSON),
-        }
-    }
-
-    /// The reason of conditions and Events, and the metric's label: one of a fixed few.
-    pub fn reason(&self) -> Reason {
-        match self {
-            Error::Throttled { .. } => Reason::Throttled,
-            Error::SubnetFull { .. } => Reason::SubnetFull,
-            Error::NetworkFull { .. } => Reason::VirtualNetworkFull,
-            Error::AddressTaken { .. } => Reason::AddressTaken,
-            Error::AddressBeingFreed { .. } => Reason::AddressBeingFreed,
-            Error::SubscriptionUnusable { .. } => Reason::SubscriptionUnusable,
-            Error::ScopeMissing { .. } => Reason::ScopeMissing,
-            Error::Conflict { .. } => Reason::ResourceConflict,
-            Error::Denied { .. } => Reason::PermissionDenied,
-            Error::DenyAssignment { .. } => Reason::DenyAssignment,
-            Error::Locked { .. } => Reason::ResourceLocked,
-            Error::QuotaExceeded { .. } => Reason::QuotaExceeded,
-            Error::PolicyForbidden { .. } => Reason::PolicyForbidden,
-            Error::Stale { .. } => Reason::Stale,
-            Error::Superseded { .. } => Reason::Superseded,
-            Error::Busy { .. } => Reason::ResourceBusy,
-            Error::NotFound { .. } => Reason::ResourceNotFound,
-            Error::Unavailable { .. } => Reason::AzureUnavailable,
-            Error::OutcomeUnknown { .. } | Error::MayComeBack { .. } => Reason::OutcomeUnknown,
-            Error::Outgrown { .. } => Reason::Outgrown,
-            Error::Unconfirmed { .. } => Reason::Unconfirmed,
-            Error::Failed { .. } => Reason::OperationFailed,
-            Error::WithoutEffect { .. } => Reason::WithoutEffect,
-            Error::Unattachable { .. } | Error::PublicAddressesUsedUp { .. } => Reason::NotAttachable,
-            Error::Credential { .. } => Reason::CredentialRefused,
-            Error::ProviderId { .. } => Reason::ProviderIDUnusable,
-            Error::ResourceId(_) => Reason::ResourceIDMalformed,
-            Error::Nic { .. } | Error::Unexpected { .. } => Reason::UnexpectedAnswer,
-            Error::Routes { source, .. } => source.reason(),
-            Error::Arm { .. } | Error::InUse { .. } => Reason::AzureRefused,
-            Error::DryRun { .. } => Reason::DryRun,
-            Error::Config { .. } => Reason::ConfigurationUnusable,
-        }
     }
 
     /// Whether the call gave its place up by our own decision: nothing was sent, and nothing was learnt of
@@ -317,48 +231,6 @@ impl Error {
         let Error::AddressBeingFreed { message, .. } = self else { return vec![] };
         let named = named_in(message, asked);
         if named.is_empty() { asked.to_vec() } else { named }
-    }
-
-    /// Whether a NIC is certainly as it was before the write that was answered with this.
-    pub(super) fn left_all_as_it_was(&self) -> bool {
-        match self {
-            Error::Throttled { .. }
-            | Error::SubnetFull { .. }
-            | Error::NetworkFull { .. }
-            | Error::AddressTaken { .. }
-            | Error::AddressBeingFreed { .. }
-            | Error::Denied { .. }
-            | Error::DenyAssignment { .. }
-            | Error::Locked { .. }
-            | Error::QuotaExceeded { .. }
-            | Error::PolicyForbidden { .. }
-            | Error::SubscriptionUnusable { .. }
-            | Error::Conflict { .. }
-            | Error::Busy { .. }
-            | Error::Unavailable { .. }
-            | Error::Unattachable { .. }
-            | Error::InUse { .. }
-            | Error::PublicAddressesUsedUp { .. }
-            | Error::Outgrown { .. }
-            | Error::Unconfirmed { .. }
-            | Error::Credential { .. }
-            | Error::ProviderId { .. }
-            | Error::ResourceId(_)
-            | Error::Nic { .. }
-            | Error::Routes { .. }
-            | Error::DryRun { .. }
-            | Error::Config { .. } => true,
-            Error::Arm { status, .. } => (400..500).contains(status),
-            Error::Stale { .. }
-            | Error::Superseded { .. }
-            | Error::NotFound { .. }
-            | Error::ScopeMissing { .. }
-            | Error::OutcomeUnknown { .. }
-            | Error::MayComeBack { .. }
-            | Error::Failed { .. }
-            | Error::WithoutEffect { .. }
-            | Error::Unexpected { .. } => false,
-        }
     }
 }
 

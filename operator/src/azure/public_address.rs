@@ -8,6 +8,7 @@ use tracing::{info, instrument};
 use super::cache::parse;
 use super::operation::End;
 use super::refused::Places;
+use super::transport::Answer;
 use super::{Azure, Error, Kind, ResourceId, Urgency, call};
 
 /// A public address as Azure has it.
@@ -54,15 +55,12 @@ impl Azure {
         urgency: impl Into<Urgency>,
     ) -> Result<PublicAddress, Error> {
         let id = &reserved.id;
-        let places = Places::of_public_address(id, &new.location);
-        let urgency = self.begin_to_ask(&places, id, urgency.into())?;
-        let made = self.put(id, new, urgency).await;
-        self.refused.learn(&places, id, made.as_ref().map(|_| ()), Instant::now());
-        made
+        let places = Places::of_new_public_address(id, &new.location);
+        self.put(id, new, &places, urgency.into()).await
     }
 
     /// Changes a public address into `new`, if it is there: this takes nothing of the quota. `None`: it isn't
-    /// there.
+    /// found.
     pub async fn change_public_address(
         &self,
         reserved: &Reserved,
@@ -70,9 +68,13 @@ impl Azure {
         urgency: impl Into<Urgency>,
     ) -> Result<Option<PublicAddress>, Error> {
         let urgency = urgency.into();
-        match self.public_address(&reserved.id, &urgency).await? {
-            Some(_) => self.put(&reserved.id, new, urgency).await.map(Some),
-            None => Ok(None),
+        match self.public_address(&reserved.id, &urgency).await {
+            Ok(_) => {
+                let places = Places::of_public_address(Kind::Write, &reserved.id);
+                self.put(&reserved.id, new, &places, urgency).await.map(Some)
+            }
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -81,9 +83,12 @@ impl Azure {
         &self,
         id: &ResourceId,
         new: &NewPublicAddress,
+        places: &Places,
         urgency: Urgency,
     ) -> Result<PublicAddress, Error> {
+        let urgency = self.begin_to_ask(places, id, urgency)?;
         let put = self.try_to_put(id, new, urgency).await;
+        self.refused.learn(places, id, put.as_ref().map(|_| ()), Instant::now());
         if put.as_ref().is_err_and(|error| !error.left_all_as_it_was()) {
             self.late.lost_answer(id, Instant::now());
         }
@@ -105,21 +110,29 @@ impl Azure {
         read(id, &document)
     }
 
-    /// A public address as Azure has it; `None` if there is none.
+    /// A public address as Azure has it. Where all are refused, one call asks on behalf of all.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if Azure reports that there is none, which proves nothing by itself.
     pub async fn public_address(
         &self,
         id: &ResourceId,
         urgency: impl Into<Urgency>,
-    ) -> Result<Option<PublicAddress>, Error> {
-        let call = call(Kind::Read, urgency, id);
-        match self.transport.send(&call, self.url(id, &self.versions.network), None, None).await {
-            Ok(answer) => read(id, &answer.body).map(Some),
-            Err(Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+    ) -> Result<PublicAddress, Error> {
+        let places = Places::of_public_address(Kind::Read, id);
+        let call = call(Kind::Read, self.begin_to_ask(&places, id, urgency.into())?, id);
+        let answer = self.transport.send(&call, self.url(id, &self.versions.network), None, None).await;
+        self.refused.learn(&places, id, allowed(&answer), Instant::now());
+        read(id, &answer?.body)
     }
 
-    /// Deletes a public address. Azure refuses while it is in use.
+    /// Why nobody makes, reads or deletes (`call`) a public address in this one's resource group now.
+    pub fn refusal_of_public_address(&self, call: Kind, id: &ResourceId) -> Option<Error> {
+        self.refused.refusal(&Places::of_public_address(call, id), Instant::now())
+    }
+
+    /// Deletes a public address. Azure refuses while it is in use. Where all are refused, one call asks on
+    /// behalf of all.
     ///
     /// # Errors
     /// Also if it is gone, and a request that makes it may still be carried out. [`Error::NotFound`] if Azure
@@ -133,9 +146,18 @@ impl Azure {
         // The making of an address is finished first: deleted before, the address would be there afterwards,
         // and in no record.
         let _reserved = self.reserve_public_address(id).await;
+        let places = Places::of_public_address(Kind::Delete, id);
+        let urgency = self.begin_to_ask(&places, id, urgency.into())?;
+        let deleted = self.try_to_delete(id, urgency).await;
+        self.refused.learn(&places, id, allowed(&deleted), Instant::now());
+        deleted
+    }
+
+    async fn try_to_delete(&self, id: &ResourceId, urgency: Urgency) -> Result<(), Error> {
         let call = call(Kind::Delete, urgency, id);
         let url = self.url(id, &self.versions.network);
-        let accepted = match self.transport.send(&call, url.clone(), None, None).await {
+        let answer = self.transport.send(&call, url.clone(), None, None).await;
+        let accepted = match answer.and_then(|answer| found(answer, id)) {
             Err(error @ Error::NotFound { .. }) => return self.stays_gone(id).and(Err(error)),
             answer => answer?,
         };
@@ -176,6 +198,27 @@ impl NewPublicAddress {
         }
         body.to_string().into_bytes()
     }
+}
+
+/// Azure has let the call through that was answered so, also where it was in vain.
+fn allowed<T>(answer: &Result<T, Error>) -> Result<(), &Error> {
+    match answer {
+        Ok(_) | Err(Error::NotFound { .. } | Error::InUse { .. } | Error::MayComeBack { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What Azure answers to the deletion of a resource that it doesn't find, also when only its look-up has
+/// failed.
+const NO_CONTENT: u16 = 204;
+
+/// The answer to a deletion, if Azure has found what was to be deleted.
+fn found(answer: Answer, id: &ResourceId) -> Result<Answer, Error> {
+    if answer.status == NO_CONTENT {
+        let message = format!("HTTP {NO_CONTENT}: there was nothing to delete");
+        return Err(Error::NotFound { resource: id.to_string(), message });
+    }
+    Ok(answer)
 }
 
 fn read(id: &ResourceId, document: &[u8]) -> Result<PublicAddress, Error> {

@@ -1,6 +1,6 @@
 //! Refusals that many meet alike: a quota of public addresses that a subscription has used up in a region, a
-//! right that is missing in a resource group, or one that is missing to what NICs are to refer to. One call
-//! at a time asks on behalf of all. Pure: `now` is an argument.
+//! right to make, read or delete them that is missing in a resource group, or one that is missing to what
+//! NICs are to refer to. One call at a time asks on behalf of all. Pure: `now` is an argument.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Change, Error, ResourceId};
+use super::{Change, Error, Kind, ResourceId};
 use crate::lock::lock;
 
 /// What a refusal concerns, in lower case.
@@ -19,8 +19,12 @@ enum Place {
         subscription: String,
         region: String,
     },
-    /// A resource group, by its id.
-    Group(String),
+    /// Public addresses of a subscription or a resource group, by its id. A right or a lock concerns one kind
+    /// of call: a success of one shows nothing of the others.
+    Scope {
+        id: String,
+        call: Kind,
+    },
     /// What NICs refer to, by its id: a backend pool or an application security group.
     Referred(String),
 }
@@ -30,12 +34,7 @@ impl Place {
     fn is_concerned(&self, error: &Error) -> bool {
         match (self, error) {
             (Place::Region { .. }, Error::PublicAddressesUsedUp { .. }) => true,
-            // Nobody grants a right to a public address that isn't there yet: all of the group lack it.
-            (
-                Place::Group(_),
-                Error::Denied { .. } | Error::DenyAssignment { .. } | Error::SubscriptionUnusable { .. },
-            ) => true,
-            (Place::Group(id), Error::Locked { scope, .. }) => is_within(id, scope),
+            (Place::Scope { id, .. }, error) => is_refused_in(id, error),
             (Place::Referred(id), error) => is_about(id, error),
             _ => false,
         }
@@ -47,10 +46,19 @@ impl Place {
 pub(super) struct Places(Vec<Place>);
 
 impl Places {
-    pub(super) fn of_public_address(id: &ResourceId, region: &str) -> Places {
+    /// Of a public address about which such a call is made.
+    pub(super) fn of_public_address(call: Kind, id: &ResourceId) -> Places {
+        let group = id.group().to_ascii_lowercase();
+        let subscription = subscription_of(&group).to_owned();
+        Places([subscription, group].map(|id| Place::Scope { id, call }).into())
+    }
+
+    /// Of one that is made, which takes a part of the quota.
+    pub(super) fn of_new_public_address(id: &ResourceId, region: &str) -> Places {
         let subscription = id.subscription().to_ascii_lowercase();
         let region = Place::Region { subscription, region: region.to_ascii_lowercase() };
-        Places(vec![region, Place::Group(id.group().to_ascii_lowercase())])
+        let Places(rest) = Places::of_public_address(Kind::Write, id);
+        Places([region].into_iter().chain(rest).collect())
     }
 
     /// Of a NIC that is changed so.
@@ -62,6 +70,27 @@ impl Places {
     pub(super) fn of_referred<'a>(ids: impl IntoIterator<Item = &'a ResourceId>) -> Places {
         let all: HashSet<String> = ids.into_iter().map(ResourceId::key).collect();
         Places(all.into_iter().map(Place::Referred).collect())
+    }
+}
+
+/// The id of the subscription of a resource group, or its own.
+fn subscription_of(id: &str) -> &str {
+    id.match_indices('/').nth(2).map_or(id, |(end, _)| &id[..end])
+}
+
+/// Whether all public addresses of a subscription or resource group meet this error. That one isn't there, or
+/// its group isn't, is for each to find out: the answer counts as a proof.
+fn is_refused_in(id: &str, error: &Error) -> bool {
+    let is_subscription = subscription_of(id) == id;
+    match error {
+        Error::SubscriptionUnusable { .. } => is_subscription,
+        Error::Denied { scope, .. } | Error::Locked { scope, .. } if is_subscription => is_within(id, scope),
+        // Nobody grants a right to a public address that isn't there yet: all of the group lack it.
+        Error::Denied { .. } | Error::DenyAssignment { .. } => !is_subscription,
+        Error::Locked { scope, .. } => is_within(id, scope),
+        // It may spare some.
+        Error::PolicyForbidden { assignment, .. } => !is_subscription && assignment.is_some(),
+        _ => false,
     }
 }
 
@@ -125,12 +154,15 @@ struct Refusal {
 /// From one attempt to the next. Each pod by itself would ask every few minutes, so that one of many comes
 /// soon after that.
 const AGAIN: Duration = Duration::from_secs(80);
-/// What can't be attached to one NIC may suit another. So many that it doesn't suit speak for all.
+/// What can't be attached to one NIC may suit another, and a policy may spare some. So many that are refused
+/// speak for all.
 const ALIKE: usize = 3;
 
 impl Refusal {
     fn concerns_all(&self) -> bool {
-        !matches!(self.error, Error::Unattachable { .. }) || self.met.len() >= ALIKE
+        let may_suit_others =
+            matches!(self.error, Error::Unattachable { .. } | Error::PolicyForbidden { .. });
+        !may_suit_others || self.met.len() >= ALIKE
     }
 
     fn holds(&self, now: Instant) -> bool {
@@ -241,7 +273,7 @@ mod tests {
     }
 
     fn places(group: &str, region: &str) -> Places {
-        Places::of_public_address(&public(group), region)
+        Places::of_new_public_address(&public(group), region)
     }
 
     /// Whether one that comes now asks Azure.
@@ -290,7 +322,6 @@ mod tests {
         for (error, is_shared) in [
             (denied, true),
             (locked("/subscriptions/s/resourceGroups/G"), true),
-            (locked("/subscriptions/s"), true),
             (locked(one), false),
             (locked("/subscriptions/s/resourceGroups/gg"), false),
             (label, false),
@@ -301,6 +332,58 @@ mod tests {
             assert!(asks(&refused, &places("h", "r"), now), "{error}");
             assert!(asks(&refused, &places("g", "r"), now + AGAIN), "{error}");
         }
+    }
+
+    #[test]
+    fn a_refusal_is_known_by_the_subscription_or_group_that_it_names_and_by_the_kind_of_call() {
+        let message = || "m".to_owned();
+        let of = |call, group: &str| Places::of_public_address(call, &public(group));
+        let locked =
+            |scope: &str| Error::Locked { resource: "p".into(), scope: scope.into(), message: message() };
+        let denied =
+            |scope: &str| Error::Denied { action: "delete".into(), scope: scope.into(), message: message() };
+        let disabled = Error::SubscriptionUnusable { resource: "p".into(), remedy: "", message: message() };
+        let group = "/subscriptions/s/resourceGroups/g";
+        let missing = Error::NotFound { resource: "p".into(), message: message() };
+        for (error, in_group, in_subscription) in [
+            (locked("/subscriptions/S"), true, true),
+            (locked(group), true, false),
+            (denied(&format!("{group}/providers/Microsoft.Network/publicIPAddresses/vnp-u")), true, false),
+            (denied("/subscriptions/s"), true, true),
+            (disabled, true, true),
+            (missing, false, false),
+        ] {
+            let (refused, now) = (Refused::default(), Instant::now());
+            refused.learn(&of(Kind::Delete, "g"), &public("g"), Err(&error), now);
+            assert_eq!(!asks(&refused, &of(Kind::Delete, "G"), now), in_group, "{error}");
+            assert_eq!(!asks(&refused, &of(Kind::Delete, "h"), now), in_subscription, "{error}");
+            for other in [Kind::Write, Kind::Read] {
+                assert!(asks(&refused, &of(other, "g"), now), "{error}");
+                refused.learn(&of(other, "g"), &public("g"), Ok(()), now);
+            }
+            assert_eq!(!asks(&refused, &of(Kind::Delete, "g"), now), in_group, "what was made shows nothing");
+            refused.learn(&of(Kind::Delete, "g"), &public("g"), Ok(()), now + AGAIN);
+            assert_eq!(refused.has_ended(), in_group, "{error}");
+            assert!(asks(&refused, &of(Kind::Delete, "h"), now), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_policy_is_met_by_one_on_behalf_of_all_once_three_public_addresses_have_met_it() {
+        let (refused, now) = (Refused::default(), Instant::now());
+        let public =
+            |uid: &str| -> ResourceId { public("g").as_str().replace("vnp-u", uid).parse().unwrap() };
+        let forbidden = Error::PolicyForbidden {
+            resource: "p".into(),
+            assignment: Some("a".into()),
+            message: "m".into(),
+        };
+        let places = places("g", "r");
+        for uid in ["a", "a", "a", "b", "c"] {
+            assert!(asks(&refused, &places, now), "{uid}");
+            refused.learn(&places, &public(uid), Err(&forbidden), now);
+        }
+        assert!(!asks(&refused, &places, now));
     }
 
     fn nic(number: usize) -> ResourceId {

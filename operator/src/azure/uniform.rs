@@ -49,7 +49,7 @@ impl Model {
 #[derive(Debug, Default)]
 pub(super) struct Models {
     kept: Mutex<HashMap<String, (Instant, Model)>>,
-    /// Instances whose last write has failed when it was under way.
+    /// Instances whose last write was sent and hasn't ended well.
     remains: Mutex<BTreeSet<String>>,
 }
 
@@ -66,8 +66,8 @@ impl Models {
         self.all().remove(&instance.key()).filter(|(read, _)| read.elapsed() < KEPT).map(|(_, model)| model)
     }
 
-    fn note_remains(&self, instance: &ResourceId) {
-        lock(&self.remains).insert(instance.key());
+    fn begin(&self, instance: &ResourceId) -> Begun<'_> {
+        Begun { models: self, instance: instance.key(), may_leave_remains: true }
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<String, (Instant, Model)>> {
@@ -75,9 +75,32 @@ impl Models {
     }
 }
 
+/// A write to an instance's model. Dropped before its end is known, for instance with a reconcile that takes
+/// too long, it may have left something there.
+struct Begun<'a> {
+    models: &'a Models,
+    instance: String,
+    may_leave_remains: bool,
+}
+
+impl Begun<'_> {
+    fn left_nothing(mut self) {
+        self.may_leave_remains = false;
+    }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if self.may_leave_remains {
+            lock(&self.models.remains).insert(std::mem::take(&mut self.instance));
+        }
+    }
+}
+
 impl Azure {
-    /// Whether a write to this NIC has failed since the last call in such a way that its instance's model may
-    /// have kept what was asked for: every later write, by any client, would try that again.
+    /// Whether a write to this NIC has failed, or was given up on its way, since the last call in such a way
+    /// that its instance's model may have kept what was asked for: every later write, by any client, would
+    /// try that again.
     pub fn take_remains(&self, nic: &ResourceId) -> bool {
         nic.instance().is_some_and(|instance| lock(&self.models.remains).remove(&instance.key()))
     }
@@ -134,11 +157,12 @@ impl Azure {
         };
         let url = self.url(instance, &self.versions.compute);
         let sent = Some(body.to_string().into_bytes());
+        let begun = self.models.begin(instance);
         let accepted = match self.transport.send(&call, url.clone(), Some(&model.etag), sent).await {
             Ok(accepted) => accepted,
             Err(error) => {
-                if matches!(error, Error::OutcomeUnknown { .. }) {
-                    self.models.note_remains(instance);
+                if !matches!(error, Error::OutcomeUnknown { .. }) {
+                    begun.left_nothing();
                 }
                 if let Some(before) = before.filter(|_| error.left_all_as_it_was()) {
                     known.learn(before);
@@ -147,7 +171,8 @@ impl Azure {
             }
         };
         let started = Instant::now();
-        self.follow(&call, &url, &accepted).await.inspect_err(|_| self.models.note_remains(instance))?;
+        self.follow(&call, &url, &accepted).await?;
+        begun.left_nothing();
         let nic = self.nics.learn(known, self.read_nic(&call.following(Kind::Read), id).await?);
         info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written through its instance");
         Ok(Written { after: nic, was_sent: true })
@@ -190,9 +215,8 @@ fn edit(
     let is_it = |one: &Value| one["name"].as_str().is_some_and(|name| name.eq_ignore_ascii_case(nic));
     let index = all.iter().position(is_it).ok_or(lacks("the NIC's configuration"))?;
     let is_met = nic::provisioning_state(&model["properties"]) == ProvisioningState::Succeeded;
-    let rest = if is_met { awaiting } else { righted };
-    let righted = on_nic.map(|on_nic| rest(&all[index], on_nic, change));
-    let after = nic::edit(&all[index], righted.as_ref().unwrap_or(change), Form::Instance)?;
+    let rest = on_nic.map(|on_nic| rest(&all[index], on_nic, change, is_met));
+    let after = nic::edit(&all[index], rest.as_ref().unwrap_or(change), Form::Instance)?;
     let is_unlike = on_nic.is_some_and(|on_nic| ours(&all[index]) != on_nic_names(on_nic));
     if after == all[index] && !change.repair && !is_unlike {
         return Ok(None);
@@ -203,25 +227,24 @@ fn edit(
     Ok(Some(body))
 }
 
-/// The change that leads to the same from a model that differs from its NIC: entries that only the model has
-/// go, and entries that only the NIC has stay, unless the change takes them off.
-fn righted(configuration: &Value, on_nic: &Nic, change: &Change) -> Change {
+/// The change that leads to the same from a model that differs from its NIC.
+///
+/// Where Azure reports the model to be met (`is_met`), its entries may appear on the NIC at any time: they
+/// stay, and are used before new ones are added. Otherwise the last write has failed. Then entries that only
+/// the model has go, and entries that only the NIC has stay, unless the change takes them off.
+fn rest(configuration: &Value, on_nic: &Nic, change: &Change, is_met: bool) -> Change {
     let (in_model, on_nic) = (ours(configuration), on_nic_names(on_nic));
     let owned = |name: &&str| (*name).to_owned();
-    let released = |name: &&&str| change.release.iter().any(|released| released == **name);
-    let mut righted = change.clone();
-    righted.release.extend(in_model.difference(&on_nic).map(owned));
-    righted.reserve.extend(on_nic.difference(&in_model).filter(|name| !released(name)).map(owned));
-    righted
-}
-
-/// The rest of a change to a model that Azure reports to be met though its NIC shows less: entries that are
-/// still to appear on the NIC are used before new ones are added. They stay, for they may appear at any time.
-fn awaiting(configuration: &Value, on_nic: &Nic, change: &Change) -> Change {
-    let (in_model, on_nic) = (ours(configuration), on_nic_names(on_nic));
-    let released = |name: &&&str| change.release.iter().any(|released| released == **name);
-    let awaited = in_model.difference(&on_nic).filter(|name| !released(name)).count();
-    Change { reserve: change.reserve.iter().skip(awaited).cloned().collect(), ..change.clone() }
+    let stays = |name: &&&str| !change.release.iter().any(|released| released == **name);
+    let mut rest = change.clone();
+    if is_met {
+        let awaited = in_model.difference(&on_nic).filter(stays).count();
+        rest.reserve = change.reserve.iter().skip(awaited).cloned().collect();
+    } else {
+        rest.release.extend(in_model.difference(&on_nic).map(owned));
+        rest.reserve.extend(on_nic.difference(&in_model).filter(stays).map(owned));
+    }
+    rest
 }
 
 /// Whether a model has the same ipConfigurations of ours as the NIC of that name.

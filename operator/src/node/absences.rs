@@ -37,6 +37,8 @@ pub struct Absences {
     seen: BTreeMap<String, Instant>,
     /// The resource groups that are missing. Azure may have reported them to an operator before this one.
     groups: BTreeSet<String>,
+    /// What we have deleted ourselves: that Azure doesn't find it any more needs no second answer.
+    deleted: BTreeSet<String>,
 }
 
 /// The missing resource groups that the object records.
@@ -73,21 +75,28 @@ impl Absences {
         Absences { groups, ..Absences::default() }
     }
 
-    /// Takes note of an error. An error about another matter than an absence shows that the missing resource
-    /// is there.
-    pub fn note(&mut self, error: &Error, now: Instant) {
-        let Some(what) = absent(error) else { return self.clear() };
+    /// Takes note of the error of a request about the resource of this id. An error about another matter than
+    /// an absence shows that the resource is there.
+    pub fn note(&mut self, id: &str, error: &Error, now: Instant) {
+        let Some(what) = absent(error) else { return self.found(id) };
         if matches!(error, Error::ScopeMissing { scope: Scope::Group, .. }) {
             self.groups.insert(what.clone());
         }
         self.seen.entry(what).or_insert(now);
     }
 
-    /// This resource has been found, and so has its group.
+    /// This resource has been found, and so has all that it is a part of.
     pub fn found(&mut self, id: &str) {
-        let group = group_of(id);
-        self.seen.retain(|what, _| *what != id.to_lowercase() && *what != group);
-        self.groups.remove(&group);
+        let id = id.to_lowercase();
+        self.seen.retain(|what, _| !is_in(what, &id));
+        self.groups.remove(&group_of(&id));
+        self.deleted.remove(&id);
+    }
+
+    /// We have deleted this resource.
+    pub fn deleted(&mut self, id: &str) {
+        self.found(id);
+        self.deleted.insert(id.to_lowercase());
     }
 
     /// Everything that was asked for has been found, or has been believed to be gone.
@@ -111,8 +120,9 @@ impl Absences {
             Error::ScopeMissing { .. } if !recorded.is_believed(error) => return false,
             _ => {}
         }
-        let since = absent(error).and_then(|what| self.seen.get(&what).copied());
-        since.is_some_and(|since| now.saturating_duration_since(since) >= second_read)
+        let Some(what) = absent(error) else { return false };
+        let is_second = |since: &Instant| now.saturating_duration_since(*since) >= second_read;
+        self.deleted.contains(&what) || self.seen.get(&what).is_some_and(is_second)
     }
 
     /// The condition that says which groups are missing. One more begins the day anew: there is one time for
@@ -154,6 +164,11 @@ fn absent(error: &Error) -> Option<String> {
     }
 }
 
+/// Whether a resource is this one, or in it: both in lower case.
+fn is_in(this: &str, resource: &str) -> bool {
+    resource.strip_prefix(this).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// The subscription and resource group of a resource, in lower case.
 fn group_of(resource: &str) -> String {
     resource.to_lowercase().split('/').take(5).collect::<Vec<_>>().join("/")
@@ -179,8 +194,19 @@ mod tests {
 
     fn noted(errors: &[Error], now: Instant) -> Absences {
         let mut absences = Absences::default();
-        errors.iter().for_each(|error| absences.note(error, now));
+        errors.iter().for_each(|error| note(&mut absences, error, now));
         absences
+    }
+
+    /// The request was about the resource that the error is about.
+    fn note(absences: &mut Absences, error: &Error, now: Instant) {
+        let (Error::NotFound { resource, .. }
+        | Error::ScopeMissing { resource, .. }
+        | Error::Stale { resource }) = error
+        else {
+            panic!("{error}")
+        };
+        absences.note(resource, error, now);
     }
 
     #[test]
@@ -208,8 +234,24 @@ mod tests {
         assert!(!proves(&found, &nic("a")), "it was seen in between");
         assert!(proves(&found, &nic("b")));
         let answered = Error::Stale { resource: id("g", "a") };
-        let anew = noted(&[nic("a"), answered], start);
+        let anew = noted(&[nic("a"), nic("b"), answered], start);
         assert!(!proves(&anew, &nic("a")));
+        assert!(proves(&anew, &nic("b")), "the answer shows nothing of this one");
+    }
+
+    #[test]
+    fn what_was_deleted_by_us_needs_no_second_answer_unless_it_was_seen_since() {
+        let start = Instant::now();
+        let mut absences = Absences::default();
+        let proves = |absences: &Absences, error: &Error| {
+            absences.prove(error, &Recorded::default(), MINUTE, false, start)
+        };
+        absences.deleted(&id("G", "A"));
+        assert!(proves(&absences, &nic("a")) && !proves(&absences, &nic("b")));
+        note(&mut absences, &nic("b"), start);
+        assert!(proves(&absences, &nic("a")));
+        absences.found(&id("g", "a"));
+        assert!(!proves(&absences, &nic("a")));
     }
 
     /// The object as it is once this condition has been applied.
@@ -235,7 +277,7 @@ mod tests {
         let mut next = Absences::of(&recorded);
         assert!(!prove(&next, &scope("g"), BELIEVED));
         assert!(Recorded::of(&recorded, epoch + BELIEVED).lacks_second_read(&scope("g")));
-        next.note(&scope("g"), start + BELIEVED);
+        note(&mut next, &scope("g"), start + BELIEVED);
         assert!(!prove(&next, &scope("g"), BELIEVED) && prove(&next, &scope("g"), BELIEVED + MINUTE));
     }
 
@@ -248,13 +290,13 @@ mod tests {
             known = object(absences.condition(&known, now));
             recorded(&known).map(|condition| condition.last_transition_time.0)
         };
-        absences.note(&scope("g"), Instant::now());
+        note(&mut absences, &scope("g"), Instant::now());
         assert_eq!(since(&absences, hour(5)), Some(hour(0)));
-        absences.note(&scope("h"), Instant::now());
+        note(&mut absences, &scope("h"), Instant::now());
         assert_eq!(since(&absences, hour(6)), Some(hour(6)), "one time for both");
         absences.found(&id("H", "n"));
         assert_eq!(since(&absences, hour(7)), Some(hour(6)));
-        absences.note(&Error::Stale { resource: id("g", "n") }, Instant::now());
+        note(&mut absences, &Error::Stale { resource: id("g", "n") }, Instant::now());
         assert_eq!(since(&absences, hour(8)), None);
     }
 

@@ -19,7 +19,7 @@ use super::lag::{Lag, lag};
 use super::memory::Memory;
 use super::observe::Seen;
 use super::setback::Setback;
-use crate::azure::ResourceId;
+use crate::azure::{self, ResourceId};
 use crate::cluster::kept;
 use crate::context::Context;
 use crate::planner::attachments::{self, Facts, Mark, Plan};
@@ -61,9 +61,14 @@ pub fn plan(
     let holds = |one: &Setback| one.holds(now) && !one.is_shared;
     let mut refused: HashSet<String> =
         attaching.refused.iter().filter(|(_, (_, one))| holds(one)).map(|(uid, _)| uid.clone()).collect();
+    attaching.unread.retain(|id, _| recorded.contains(id));
+    let is_unread = |(id, one): &(&ResourceId, &Setback)| {
+        holds(one) || ctx.azure.refusal_of_public_address(azure::Kind::Read, id).is_some()
+    };
+    let unread = attaching.unread.iter().filter(is_unread).map(|(id, _)| id.clone()).collect();
     let nic: Option<ResourceId> = seen.nic.as_ref().and_then(|nic| nic.id.parse().ok());
     let offered = seen.pool.as_ref().map(|pool| pool.spec.attachments.clone()).unwrap_or_default();
-    let plan = loop {
+    let mut plan = loop {
         let facts = Facts {
             held: &seen.observed.held,
             marks: &marks,
@@ -75,18 +80,20 @@ pub fn plan(
             offered: &offered,
             impossible: impossible(seen, nic.as_ref()),
             public: &attaching.public,
+            unread: &unread,
             refused: &refused,
             batch: attaching.batch,
         };
         let plan = attachments::plan(&facts, |uid| public_id(nic.as_ref()?, uid));
         // The step is for the others.
-        let held_back = step::held_back(ctx, nic.as_ref(), plan.step.as_ref(), attaching);
+        let held_back = step::held_back(ctx, nic.as_ref(), &plan, attaching);
         if held_back.is_empty() {
             break plan;
         }
         refused.extend(held_back);
     };
     attaching.undeleted.retain(|id, _| plan.delete.contains(id));
+    plan.delete.retain(|id| !step::keeps(ctx, id, attaching, now));
     plan
 }
 

@@ -79,7 +79,7 @@ pub fn blame(error: &Error, taken: &[Ipv4Net], change: &Change, is_again: bool) 
             return Blamed::Parts(vec![Part::Groups]);
         }
         Error::Denied { .. } | Error::DenyAssignment { .. } => return Blamed::All,
-        _ if !may_be_about_a_part(error) => return Blamed::All,
+        _ if !error.may_be_about_a_part() => return Blamed::All,
         _ => {}
     }
     let first = match error.remedy() {
@@ -94,33 +94,6 @@ pub fn blame(error: &Error, taken: &[Ipv4Net], change: &Change, is_again: bool) 
     // Pods that have lost their addresses are cut off: those are left out last.
     let is_growth_alone = || Change { reserve: 0, ..change.clone() }.is_empty();
     all_restored(first).unwrap_or_else(|| if is_growth_alone() { growth() } else { Blamed::All })
-}
-
-/// Whether Azure may object to a part of a write. It doesn't where the moment, another writer, the operator's
-/// own state or that of the whole resource is the cause. All other errors count, unknown ones, too.
-fn may_be_about_a_part(error: &Error) -> bool {
-    !matches!(
-        error,
-        Error::Throttled { .. }
-            | Error::Busy { .. }
-            | Error::Unavailable { .. }
-            | Error::Stale { .. }
-            | Error::Superseded { .. }
-            | Error::OutcomeUnknown { .. }
-            | Error::WithoutEffect { .. }
-            | Error::MayComeBack { .. }
-            | Error::Outgrown { .. }
-            | Error::Unconfirmed { .. }
-            | Error::Credential { .. }
-            | Error::Locked { .. }
-            | Error::NotFound { .. }
-            | Error::ScopeMissing { .. }
-            | Error::SubscriptionUnusable { .. }
-            | Error::ProviderId { .. }
-            | Error::ResourceId(_)
-            | Error::DryRun { .. }
-            | Error::Config { .. }
-    )
 }
 
 #[cfg(test)]

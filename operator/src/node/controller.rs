@@ -77,6 +77,9 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let _under_way = ctx.metrics.health.begin(&name);
     let mut memory = memories.take(&allocation);
     memory.nic.saw(&allocation);
+    // A reconcile that was dropped may have left them, or one that made the object again.
+    let serving = allocation.spec.serving().and_then(|nic| nic.id.parse().ok());
+    memory.nic.model_failed |= serving.is_some_and(|nic| ctx.azure.take_remains(&nic));
     // It is made again like one that a person deleted. If the store was set back, the agent ignores versions
     // that are older than what it has seen, and the next versions would all be older. A copy's addresses
     // belong to the writer of the original: the apply leaves them there.

@@ -10,6 +10,7 @@ use kube::ResourceExt;
 
 use super::lag::{Lag, lag};
 use super::memory::Memory;
+use super::memory::attaching::Attaching;
 use super::need::Need;
 use super::observe::Seen;
 use super::observe::obstacle::Obstacle;
@@ -169,17 +170,19 @@ impl Progress {
         !is_known && !self.allocation.spec.interfaces.is_empty()
     }
 
-    pub fn wants_attachments(&self) -> bool {
+    /// Whether something is to be attached or taken off, made or deleted, and no error holds all of it back.
+    fn wants_attachments(&self, attaching: &Attaching) -> bool {
         let orders = |plan: &attachments::Plan| !plan.make.is_empty() || !plan.delete.is_empty();
-        self.has_step() || (self.may_write() && self.attachments.as_ref().is_some_and(orders))
+        let has_orders = self.may_write() && self.attachments.as_ref().is_some_and(orders);
+        !attaching.holds(self.observed_at) && (self.has_step() || has_orders)
     }
 
     /// Whether the plan has a change and was made from the `spec`'s mirror: then it is made again from the
     /// NIC itself.
-    pub fn acts_on_a_mirror(&self) -> bool {
+    pub fn acts_on_a_mirror(&self, attaching: &Attaching) -> bool {
         let is_mirrored = self.seen.as_ref().is_some_and(|seen| !seen.is_read && !seen.is_held_back);
         let rehearses = self.rehearsal.as_ref().is_some_and(|rehearsal| !rehearsal.is_empty());
-        is_mirrored && (self.wants_write() || self.wants_attachments() || rehearses)
+        is_mirrored && (self.wants_write() || self.wants_attachments(attaching) || rehearses)
     }
 
     /// No pool serves the node any more, and it has given back everything, on whatever NIC that was, and
@@ -303,6 +306,21 @@ mod tests {
         named.spec.detached_public_addresses = vec!["/subscriptions/s".into()];
         progress.allocation = Arc::new(named);
         assert!(!progress.is_done_with(&memory.strays));
+    }
+
+    #[tokio::test]
+    async fn a_nic_is_not_read_with_each_event_while_azure_refuses_all_attachments() {
+        let (mut progress, mut memory) = begun();
+        with_nothing(&mut progress, &memory);
+        if let Some(seen) = &mut progress.seen {
+            seen.observed.may_write = true;
+        }
+        let delete = vec![sample_nic(&[]).id.clone()];
+        progress.attachments = Some(attachments::Plan { delete, ..Default::default() });
+        assert!(progress.acts_on_a_mirror(&memory.attaching));
+        let conflict = azure::Error::WithoutEffect { resource: "nic".into() };
+        memory.attaching.setback = Some(Setback::after(None, Stage::Write, &conflict, progress.observed_at));
+        assert!(!progress.acts_on_a_mirror(&memory.attaching));
     }
 
     #[tokio::test]

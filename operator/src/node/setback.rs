@@ -109,6 +109,23 @@ impl Setback {
         }
     }
 
+    /// The same of an error that may concern many. If it does (`is_shared`), one tries on behalf of all:
+    /// nobody waits ever longer, nor anew each time that the refusal is met.
+    pub fn of_many(
+        last: Option<&Setback>,
+        stage: Stage,
+        error: &Error,
+        is_shared: bool,
+        now: Instant,
+    ) -> Setback {
+        if !is_shared {
+            return Setback::after(last, stage, error, now);
+        }
+        let own = Setback::after(None, stage, error, now).shared();
+        let before = last.filter(|last| last.is_shared && last.holds(now));
+        Setback { until: before.map_or(own.until, |last| last.until), ..own }
+    }
+
     pub fn of(self, matter: Matter) -> Setback {
         Setback { matter: Some(matter), ..self }
     }

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use vnetpool_apiserver::doubled;
 use vnetpool_crds::NodeIPAllocation;
 
+use super::asking::{Asking, Refused, Turns};
 use super::lag::{Lag, lag};
 use super::pause;
 use crate::azure::{self, Change, Freshness, Nic, Priority, ResourceId, VmId};
@@ -59,7 +60,7 @@ impl Strays {
                 self.nics.push(nic);
             }
         }
-        self.missing.retain(|nic, _| self.nics.contains(nic));
+        self.missing.retain(|nic, _| self.nics.contains(nic) && !nics.contains(nic));
     }
 
     /// Those that are known.
@@ -100,18 +101,25 @@ pub async fn settle(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, s
     let last = strays.refused.take().map(|(times, _)| times);
     let mut is_released = false;
     for id in strays.nics.clone() {
-        match release(ctx, allocation, &vm, &id).await {
-            Ok(Outcome::Nothing) => drop(strays.missing.remove(&id)),
+        let released = release(ctx, allocation, &vm, &id).await;
+        if !matches!(&released, Err(Refused { error: azure::Error::NotFound { .. }, .. })) {
+            strays.missing.remove(&id);
+        }
+        match released {
+            Ok(Outcome::Nothing) => {}
             Ok(Outcome::Released) => is_released = true,
             Ok(Outcome::LeftTo(other)) => {
                 let about = [node.object_ref(&()), allocation.object_ref(&())];
                 ctx.events.report(&about, events::left_behind(id.as_str(), other.as_str()));
                 strays.forget(&id);
             }
-            Err(azure::Error::NotFound { .. }) => strays.missed(&id, ctx.waits.second_read, Instant::now()),
-            // A person has paused the node: the write is repeated when it goes on.
-            Err(error) if error.is_given_up() => return is_released,
-            Err(error) => {
+            Err(Refused { error: azure::Error::NotFound { .. }, .. }) => {
+                strays.missed(&id, ctx.waits.second_read, Instant::now());
+            }
+            // A person has paused the node, or others were refused the same: the write is repeated when it
+            // goes on.
+            Err(Refused { error, .. }) if error.is_given_up() => return is_released,
+            Err(Refused { error, .. }) => {
                 warn!(nic = %id, reason = %error.reason(), %error, "what it holds of ours stays there for now");
                 let times = last.map_or(0, |times| times + 1);
                 strays.refused = Some((times, Instant::now() + doubled(FIRST, times, LONGEST)));
@@ -126,18 +134,22 @@ async fn release(
     allocation: &NodeIPAllocation,
     vm: &VmId,
     id: &ResourceId,
-) -> Result<Outcome, azure::Error> {
-    let known = ctx.azure.nic(id, Freshness::Cached, Priority::GiveBack).await?;
+) -> Result<Outcome, Refused> {
+    let asking = Asking::of(ctx, allocation, Turns::Left);
+    // What is known shows nothing of refusals.
+    let known = |urgency| ctx.azure.nic(id, Freshness::Cached, urgency);
+    let (reads, urgency) = (&ctx.refusals.reads, Priority::GiveBack.into());
+    let known = asking.ask(reads, &[id.key()], urgency, known, |_| false).await?;
     if others(&known, vm).is_none() && idle(allocation, &known).is_empty() {
         return Ok(Outcome::Nothing);
     }
-    let nic = ctx.azure.nic(id, Freshness::Fresh, Priority::GiveBack).await?;
+    let nic = asking.read(id, Priority::GiveBack).await?;
     if let Some(other) = others(&nic, vm) {
         return Ok(Outcome::LeftTo(other.clone()));
     }
     let change = Change { release: idle(allocation, &nic), ..Change::default() };
     let urgency = pause::while_not(&ctx.cluster, &ctx.waker, allocation, Priority::GiveBack);
-    ctx.azure.update(id, &change, urgency).await?;
+    asking.write(&nic, &change, urgency).await?;
     info!(nic = %id, count = change.release.len(), "released what a NIC that doesn't serve its node held");
     Ok(Outcome::Released)
 }
@@ -199,6 +211,11 @@ mod tests {
         strays.missed(&id("a"), minute, start);
         assert_eq!((strays.nics().len(), strays.wait(start)), (2, Some(minute)));
         strays.missed(&id("a"), minute, start + minute);
+        assert_eq!(strays.nics(), [id("b")]);
+        // One that was read in between is missed anew.
+        strays.missed(&id("b"), minute, start);
+        strays.found(&[id("b")], &id("s"), false);
+        strays.missed(&id("b"), minute, start + minute);
         assert_eq!(strays.nics(), [id("b")]);
     }
 

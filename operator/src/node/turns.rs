@@ -54,8 +54,10 @@ fn wake_refused(ctx: &Context) {
             [ATTACHED, APPLICATION_SECURITY_GROUPS].map(|type_| condition::find(node.conditions(), type_));
         found.into_iter().flatten().any(|one| one.status == "False")
     };
+    let is_gone = |node: &NodeIPAllocation| ctx.cluster.node(&node.name_any()).is_none();
     let all = ctx.cluster.allocations().state();
-    all.iter().filter(|node| lacks(node)).for_each(|node| ctx.waker.allocation(&node.name_any()));
+    let may_wait = all.iter().filter(|node| lacks(node) || is_gone(node));
+    may_wait.for_each(|node| ctx.waker.allocation(&node.name_any()));
 }
 
 /// Nodes find their step at their next reconcile: woken all at once they would give back all at once, and

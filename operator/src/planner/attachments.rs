@@ -62,9 +62,11 @@ pub struct Facts<'a> {
     pub offered: &'a Attachments,
     /// Why nothing can be attached to this node's addresses at all, and the remedy, if so.
     pub impossible: Option<&'static str>,
-    /// Public addresses as Azure reported them; `None`: there is none. One that is being deleted is unknown,
-    /// and so is one that is being made where there was none.
+    /// Public addresses as Azure reported them; `None`: it is deleted. One that is being deleted is unknown,
+    /// and so are one that is being made where there was none, and one that Azure doesn't find.
     pub public: &'a HashMap<ResourceId, Option<PublicAddress>>,
+    /// Public addresses that aren't to be read now: Azure hasn't found them lately, or has refused to.
+    pub unread: &'a HashSet<ResourceId>,
     /// Pods with a wish that Azure has refused lately, by UID.
     pub refused: &'a HashSet<String>,
     /// How many to attach in one write: a write that asks for one thing too many gets nothing at all.
@@ -304,7 +306,7 @@ fn granted(
     let left = if public.is_none() { made(mark, facts) } else { None };
     let may_attach = facts.confirmed && holder == Some(uid) && !facts.refused.contains(uid) && is_announced;
     let next = if is_complete && is_unknown {
-        public.cloned().map(Next::Read)
+        public.filter(|id| !facts.unread.contains(id)).cloned().map(Next::Read)
     } else if is_complete {
         left.clone().map(Next::Delete)
     } else if !may_attach {

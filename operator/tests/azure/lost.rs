@@ -159,6 +159,21 @@ async fn a_public_address_that_is_there_after_its_deletion_is_not_taken_for_gone
 }
 
 #[tokio::test]
+async fn a_deletion_that_finds_nothing_is_no_proof_whichever_way_azure_answers() {
+    let public: ResourceId = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-pod").parse().unwrap();
+    let script = Script::start().await;
+    let azure = script.azure();
+    for answered in [answer(204, Value::Null), answer(404, arm_error("ResourceNotFound"))] {
+        script.next(answered);
+        let error = azure.delete_public_address(&public, Priority::GiveBack).await.unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    }
+    let error = azure.public_address(&public, Priority::GiveBack);
+    script.next(answer(404, arm_error("ResourceNotFound")));
+    assert!(matches!(error.await, Err(Error::NotFound { .. })));
+}
+
+#[tokio::test]
 async fn a_public_address_whose_making_got_no_answer_is_gone_for_good_a_minute_later_and_not_before() {
     let public: ResourceId = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-pod").parse().unwrap();
     let script = Script::start().await;

@@ -190,6 +190,30 @@ async fn an_instance_under_another_operation_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_write_that_is_dropped_on_its_way_may_have_left_something_in_the_model() {
+    let pool = Pool::start().await;
+    pool.update(&["vnp-1"], &[]).await.unwrap();
+    assert!(!pool.azure.take_remains(&pool.nic));
+    let fault = pool.sim.order_fault(Fault {
+        method: Some("PUT".into()),
+        path_contains: Some("virtualMachineScaleSets".into()),
+        count: Some(1),
+        effect: Effect::Hold,
+    });
+    let is_sent = async {
+        while pool.sim.faults().iter().all(|one| one.id != fault || one.hits == 0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let names = ["vnp-2"];
+    tokio::select! {
+        outcome = pool.update(&names, &[]) => panic!("{outcome:?}"),
+        () = is_sent => {}
+    }
+    assert!(pool.azure.take_remains(&pool.nic) && !pool.azure.take_remains(&pool.nic));
+}
+
+#[tokio::test]
 async fn a_nic_that_lags_behind_its_model_gets_no_reservation_twice() {
     let pool = Pool::start().await;
     let path = format!("{}{}?api-version=2018-10-01", pool.sim.arm_url(), pool.nic);

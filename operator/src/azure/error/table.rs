@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use super::classify::THROTTLED;
+use super::consequence::FAILED;
 use super::*;
 
 const NIC: &str = "/subscriptions/S/resourceGroups/MC_g/providers/Microsoft.Network/networkInterfaces/n-nic";

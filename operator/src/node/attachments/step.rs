@@ -1,5 +1,6 @@
 //! The steps by which a resource is attached to a pod's address, or is taken off again.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use futures::future::join_all;
@@ -21,7 +22,7 @@ use crate::node::memory::attaching::{Attaching, Begun, Done, Order};
 use crate::node::pause;
 use crate::node::progress::Progress;
 use crate::node::setback::{Setback, Stage};
-use crate::planner::attachments::{Attach, Invalid, Make, Step};
+use crate::planner::attachments::{Attach, Invalid, Make, Plan, Step};
 
 /// The next step and the NIC it is for, if it may be taken now.
 pub fn next(progress: &Progress, attaching: &Attaching, now: Instant) -> Option<(ResourceId, Step)> {
@@ -94,7 +95,11 @@ fn detached(nic: &Nic, names: &[String]) -> Result<(), azure::Error> {
     }
 }
 
-/// All at once. Each answer is remembered, whatever became of the others.
+/// All at once. Each answer is remembered, whatever became of the others. One that isn't found, or that only
+/// a person can help to, waits alone.
+///
+/// # Errors
+/// The last that may pass.
 async fn read_public(
     ctx: &Context,
     attaching: &mut Attaching,
@@ -105,7 +110,11 @@ async fn read_public(
     let mut outcome = Ok(());
     for (id, found) in ids.into_iter().zip(found) {
         match found {
-            Ok(public) => drop(attaching.public.insert(id, public.map(shown))),
+            Ok(public) => attaching.ended(&id, Some(shown(public))),
+            Err(error) if is_for_a_person(&error) => {
+                let is_shared = ctx.azure.refusal_of_public_address(azure::Kind::Read, &id).is_some();
+                attaching.not_read(&id, &error, is_shared, Instant::now());
+            }
             Err(error) => outcome = Err(error),
         }
     }
@@ -136,6 +145,7 @@ async fn attach_all(
             let (there, lacking): (Vec<_>, Vec<_>) = attach.iter().partition(|one| shows(&written, one));
             for one in there {
                 attaching.refused.remove(&one.uid);
+                attaching.anew.remove(&one.uid);
                 ctx.events.report(&[about(&one.pod, &one.uid)], events::attached(&one.attached));
             }
             let last = attaching.setback.take();
@@ -154,8 +164,9 @@ async fn attach_all(
     Ok(())
 }
 
-/// Whether nothing was attached because public addresses of these pods are gone from Azure. Then they are
-/// made anew, at once. A pod that loses its own again before it has it is refused like any other.
+/// Whether nothing was attached because Azure doesn't find public addresses of these pods. Then they are made
+/// anew, at once; one that is there is changed by that into the same. A pod whose own isn't found again
+/// before it has it is refused like any other.
 async fn lost(
     ctx: &Context,
     attach: &[Attach],
@@ -167,22 +178,18 @@ async fn lost(
     if !matches!(error, azure::Error::Unattachable { .. }) || ids.is_empty() {
         return Ok(false);
     }
-    match read_public(ctx, attaching, ids, urgency).await {
-        Err(error) if error.is_given_up() => return Err(error),
-        // Those that weren't read are as they were.
-        Ok(()) | Err(_) => {}
+    let found = join_all(ids.iter().map(|id| ctx.azure.public_address(id, &urgency))).await;
+    let mut missed = HashSet::new();
+    for (id, found) in ids.into_iter().zip(found) {
+        match found {
+            Ok(public) => attaching.ended(&id, Some(shown(public))),
+            Err(error) if error.is_given_up() => return Err(error),
+            Err(azure::Error::NotFound { .. }) => drop(missed.insert(id)),
+            // It is as it was.
+            Err(_) => {}
+        }
     }
-    let is_gone = |id: &ResourceId| attaching.public.get(id) == Some(&None);
-    let gone: Vec<&Attach> =
-        attach.iter().filter(|one| one.attached.public_address.as_ref().is_some_and(is_gone)).collect();
-    if gone.is_empty() || gone.iter().any(|one| attaching.refused.contains_key(&one.uid)) {
-        return Ok(false);
-    }
-    for one in gone {
-        let at_once = setback(None, error).without_wait(Instant::now());
-        attaching.refused.insert(one.uid.clone(), (one.pod.clone(), at_once));
-    }
-    Ok(true)
+    Ok(attaching.make_anew(&missed))
 }
 
 fn shows(nic: &Nic, asked: &Attach) -> bool {
@@ -217,7 +224,7 @@ pub async fn order(ctx: &Context, progress: &Progress, attaching: &mut Attaching
         && progress.may_write()
         && !attaching.holds(now)
     {
-        plan.delete.iter().for_each(|id| delete(ctx, progress, attaching, id, now));
+        plan.delete.iter().for_each(|id| delete(ctx, progress, attaching, id));
         for asked in &plan.make {
             make(ctx, progress, attaching, asked, now).await;
         }
@@ -240,9 +247,8 @@ async fn make(ctx: &Context, progress: &Progress, attaching: &mut Attaching, ask
     beside(ctx, progress, begun, Order::Make(asked.clone()), work);
 }
 
-fn delete(ctx: &Context, progress: &Progress, attaching: &mut Attaching, id: &ResourceId, now: Instant) {
-    let waits = attaching.undeleted.get(id).is_some_and(|refusal| refusal.holds(now));
-    if waits || progress.lacks_nic() {
+fn delete(ctx: &Context, progress: &Progress, attaching: &mut Attaching, id: &ResourceId) {
+    if progress.lacks_nic() {
         return;
     }
     let Some(begun) = attaching.orders.begin(id) else { return };
@@ -262,13 +268,16 @@ fn beside(
     order: Order,
     work: impl Future<Output = Result<Option<PublicAddress>, azure::Error>> + Send + 'static,
 ) {
-    let (waker, node) = (ctx.waker.clone(), progress.allocation.name_any());
+    let (waker, node, azure) = (ctx.waker.clone(), progress.allocation.name_any(), ctx.azure.clone());
     ctx.beside.begin(async move {
         let result = caught(work).await.unwrap_or_else(|panicked| {
             let resource = order.id().to_string();
             Err(azure::Error::OutcomeUnknown { resource, message: format!("the operator {panicked}") })
         });
-        begun.ended(Done { order, result });
+        let of_all = azure.refusal_of_public_address(order.call(), order.id());
+        let is_shared =
+            of_all.zip(result.as_ref().err()).is_some_and(|(all, own)| all.reason() == own.reason());
+        begun.ended(Done { order, result, is_shared });
         waker.allocation(&node);
     });
 }
@@ -307,8 +316,8 @@ impl Presence {
     fn of(attaching: &Attaching, asked: &Make) -> Presence {
         match attaching.public.get(&asked.id) {
             Some(Some(_)) => Presence::There,
-            // Whether it is there was found out before it was refused.
-            _ if attaching.refused.contains_key(&asked.uid) => Presence::Absent,
+            // Whether it is there was found out before it was refused, unless another was asked for.
+            _ if attaching.refused.get(&asked.uid).is_some_and(|(_, one)| !one.is_shared) => Presence::Absent,
             _ => Presence::Unknown,
         }
     }
@@ -338,9 +347,12 @@ impl Presence {
 /// Takes in the outcomes of the orders that have ended. A public address that isn't deleted holds nothing
 /// else up. One that something else has is given up if a person has confirmed that nothing is left.
 pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone: bool) {
-    for Done { order, result } in attaching.orders.take() {
+    for Done { order, result, is_shared } in attaching.orders.take() {
         match (result, order) {
             (Ok(public), order) => attaching.ended(order.id(), public.map(shown)),
+            (Err(error), Order::Make(asked)) if is_shared => {
+                refuse_one(ctx, &Asked::from(&asked), &error, true, attaching);
+            }
             (Err(error), Order::Make(asked)) => {
                 refuse(ctx, &[Asked::from(&asked)], &error, attaching);
             }
@@ -349,7 +361,7 @@ pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone
                 attaching.ended(&id, None);
             }
             (Err(error), Order::Delete(id)) => {
-                attaching.not_deleted(&id, &error, ctx.waits.second_read, Instant::now());
+                attaching.not_deleted(&id, (&error, is_shared), ctx.waits.second_read, Instant::now());
             }
         }
     }
@@ -358,7 +370,7 @@ pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone
 /// What an error means to the pods of the write. Where it doesn't show whose part was the cause, fewer are
 /// tried next time.
 fn refuse(ctx: &Context, asked: &[Asked<'_>], error: &azure::Error, attaching: &mut Attaching) {
-    if !matches!(error.remedy(), azure::Remedy::WaitForChange { .. }) {
+    if !is_for_a_person(error) {
         attaching.setback = Some(setback(attaching.setback.as_ref(), error));
         return;
     }
@@ -370,6 +382,11 @@ fn refuse(ctx: &Context, asked: &[Asked<'_>], error: &azure::Error, attaching: &
         let is_shared = ctx.azure.refusal_of(one.referred.iter().copied()).is_some();
         refuse_one(ctx, one, error, is_shared, attaching);
     }
+}
+
+/// Whether nothing helps until a person changes something.
+fn is_for_a_person(error: &azure::Error) -> bool {
+    matches!(error.remedy(), azure::Remedy::WaitForChange { .. })
 }
 
 /// Those of several whose part was the cause, as far as an error shows that.
@@ -388,24 +405,44 @@ fn refuse_one(
 ) {
     let last = attaching.refused.get(asked.uid).map(|(_, setback)| setback);
     let is_news = last.is_none_or(|last| last.reason != error.reason());
-    let own = setback(last.filter(|_| !is_shared), error);
+    let own = Setback::of_many(last, Stage::Write, error, is_shared, Instant::now());
     if is_news {
         let event = events::stuck(own.reason, "Attach", &own.message);
         ctx.events.report(&[about(asked.pod, asked.uid)], event);
     }
-    let own = if is_shared { own.shared() } else { own };
     attaching.refused.insert(asked.uid.to_owned(), (asked.pod.to_owned(), own));
 }
 
-/// The pods of the next step that ask for what all are refused now: by UID.
+/// Whether a public address isn't to be deleted now: that is under way, or refused. What many are refused is
+/// decided anew each time.
+pub fn keeps(ctx: &Context, id: &ResourceId, attaching: &mut Attaching, now: Instant) -> bool {
+    let own = attaching.undeleted.get(id);
+    if attaching.orders.has(id) || own.is_some_and(|own| own.holds(now) && !own.is_shared) {
+        return true;
+    }
+    let of_all = ctx.azure.refusal_of_public_address(azure::Kind::Delete, id);
+    if let Some(error) = &of_all {
+        attaching.not_deleted(id, (&error.clone().about(id.as_str()), true), ctx.waits.second_read, now);
+    }
+    of_all.is_some()
+}
+
+/// The pods that ask for what all are refused now, by UID: those of the next step, and those for which a
+/// public address is to be made.
 pub fn held_back(
     ctx: &Context,
     nic: Option<&ResourceId>,
-    step: Option<&Step>,
+    plan: &Plan,
     attaching: &mut Attaching,
 ) -> Vec<String> {
-    let (Some(nic), Some(Step::Attach(attach))) = (nic, step) else { return vec![] };
     let mut held = vec![];
+    for asked in &plan.make {
+        if let Some(error) = ctx.azure.refusal_of_public_address(azure::Kind::Write, &asked.id) {
+            refuse_one(ctx, &Asked::from(asked), &error.about(asked.id.as_str()), true, attaching);
+            held.push(asked.uid.clone());
+        }
+    }
+    let (Some(nic), Some(Step::Attach(attach))) = (nic, &plan.step) else { return held };
     for one in attach {
         if let Some(error) = ctx.azure.refusal_of(&one.attached.backend_pools) {
             refuse_one(ctx, &Asked::from(one), &error.about(nic.as_str()), true, attaching);

@@ -191,24 +191,24 @@ fn is_met(claim: &Claim, table: &RouteTable) -> bool {
     own.is_some_and(|route| route.next_hop == Some(claim.next_hop))
 }
 
-/// Removes the routes of a node that is gone.
+/// Removes the routes of a node that is gone from the table. Returns whether that took a write.
 ///
 /// # Errors
 /// Azure's. That it doesn't find the table proves nothing by itself.
 pub async fn leave(
     ctx: &Context,
     allocation: &NodeIPAllocation,
+    table: &str,
     urgency: Urgency,
-) -> Result<(), azure::Error> {
+) -> Result<bool, azure::Error> {
     let spec = &allocation.spec;
-    let Some(table) = &spec.route_table_id else { return Ok(()) };
     let next_hop = spec.serving().and_then(|nic| nic.primary_address.parse().ok());
     let change = RouteChange::Leave {
         node: allocation.name_any(),
         names: spec.ip_configurations().map(|one| one.name.clone()).collect(),
         next_hop: next_hop.unwrap_or(Ipv4Addr::UNSPECIFIED),
     };
-    ctx.azure.change_routes(&table.parse()?, change, urgency).await.map(drop)
+    ctx.azure.change_routes(&table.parse()?, change, urgency).await.map(|written| written.was_sent)
 }
 
 /// How often each table is read, a little less often than the known state of it expires.

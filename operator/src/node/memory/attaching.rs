@@ -1,6 +1,6 @@
 //! The state of a node's attachments so far.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -10,15 +10,19 @@ use crate::azure::{self, PublicAddress, ResourceId};
 use crate::lock::lock;
 use crate::node::absences::{Absences, Recorded};
 use crate::node::setback::{Setback, Stage};
-use crate::planner::attachments::{Make, Wish};
+use crate::planner::attachments::{Make, Wish, pod_of};
 
 /// What this process remembers of a node's attachments. All of it can be lost.
 #[derive(Clone, Debug)]
 pub struct Attaching {
-    /// Public addresses as Azure reported them; `None`: there is none.
+    /// Public addresses as Azure reported them; `None`: it is deleted.
     pub public: HashMap<ResourceId, Option<allocation::PublicAddress>>,
-    /// Pods with a wish that Azure has refused, by UID, with their names.
+    /// Pods with a wish that Azure has refused, by UID, with their names. Each pod has an Event about it.
     pub refused: HashMap<String, (String, Setback)>,
+    /// Pods whose public address is made anew, because Azure didn't find it: by UID.
+    pub anew: HashSet<String>,
+    /// Public addresses that Azure hasn't found, or has refused to show.
+    pub unread: HashMap<ResourceId, Setback>,
     /// The wishes of the node's pods when they were last seen, by UID.
     wishes: HashMap<String, Wish>,
     /// Public addresses that Azure has refused to delete, or hasn't found.
@@ -51,6 +55,8 @@ pub enum Order {
 pub struct Done {
     pub order: Order,
     pub result: Result<Option<PublicAddress>, azure::Error>,
+    /// All are refused the same: one of them asks on behalf of all.
+    pub is_shared: bool,
 }
 
 /// An order under way. Dropped before its end, it is as if it had never begun: whatever was sent by then, it
@@ -66,6 +72,14 @@ impl Order {
         match self {
             Order::Make(asked) => &asked.id,
             Order::Delete(id) => id,
+        }
+    }
+
+    /// The kind of the call that carries it out.
+    pub fn call(&self) -> azure::Kind {
+        match self {
+            Order::Make(_) => azure::Kind::Write,
+            Order::Delete(_) => azure::Kind::Delete,
         }
     }
 }
@@ -115,6 +129,8 @@ impl Default for Attaching {
         Attaching {
             public: HashMap::new(),
             refused: HashMap::new(),
+            anew: HashSet::new(),
+            unread: HashMap::new(),
             wishes: HashMap::new(),
             undeleted: HashMap::new(),
             absences: Absences::default(),
@@ -130,7 +146,7 @@ impl Attaching {
     /// How long until something that was refused may be tried again.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
         let refused = self.refused.values().map(|(_, setback)| setback);
-        let all = refused.chain(self.undeleted.values()).chain(&self.setback);
+        let all = refused.chain(self.undeleted.values()).chain(self.unread.values()).chain(&self.setback);
         all.filter(|setback| setback.holds(now)).map(|setback| setback.until - now).min()
     }
 
@@ -141,7 +157,8 @@ impl Attaching {
     /// A person has edited the node's pool: what only a person can end is tried at once.
     pub fn edited(&mut self, now: Instant) {
         let refused = self.refused.values_mut().map(|(_, setback)| setback);
-        refused.chain(self.undeleted.values_mut()).chain(&mut self.setback).for_each(|one| one.edited(now));
+        let public = self.undeleted.values_mut().chain(self.unread.values_mut());
+        refused.chain(public).chain(&mut self.setback).for_each(|one| one.edited(now));
     }
 
     /// A person confirms that nothing of the node's is left in Azure. What something else has is tried to be
@@ -153,8 +170,28 @@ impl Attaching {
     /// This public address is there, or certainly gone.
     pub fn ended(&mut self, id: &ResourceId, public: Option<allocation::PublicAddress>) {
         self.undeleted.remove(id);
+        self.unread.remove(id);
         self.absences.found(id.as_str());
         self.public.insert(id.clone(), public);
+    }
+
+    /// This public address couldn't be read. It may be there all the same: only its deletion shows that it is
+    /// gone.
+    pub fn not_read(&mut self, id: &ResourceId, error: &azure::Error, is_shared: bool, now: Instant) {
+        self.public.remove(id);
+        let own = Setback::of_many(self.unread.get(id), Stage::Find, error, is_shared, now);
+        self.unread.insert(id.clone(), own);
+    }
+
+    /// Azure hasn't found these public addresses, which were to be attached: unknown, they are made before
+    /// the next attempt. Returns whether that may come at once: there are some, and none was made anew
+    /// before.
+    pub fn make_anew(&mut self, missed: &HashSet<ResourceId>) -> bool {
+        self.public.retain(|id, _| !missed.contains(id));
+        let pods: HashSet<String> = missed.iter().filter_map(pod_of).map(str::to_owned).collect();
+        let may_come_at_once = !pods.is_empty() && self.anew.is_disjoint(&pods);
+        self.anew.extend(pods);
+        may_come_at_once
     }
 
     /// This public address couldn't be deleted. One that isn't found is gone if it wasn't found `second_read`
@@ -162,19 +199,17 @@ impl Attaching {
     pub fn not_deleted(
         &mut self,
         id: &ResourceId,
-        error: &azure::Error,
+        (error, is_shared): (&azure::Error, bool),
         second_read: Duration,
         now: Instant,
     ) {
         if self.absences.prove(error, &Recorded::default(), second_read, false, now) {
             return self.ended(id, None);
         }
-        let mut setback = Setback::after(self.undeleted.get(id), Stage::Write, error, now);
+        let mut setback = Setback::of_many(self.undeleted.get(id), Stage::Write, error, is_shared, now);
+        self.absences.note(id.as_str(), error, now);
         if matches!(error, azure::Error::NotFound { .. }) {
-            self.absences.note(error, now);
             setback.until = now + second_read;
-        } else {
-            self.absences.found(id.as_str());
         }
         self.undeleted.insert(id.clone(), setback);
     }
@@ -188,6 +223,7 @@ impl Attaching {
             Some(before.get(uid).is_none_or(|before| before.asks_the_same_as(wish)))
         };
         self.refused.retain(|uid, _| is_same(uid).unwrap_or_default());
+        self.anew.retain(|uid| is_same(uid).unwrap_or_default());
     }
 }
 
@@ -203,7 +239,7 @@ mod tests {
             let orders = Orders::default();
             let begun = orders.begin(&id("u")).unwrap();
             assert!(orders.has(&id("u")) && orders.take().is_empty());
-            begun.ended(Done { order: Order::Delete(id("u")), result: Err(error) });
+            begun.ended(Done { order: Order::Delete(id("u")), result: Err(error), is_shared: false });
             let count = orders.take().len();
             assert!(!orders.has(&id("u")));
             count
@@ -219,7 +255,7 @@ mod tests {
         let orders = Orders::default();
         let begun = orders.begin(&id("a")).unwrap();
         assert!(orders.begin(&id("a")).is_none() && orders.begin(&id("b")).is_some());
-        begun.ended(Done { order: Order::Delete(id("a")), result: Ok(None) });
+        begun.ended(Done { order: Order::Delete(id("a")), result: Ok(None), is_shared: false });
         assert!(orders.begin(&id("a")).is_none());
         assert_eq!(orders.take().len(), 1);
         assert!(orders.begin(&id("a")).is_some());
@@ -247,17 +283,68 @@ mod tests {
             |uid: &str| azure::Error::NotFound { resource: id(uid).to_string(), message: "m".into() };
         let mut attaching = Attaching::default();
         for uid in ["a", "b"] {
-            attaching.not_deleted(&id(uid), &missed(uid), minute, start);
+            attaching.not_deleted(&id(uid), (&missed(uid), false), minute, start);
         }
         assert_eq!((attaching.public.len(), attaching.wait(start)), (0, Some(minute)));
         // One of them is there, and is missed again later.
         attaching.ended(&id("b"), Some(allocation::PublicAddress::default()));
         for uid in ["a", "b"] {
-            attaching.not_deleted(&id(uid), &missed(uid), minute, start + minute);
+            attaching.not_deleted(&id(uid), (&missed(uid), false), minute, start + minute);
         }
         let is_gone = |uid| attaching.public[&id(uid)].is_none();
         assert!(is_gone("a") && !is_gone("b"), "{:?}", attaching.public);
         assert_eq!(attaching.undeleted.keys().collect::<Vec<_>>(), [&id("b")]);
+    }
+
+    #[test]
+    fn a_pod_whose_public_address_is_lost_twice_is_refused_as_one_that_has_no_event_yet() {
+        let there = || Some(allocation::PublicAddress::default());
+        let missed = HashSet::from([id("a")]);
+        let public = HashMap::from([(id("a"), there()), (id("b"), there())]);
+        let mut attaching = Attaching { public, ..Attaching::default() };
+        assert!(!attaching.make_anew(&HashSet::new()));
+        for is_first in [true, false] {
+            assert_eq!(attaching.make_anew(&missed), is_first);
+            let known: Vec<_> = attaching.public.keys().cloned().collect();
+            assert_eq!(known, [id("b")], "neither taken for gone nor for there");
+            attaching.public.insert(id("a"), there());
+        }
+        assert!(attaching.refused.is_empty(), "the refusal that follows would be no news");
+        attaching.saw(&HashMap::new());
+        assert!(attaching.make_anew(&missed), "another pod's");
+    }
+
+    #[test]
+    fn a_public_address_that_a_read_does_not_find_is_not_taken_for_gone_and_read_ever_less_often() {
+        let start = Instant::now();
+        let missed = azure::Error::NotFound { resource: id("u").to_string(), message: "m".into() };
+        let mut attaching = Attaching::default();
+        let mut waits = vec![];
+        for _ in 0..4 {
+            attaching.not_read(&id("u"), &missed, false, start);
+            assert!(!attaching.public.contains_key(&id("u")), "{:?}", attaching.public);
+            waits.extend(attaching.wait(start));
+        }
+        assert!(waits[0] >= Duration::from_secs(60) && waits.is_sorted() && waits[3] > waits[0], "{waits:?}");
+        attaching.edited(start);
+        assert_eq!(attaching.wait(start), None);
+        attaching.ended(&id("u"), Some(allocation::PublicAddress::default()));
+        assert!(attaching.unread.is_empty() && attaching.public[&id("u")].is_some());
+    }
+
+    #[test]
+    fn what_all_are_refused_is_asked_for_every_two_minutes_however_often_it_was_in_vain() {
+        let start = Instant::now();
+        let (action, scope, message) = ("delete".to_owned(), "s".to_owned(), "m".to_owned());
+        let denied = azure::Error::Denied { action, scope, message };
+        let mut attaching = Attaching::default();
+        // With events of its node in between.
+        for seconds in (0..1000).step_by(40) {
+            let now = start + Duration::from_secs(seconds);
+            attaching.not_deleted(&id("u"), (&denied, true), Duration::from_secs(60), now);
+            assert_eq!(attaching.wait(now), Some(Duration::from_secs(120 - seconds % 120)));
+        }
+        assert!(attaching.undeleted[&id("u")].is_shared);
     }
 
     #[test]

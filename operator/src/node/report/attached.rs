@@ -27,8 +27,9 @@ pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
         let pods = refused.iter().map(|(pod, setback)| format!("Pod {pod}: {}", setback.message)).collect();
         return Some(Verdict::no(first.reason, some(pods)));
     }
-    let undeleted = attaching.undeleted.values().min_by(|a, b| a.message.cmp(&b.message));
-    if let Some(setback) = attaching.setback.as_ref().or(undeleted) {
+    let public = attaching.undeleted.values().chain(attaching.unread.values());
+    let public = public.min_by(|a, b| a.message.cmp(&b.message));
+    if let Some(setback) = attaching.setback.as_ref().or(public) {
         return Some(Verdict::no(setback.reason, &setback.message));
     }
     if !foreign.is_empty() {
@@ -63,6 +64,10 @@ mod tests {
         let locked = Error::Locked { resource: id.into(), scope: id.into(), message: "m".into() };
         let refusal = Setback::after(None, Stage::Write, &locked, Instant::now());
         attaching.undeleted.insert(id.parse().unwrap(), refusal.clone());
-        assert_eq!(condition(&plan, &attaching), Some(Verdict::no(refusal.reason, &refusal.message)));
+        let reported = Some(Verdict::no(refusal.reason, &refusal.message));
+        assert_eq!(condition(&plan, &attaching), reported);
+        // And one that can't be read.
+        attaching.unread = std::mem::take(&mut attaching.undeleted);
+        assert_eq!(condition(&plan, &attaching), reported);
     }
 }

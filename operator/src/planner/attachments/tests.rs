@@ -22,6 +22,7 @@ struct World {
     /// What the operator remembers of Azure's public addresses, and those that are there.
     public: HashMap<ResourceId, Option<PublicAddress>>,
     there: HashSet<ResourceId>,
+    unread: HashSet<ResourceId>,
     refused: HashSet<String>,
     batch: usize,
 }
@@ -56,6 +57,7 @@ fn world(n: u8) -> World {
         impossible: None,
         public: HashMap::new(),
         there: HashSet::new(),
+        unread: HashSet::new(),
         refused: HashSet::new(),
         batch: usize::MAX,
     }
@@ -75,6 +77,7 @@ impl World {
             impossible,
             public,
             there: _,
+            unread,
             refused,
             batch,
         } = self;
@@ -89,6 +92,7 @@ impl World {
             offered,
             impossible: *impossible,
             public,
+            unread,
             refused,
             batch: *batch,
         };
@@ -351,6 +355,25 @@ fn a_new_operator_reads_an_attached_public_address_once() {
     world.settle();
     world.public.clear();
     assert_eq!(world.plan().step, Some(Step::Read(vec![public_id("a")])));
+}
+
+#[test]
+fn an_attached_public_address_that_azure_does_not_find_holds_up_no_other_pod_and_is_deleted_with_its_own() {
+    let mut world = world(2).wants_public("a").with("a", 1);
+    world.settle();
+    world.public.clear();
+    world.unread.insert(public_id("a"));
+    let plan = world.plan();
+    assert_eq!((plan.step, plan.pending), (None, 1), "it would be read in a loop");
+    let mut world = world.wants_web("b").with("b", 2);
+    world.settle();
+    assert_eq!(world.plan().attached, 1);
+    // It may be there all the same.
+    world.wishes.remove("a");
+    world.has.remove(&address(1));
+    while !world.plan().delete.contains(&public_id("a")) {
+        assert!(world.step(), "it is forgotten");
+    }
 }
 
 #[test]
