@@ -129,16 +129,13 @@ fn main() -> ExitCode {
         }
     };
     let of_seed = |seed: u64| {
-        let of_scene = |(name, scene): (String, hostile::Scene)| {
+        let of_scene = |scene: hostile::Scene| {
+            let name = format!("hostile::seed_{seed}{}", scene.suffix());
             trial(name, &planes, hostile::LONGEST, move |plane| {
                 Box::pin(hostile::survive(plane, seed, scene))
             })
         };
-        [
-            (format!("hostile::seed_{seed}"), hostile::Scene::Addresses),
-            (format!("hostile::seed_{seed}_with_blocks"), hostile::Scene::Blocks),
-        ]
-        .map(of_scene)
+        hostile::Scene::ALL.map(of_scene)
     };
     let trials = [
         attachments::TESTS,
