@@ -58,6 +58,7 @@ mod stage;
 mod standby;
 mod subnets;
 mod unreadable;
+mod unsupplied;
 
 use anyhow::Result;
 use futures::future::BoxFuture;
@@ -174,6 +175,7 @@ fn main() -> ExitCode {
         standby::TESTS,
         subnets::TESTS,
         unreadable::TESTS,
+        unsupplied::TESTS,
         // At the end the operators have most processor time, and these measure how soon they are back.
         disturbed::TESTS,
         secluded::TESTS,
