@@ -257,10 +257,12 @@ test-others:
 build-tests:
 	cargo test --workspace --no-run
 
-# Many more cases for every property, a plugin killed in more situations, more seeds of hostile answers, and
-# the chapters on clusters in the opposite order, with those that keep a machine busy for minutes.
+# Many more cases for every property, a plugin killed in more situations, more seeds of hostile answers and of
+# garbage, watches that are silent for minutes, and the chapters on clusters in the opposite order, with those
+# that keep a machine busy for minutes.
 test-nightly:
 	PROPTEST_CASES=10000 cargo test --workspace --no-fail-fast --lib
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test kernel -- crashes::
-	HOSTILE_SEEDS="$$(seq -s ' ' 3 22)" cargo test --workspace --no-fail-fast --test conduct -- hostile::seed_
+	HOSTILE_SEEDS="$$(seq -s ' ' 3 22)" cargo test --workspace --no-fail-fast --test conduct -- ::seed_
+	NIGHTLY=yes cargo test --workspace --no-fail-fast --test conduct -- silent::
 	NIGHTLY=yes CHAPTERS=backwards $(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test paths --test services --test modes --test story

@@ -22,6 +22,7 @@ mod disturbed;
 mod dry_run;
 mod edits;
 mod finding;
+mod garbage;
 mod gateway;
 mod groups;
 mod habits;
@@ -54,6 +55,7 @@ mod routes;
 mod scarce;
 mod secluded;
 mod shortage;
+mod silent;
 mod stage;
 mod standby;
 mod subnets;
@@ -136,8 +138,14 @@ fn main() -> ExitCode {
                 Box::pin(hostile::survive(plane, seed, scene))
             })
         };
-        hostile::Scene::ALL.map(of_scene)
+        let garbage = trial(format!("garbage::seed_{seed}"), &planes, garbage::LONGEST, move |plane| {
+            Box::pin(garbage::survive(plane, seed))
+        });
+        hostile::Scene::ALL.map(of_scene).into_iter().chain([garbage])
     };
+    // Those that take minutes.
+    let nightly = std::env::var_os("NIGHTLY").map(|_| silent::TESTS).unwrap_or_default();
+    let nightly = nightly.iter().map(|test| test.trial(&planes, silent::LONGEST));
     let trials = [
         attachments::TESTS,
         budget::TESTS,
@@ -184,8 +192,11 @@ fn main() -> ExitCode {
     .flatten()
     .map(|test| test.trial(&planes, LONGEST));
     // The longest begin first, so that nothing waits for them at the end.
-    let longest = hostile::TESTS.iter().map(|test| test.trial(&planes, hostile::LONGEST));
-    let trials = longest.chain(further.into_iter().flat_map(of_seed)).chain(trials).collect();
+    let longest = [(hostile::TESTS, hostile::LONGEST), (garbage::TESTS, garbage::LONGEST)];
+    let longest = longest.into_iter().flat_map(|(tests, limit)| tests.iter().map(move |test| (test, limit)));
+    let longest = longest.map(|(test, limit)| test.trial(&planes, limit));
+    let further = further.into_iter().flat_map(of_seed).chain(nightly);
+    let trials = longest.chain(further).chain(trials).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     planes.report();
     // Taken down here, not when the process ends.
