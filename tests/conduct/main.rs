@@ -45,6 +45,7 @@ mod outlived;
 mod overdue;
 mod paused;
 mod proxy;
+mod pruned;
 mod quiet;
 mod refused;
 mod regained;
@@ -171,6 +172,7 @@ fn main() -> ExitCode {
         outlived::TESTS,
         overdue::TESTS,
         paused::TESTS,
+        pruned::TESTS,
         quiet::TESTS,
         refused::TESTS,
         regained::TESTS,
