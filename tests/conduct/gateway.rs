@@ -254,6 +254,9 @@ async fn handle(State(desk): State<Desk>, request: Request) -> Response {
         return answer;
     }
     let (is_watch, path) = (is_watch(request.uri()), request.uri().path().to_owned());
+    if request.method() != Method::GET {
+        desk.lock().garbage.written(&path);
+    }
     let answer = match desk.draw(&request) {
         Some((fate, healed)) => fate.answer(desk.client, request, healed).await,
         None if is_watch => {

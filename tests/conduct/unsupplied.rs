@@ -3,6 +3,7 @@
 
 use crate::Test;
 use crate::machine::Machine;
+use crate::proxy::Proxy;
 use crate::secluded::{machine, served_within, sizing};
 use crate::stage::{Stage, quick};
 use crate::unreadable::Raw;
@@ -28,34 +29,47 @@ const GROWTH: Duration = Duration::from_secs(12);
 /// Free addresses enough for the pods that start meanwhile.
 const HELD: usize = 8;
 
-/// A node with the real agent, the pods of which need more than it holds.
-async fn set(plane: &ControlPlane) -> Result<(Stage<'_>, Machine)> {
+/// A node with the real agent.
+struct Set<'a> {
+    stage: Stage<'a>,
+    machine: Machine,
+    /// How the agent asks, by way of a proxy in its network namespace.
+    kube: kube::Config,
+    _proxy: Proxy,
+}
+
+async fn set(plane: &ControlPlane) -> Result<Set<'_>> {
     let stage = Stage::set(plane, quick(), sizing(HELD as u32)).await?;
     let mut machine = machine(&stage, "n1").await?;
-    machine.start_agent("n1", plane.config(User::Agent("n1")).await?).await?;
+    let mut kube = plane.config(User::Agent("n1")).await?;
+    let server = kube.cluster_url.authority().context("no address")?.as_str().parse()?;
+    let proxy = Proxy::at(machine.listen()?, server)?;
+    kube.cluster_url = format!("https://{}", proxy.address).parse()?;
+    machine.start_agent("n1", kube.clone()).await?;
     served_within(&stage, &machine, GROWTH).await?;
     stage.until_holds("n1", HELD).await?;
-    Ok((stage, machine))
+    Ok(Set { stage, machine, kube, _proxy: proxy })
 }
 
 /// Pods start at once: by the agent that runs, and by one that has only the ledger.
-async fn start_pods(plane: &ControlPlane, stage: &Stage<'_>, machine: &mut Machine) -> Result<()> {
-    served_within(stage, machine, SOON).await?;
-    machine.stop_agent()?;
-    machine.start_agent("n1", plane.config(User::Agent("n1")).await?).await?;
-    served_within(stage, machine, SOON).await
+async fn start_pods(set: &mut Set<'_>) -> Result<()> {
+    served_within(&set.stage, &set.machine, SOON).await?;
+    set.machine.stop_agent()?;
+    set.machine.start_agent("n1", set.kube.clone()).await?;
+    served_within(&set.stage, &set.machine, SOON).await
 }
 
 async fn an_agent_whose_object_can_not_be_read_starts_pods_from_its_ledger(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let (stage, mut machine) = set(plane).await?;
+    let mut set = set(plane).await?;
     // No one else may write `spec`.
     let operator = Client::try_from(plane.config(User::Operator).await?)?;
-    let object = Raw::<NodeIPAllocation>::edited_by(operator, &stage, "n1");
     let of_a_newer_release = ("/spec/properties/wiring/enum", "wiring", json!("Teleport"), json!("Routed"));
     let out_of_range = ("/spec/properties/warm/maximum", "warm", json!(5_000_000_000_u64), json!(null));
     for (bound, field, value, cure) in [of_a_newer_release, out_of_range] {
+        let stage = &set.stage;
+        let object = Raw::<NodeIPAllocation>::edited_by(operator.clone(), stage, "n1");
         object.store(bound, json!({ "spec": { field: value } })).await?;
         eventually("the pool names the object", PATIENCE, || async {
             let status = stage.node_pool("default").await?.status.context("no status")?;
@@ -68,25 +82,28 @@ async fn an_agent_whose_object_can_not_be_read_starts_pods_from_its_ledger(
         stage.sim.clear_log();
         // More pods than addresses would have the NIC written.
         stage.bind("n1", HELD).await?;
-        start_pods(plane, &stage, &mut machine).await?;
-        stage.nothing_was_written()?;
+        start_pods(&mut set).await?;
+        set.stage.nothing_was_written()?;
+        let object = Raw::<NodeIPAllocation>::edited_by(operator.clone(), &set.stage, "n1");
         object.patch(json!({ "spec": { field: cure } })).await?;
-        goes_on(&stage, &machine).await?;
+        goes_on(&set.stage, &set.machine).await?;
     }
     Ok(())
 }
 
 async fn an_agent_whose_pool_can_not_be_read_starts_pods_from_its_ledger(plane: &ControlPlane) -> Result<()> {
-    let (stage, mut machine) = set(plane).await?;
-    let pool = Raw::<NodeIPPool>::of(&stage, "default");
+    let mut set = set(plane).await?;
+    let stage = &set.stage;
+    let pool = Raw::<NodeIPPool>::of(stage, "default");
     pool.store("/spec/properties/wiring/enum", json!({ "spec": { "wiring": "Teleport" } })).await?;
     stage.until_events("default", "Unreadable", 1).await?;
     stage.sim.clear_log();
     stage.bind("n1", HELD).await?;
-    start_pods(plane, &stage, &mut machine).await?;
-    stage.nothing_was_written()?;
+    start_pods(&mut set).await?;
+    set.stage.nothing_was_written()?;
+    let pool = Raw::<NodeIPPool>::of(&set.stage, "default");
     pool.patch(json!({ "spec": { "wiring": "Routed" } })).await?;
-    goes_on(&stage, &machine).await
+    goes_on(&set.stage, &set.machine).await
 }
 
 /// The node gets what its pods need, and its agent takes it up.

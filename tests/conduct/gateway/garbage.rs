@@ -33,6 +33,16 @@ impl Garbage {
         self.0.iter().filter(|(_, times)| *times == 0).map(|(one, _)| one.name.clone()).collect()
     }
 
+    /// A client has written the object that this path names, or its status: what it wrote isn't spoilt.
+    pub fn written(&mut self, path: &str) {
+        let is_status = path.ends_with("/status");
+        let is_about = |one: &Spoilt| {
+            let is_named = path.split('/').any(|part| part == one.name);
+            is_named && path.split('/').any(|part| part == one.resource)
+        };
+        self.0.retain(|(one, _)| !is_about(one) || one.place.starts_with("/status") != is_status);
+    }
+
     /// An answer's content on a request for this path, with what is spoilt of it: an object, a list, or an
     /// event of a watch.
     pub fn spoil(&mut self, path: &str, content: Bytes) -> Bytes {
