@@ -254,7 +254,8 @@ test-conduct:
 
 # Those that take longest, for a check before a review. `make test` has them, too.
 LONG := hostile:: an_outage_and_a_restart_of_many_nodes a_wiped_nic_is_found_though_the_metadata a_subnet_that_fills_up_is_forecast \
-	a_sandbox_that_outlives_its_pod disturbed::an_outage_of_the_api_server
+	a_sandbox_that_outlives_its_pod disturbed::an_outage_of_the_api_server \
+	pruned:: garbage:: secluded::
 test-conduct-short: SKIP := $(LONG)
 test-conduct-short: test-conduct
 
@@ -275,10 +276,13 @@ test-others:
 build-tests:
 	cargo test --workspace --no-run
 
-# Many more cases for every property, a plugin killed in more situations, more seeds of hostile answers, and
-# the chapters on clusters in the opposite order, with those that keep a machine busy for minutes.
+# Many more cases for every property, a plugin killed in more situations, more seeds of hostile answers and of
+# garbage, watches that are silent for minutes, and the chapters on clusters in the opposite order, with those
+# that keep a machine busy for minutes.
 test-nightly:
 	PROPTEST_CASES=10000 cargo test --workspace --no-fail-fast --lib
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test kernel -- crashes::
-	HOSTILE_SEEDS="$$(seq -s ' ' 3 22)" cargo test --workspace --no-fail-fast --test conduct -- hostile::seed_
+	HOSTILE_SEEDS="$$(seq -s ' ' 3 22)" cargo test --workspace --no-fail-fast --test conduct -- ::seed_
+	NIGHTLY=yes cargo test --workspace --no-fail-fast --test conduct -- silent::
+	NIGHTLY=yes cargo test --workspace --no-fail-fast --test conduct -- pruned::kinds
 	NIGHTLY=yes CHAPTERS=backwards $(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test paths --test services --test modes --test story

@@ -1,7 +1,9 @@
 //! A gateway between the operator and its API server, by HTTP without TLS: it hands requests on, or answers
 //! some of them itself as an API server in trouble does.
 
-#[path = "gateway/hostile.rs"] // also where a benchmark includes this file
+#[path = "gateway/garbage.rs"] // also where a benchmark includes this file
+mod garbage;
+#[path = "gateway/hostile.rs"]
 mod hostile;
 
 use anyhow::Result;
@@ -10,12 +12,13 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
+use futures::{StreamExt, stream};
+pub use garbage::Spoilt;
+use garbage::{Garbage, Lines};
 use hostile::Fate;
 use kube::Client;
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::net::TcpListener;
@@ -42,6 +45,8 @@ pub enum Trouble {
     /// To a watch, that its version is too old: etcd was compacted. It counts the kinds that were listed since,
     /// and not the answers: a watch that has lost its answer meets it again.
     Expire,
+    /// The same to an agent's watch of its one object.
+    ExpireOne,
 }
 
 #[derive(Clone)]
@@ -64,6 +69,9 @@ struct Standing {
     ending: watch::Sender<()>,
     /// What watches bring is lost.
     are_watches_silent: bool,
+    /// The same for good of so many, in the order in which they were begun.
+    silent: usize,
+    garbage: Garbage,
     /// With the end of the requests' silence when it is dropped.
     hostile: Option<(Draws, watch::Sender<()>)>,
 }
@@ -101,6 +109,23 @@ impl Gateway {
         self.desk.lock().are_watches_silent = are_silent;
     }
 
+    /// From now on nothing passes that one of the present watches brings, and none of their connections ends.
+    /// Those that are begun later are as always.
+    pub fn silence_present_watches(&self) {
+        let mut state = self.desk.lock();
+        state.silent = state.watches;
+    }
+
+    /// From now on these fields, and no others, have another value in each answer.
+    pub fn spoil(&self, all: Vec<Spoilt>) {
+        self.desk.lock().garbage = Garbage::of(all);
+    }
+
+    /// The names of the spoilt objects that no client has got yet.
+    pub fn unseen(&self) -> Vec<String> {
+        self.desk.lock().garbage.unseen()
+    }
+
     /// How many requests, or kinds, are still to meet it.
     pub fn left(&self) -> usize {
         self.desk.lock().trouble.map_or(0, |(_, left)| left)
@@ -113,7 +138,6 @@ impl Gateway {
     }
 
     /// How many watches have been handed on.
-    #[allow(dead_code, reason = "only the benchmark of size, which shares this file, asks")]
     pub fn watches(&self) -> usize {
         self.desk.lock().watches
     }
@@ -145,17 +169,41 @@ impl Desk {
     }
 
     /// A watch's answer, of which nothing passes while watches are silent.
-    fn unless_silent(&self, answer: Response) -> Response {
+    fn unless_silent(&self, path: String, answer: Response) -> Response {
         let desk = self.clone();
         let mut state = self.lock();
         state.watches += 1;
+        let number = state.watches;
         let mut ending = state.ending.subscribe();
         drop(state);
         answer.map(|body| {
-            let pieces = body.into_data_stream();
-            let pieces = pieces.filter(move |_| ready(!desk.lock().are_watches_silent));
+            let mut lines = Lines::default();
+            let pieces = body.into_data_stream().flat_map(move |piece| {
+                let mut state = desk.lock();
+                let pieces = match piece {
+                    _ if state.are_watches_silent || number <= state.silent => vec![],
+                    Ok(piece) if !state.garbage.is_empty() || !lines.is_empty() => {
+                        let lines = lines.take(&piece).into_iter();
+                        lines.map(|line| Ok(state.garbage.spoil_line(&path, line))).collect()
+                    }
+                    piece => vec![piece],
+                };
+                stream::iter(pieces)
+            });
             Body::from_stream(pieces.take_until(async move { ending.changed().await }))
         })
+    }
+
+    /// The answer to a request for this path, with what is spoilt of it.
+    async fn spoil(&self, path: &str, answer: Response) -> Result<Response> {
+        if self.lock().garbage.is_empty() {
+            return Ok(answer);
+        }
+        let (mut head, body) = answer.into_parts();
+        let body = to_bytes(body, usize::MAX).await?;
+        head.headers.remove(header::CONTENT_LENGTH);
+        let body = self.lock().garbage.spoil(path, body);
+        Ok(Response::from_parts(head, body.into()))
     }
 
     /// The answer of a server in trouble, if this request is to get one.
@@ -178,9 +226,10 @@ impl Desk {
             Trouble::Refuse(..) => request.method() != Method::GET && path.contains("/nodeipallocations/"),
             Trouble::RefuseToShow(_) => is_list || is_watch,
             // An agent's watch of its one object reads that by name.
-            Trouble::Expire => {
-                let is_of_one = request.uri().query().unwrap_or_default().contains("metadata.name");
-                is_watch && !is_of_one && !state.relisted.contains(path)
+            Trouble::Expire | Trouble::ExpireOne => {
+                let names_one = request.uri().query().unwrap_or_default().contains("metadata.name");
+                let is_of_one = matches!(trouble, Trouble::ExpireOne);
+                is_watch && names_one == is_of_one && (is_of_one || !state.relisted.contains(path))
             }
         };
         if !is_meant {
@@ -199,7 +248,7 @@ impl Desk {
                 }
                 answer
             }
-            Trouble::Expire => {
+            Trouble::Expire | Trouble::ExpireOne => {
                 let gone = status_body(StatusCode::GONE, "Expired");
                 format!(r#"{{"type":"ERROR","object":{gone}}}"#).into_response()
             }
@@ -221,13 +270,19 @@ async fn handle(State(desk): State<Desk>, request: Request) -> Response {
     if let Some(answer) = desk.meet(&request) {
         return answer;
     }
-    let is_watch = is_watch(request.uri());
+    let (is_watch, path) = (is_watch(request.uri()), request.uri().path().to_owned());
+    if request.method() != Method::GET {
+        desk.lock().garbage.written(&path);
+    }
     let answer = match desk.draw(&request) {
         Some((fate, healed)) => fate.answer(desk.client, request, healed).await,
         None if is_watch => {
-            hand_on(desk.client.clone(), request).await.map(|answer| desk.unless_silent(answer))
+            hand_on(desk.client.clone(), request).await.map(|answer| desk.unless_silent(path, answer))
         }
-        None => hand_on(desk.client, request).await,
+        None => match hand_on(desk.client.clone(), request).await {
+            Ok(answer) => desk.spoil(&path, answer).await,
+            failure => failure,
+        },
     };
     answer.unwrap_or_else(|error| (StatusCode::BAD_GATEWAY, error.to_string()).into_response())
 }

@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -35,6 +36,7 @@ pub struct Machine {
     folder: TempDir,
     agent: Option<(oneshot::Sender<()>, JoinHandle<Result<()>>)>,
     pods: Mutex<Vec<Namespace>>,
+    named: AtomicUsize,
 }
 
 impl Machine {
@@ -59,7 +61,7 @@ impl Machine {
         }
         // A runtime would run it; here it is called in this process.
         fs::write(folder.path().join("vnetpool"), "")?;
-        Ok(Machine { namespace, folder, agent: None, pods: Mutex::default() })
+        Ok(Machine { namespace, folder, agent: None, pods: Mutex::default(), named: AtomicUsize::default() })
     }
 
     fn path(&self, part: &str) -> PathBuf {
@@ -103,8 +105,20 @@ impl Machine {
         .await
     }
 
+    /// Ends its agent. Its ledger and its plugin stay, and the next agent finds them.
+    pub fn stop_agent(&mut self) -> Result<()> {
+        let Some((end, thread)) = self.agent.take() else { return Ok(()) };
+        drop(end);
+        thread.join().map_err(|_| anyhow!("the agent panicked"))?
+    }
+
     fn has_ended(&self) -> bool {
         self.agent.as_ref().is_some_and(|(_, thread)| thread.is_finished())
+    }
+
+    /// The name of a pod that hasn't been here yet.
+    pub fn new_pod(&self) -> String {
+        format!("pod-{}", self.named.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Calls the plugin as a runtime does when this pod starts. An error is the plugin's.
@@ -140,13 +154,8 @@ const CONFLIST: &str = "10-vnetpool.conflist";
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if let Some((end, thread)) = self.agent.take() {
-            drop(end);
-            match thread.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => eprintln!("the agent has ended: {error:#}"),
-                Err(_) => eprintln!("the agent panicked"),
-            }
+        if let Err(error) = self.stop_agent() {
+            eprintln!("the agent has ended: {error:#}");
         }
     }
 }

@@ -23,6 +23,7 @@ mod disturbed;
 mod dry_run;
 mod edits;
 mod finding;
+mod garbage;
 mod gateway;
 mod groups;
 mod habits;
@@ -45,6 +46,7 @@ mod outlived;
 mod overdue;
 mod paused;
 mod proxy;
+mod pruned;
 mod quiet;
 mod refused;
 mod regained;
@@ -55,10 +57,12 @@ mod routes;
 mod scarce;
 mod secluded;
 mod shortage;
+mod silent;
 mod stage;
 mod standby;
 mod subnets;
 mod unreadable;
+mod unsupplied;
 mod wiped;
 
 use anyhow::Result;
@@ -131,17 +135,20 @@ fn main() -> ExitCode {
         }
     };
     let of_seed = |seed: u64| {
-        let of_scene = |(name, scene): (String, hostile::Scene)| {
+        let of_scene = |scene: hostile::Scene| {
+            let name = format!("hostile::seed_{seed}{}", scene.suffix());
             trial(name, &planes, hostile::LONGEST, move |plane| {
                 Box::pin(hostile::survive(plane, seed, scene))
             })
         };
-        [
-            (format!("hostile::seed_{seed}"), hostile::Scene::Addresses),
-            (format!("hostile::seed_{seed}_with_blocks"), hostile::Scene::Blocks),
-        ]
-        .map(of_scene)
+        let garbage = trial(format!("garbage::seed_{seed}"), &planes, garbage::LONGEST, move |plane| {
+            Box::pin(garbage::survive(plane, seed))
+        });
+        hostile::Scene::ALL.map(of_scene).into_iter().chain([garbage])
     };
+    // Those that take minutes.
+    let nightly = std::env::var_os("NIGHTLY").map(|_| [silent::TESTS, pruned::NIGHTLY]).unwrap_or_default();
+    let nightly = nightly.into_iter().flatten().map(|test| test.trial(&planes, silent::LONGEST));
     let trials = [
         attachments::TESTS,
         budget::TESTS,
@@ -169,6 +176,7 @@ fn main() -> ExitCode {
         outlived::TESTS,
         overdue::TESTS,
         paused::TESTS,
+        pruned::TESTS,
         quiet::TESTS,
         refused::TESTS,
         regained::TESTS,
@@ -181,6 +189,7 @@ fn main() -> ExitCode {
         standby::TESTS,
         subnets::TESTS,
         unreadable::TESTS,
+        unsupplied::TESTS,
         // At the end the operators have most processor time, and these measure how soon they are back.
         disturbed::TESTS,
         secluded::TESTS,
@@ -189,8 +198,11 @@ fn main() -> ExitCode {
     .flatten()
     .map(|test| test.trial(&planes, LONGEST));
     // The longest begin first, so that nothing waits for them at the end.
-    let longest = hostile::TESTS.iter().map(|test| test.trial(&planes, hostile::LONGEST));
-    let trials = longest.chain(further.into_iter().flat_map(of_seed)).chain(trials).collect();
+    let longest = [(hostile::TESTS, hostile::LONGEST), (garbage::TESTS, garbage::LONGEST)];
+    let longest = longest.into_iter().flat_map(|(tests, limit)| tests.iter().map(move |test| (test, limit)));
+    let longest = longest.map(|(test, limit)| test.trial(&planes, limit));
+    let further = further.into_iter().flat_map(of_seed).chain(nightly);
+    let trials = longest.chain(further).chain(trials).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     planes.report();
     // Taken down here, not when the process ends.

@@ -1,7 +1,7 @@
 //! Pools of mode Prefix: blocks from the first pod to the last.
 
 use crate::Test;
-use crate::machines::{NODE, instance};
+use crate::machines::{NODE, instance, is_backed};
 use crate::reported::{refuse, take};
 use crate::stage::{Stage, find, quick};
 use crate::wiped::{asked_for, wipe};
@@ -9,14 +9,20 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::Ipv4Net;
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::time::Duration;
 use vnetpool_azure_sim::{LogEntry, NewScaleSet};
 use vnetpool_crds::NodeIPAllocation;
-use vnetpool_crds::condition::{AGENT_REPORTING, INTERFACE_FOUND, READY, RESERVED};
+use vnetpool_crds::allocation::Holder;
+use vnetpool_crds::condition::{
+    ADDRESSES_KEPT, AGENT_REPORTING, ASSIGNMENTS_BACKED, INTERFACE_FOUND, READY, RESERVED,
+};
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_node_gets_blocks_as_its_pods_need_them_and_gives_back_those_that_are_wholly_free,
     a_block_that_a_stranger_has_half_of_is_given_up_and_no_other,
+    blocks_that_others_wipe_are_missed_without_an_event_and_the_third_time_names_the_pattern,
     a_subnet_too_scattered_for_a_block_is_reported_and_single_addresses_still_work,
     a_node_that_moves_to_a_pool_with_blocks_trades_its_single_addresses_for_them,
     a_pool_of_the_wrong_mode_can_be_deleted_and_made_anew_before_pods_have_addresses,
@@ -77,6 +83,62 @@ async fn a_block_that_a_stranger_has_half_of_is_given_up_and_no_other(plane: &Co
         ensure!(tries == 1, "{one} was asked for {tries} times");
     }
     Ok(())
+}
+
+/// The metadata service lists no blocks, so nothing happens at the node when they go.
+async fn blocks_that_others_wipe_are_missed_without_an_event_and_the_third_time_names_the_pattern(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    let sizing = json!({ "minimum": 0, "warm": 0, "batch": 1, "maximum": 256 });
+    stage.pool("default", json!({ "mode": "Prefix", "sizing": sizing })).await?;
+    // 15 minutes, but for a test.
+    stage.start_with(|config| config.waits.unlisted = Duration::from_secs(5)).await?;
+    stage.node("n1", None).await?;
+    stage.bind("n1", 20).await?;
+    stage.until_holds("n1", 2).await?;
+    stage.until_assigned("n1", 20).await?;
+    let wiped = async || {
+        let seen = stage.allocation("n1").await?;
+        ensure!(find(&seen, ADDRESSES_KEPT).is_none(), "the pattern is named too early");
+        wipe(&stage, "n1").await?;
+        anyhow::Ok(blocks(&seen))
+    };
+    let is_back = |seen: &NodeIPAllocation| {
+        (stage.held("n1").len() == 2 && find(seen, RESERVED)?.status == "True" && is_backed(seen))
+            .then_some(())
+    };
+
+    // While nobody else has them, they come back.
+    let before = wiped().await?;
+    let same = |seen: &NodeIPAllocation| is_back(seen).filter(|()| blocks(seen) == before);
+    stage.until("the same blocks are back", "n1", same).await?;
+    stage.until_events("n1", "AddressesRestored", 1).await?;
+
+    // One that others have by now is replaced for pods to come, and its pods are named.
+    let before = wiped().await?;
+    let [kept, lost] = before.iter().collect::<Vec<_>>()[..] else { bail!("{before:?}") };
+    take(&stage, &lost.hosts().nth(3).context("an empty block")?.to_string()).await?;
+    let replaced = |seen: &NodeIPAllocation| {
+        find(seen, ASSIGNMENTS_BACKED).filter(|one| one.reason == "AddressVanished")?;
+        let shown = blocks(seen);
+        let is_settled = find(seen, RESERVED)?.status == "True";
+        let lost_of = seen.status.as_ref()?.lost.clone();
+        (is_settled && shown.contains(kept) && !shown.contains(lost) && shown.len() == 2).then_some(lost_of)
+    };
+    let named = stage.until("another block is there, and pods are named", "n1", replaced).await?;
+    let is_lost = |one: &Holder| {
+        one.pod.starts_with("default/pod-")
+            && one.address.parse().is_ok_and(|one: Ipv4Addr| lost.contains(&one))
+    };
+    ensure!(!named.is_empty() && named.iter().all(is_lost), "{named:?}");
+
+    let before = wiped().await?;
+    let condition = stage.until_condition("n1", ADDRESSES_KEPT, "TakenOffByOthers").await?;
+    ensure!(condition.message.contains("n1-nic"), "{}", condition.message);
+    let same = |seen: &NodeIPAllocation| (blocks(seen) == before).then_some(());
+    stage.until("all blocks are back", "n1", same).await?;
+    stage.until_reported("n1", "TakenOffByOthers", &["Node", "NodeIPAllocation"]).await
 }
 
 /// The blocks that `spec` shows.

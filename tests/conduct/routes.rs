@@ -34,12 +34,12 @@ const SOON: Duration = Duration::from_secs(30);
 const NODES: [&str; 5] = ["n1", "n2", "n3", "n4", "n5"];
 
 /// A route of another client's.
-fn theirs() -> Value {
+pub fn theirs() -> Value {
     json!({ "name": "to-firewall", "properties": { "addressPrefix": "172.31.0.0/16", "nextHopType": "None" } })
 }
 
 /// The table `pods` with these routes, and the subnet `nodes` that goes by it. Gives the table's id.
-async fn table(stage: &Stage<'_>, routes: Value) -> Result<String> {
+pub async fn table(stage: &Stage<'_>, routes: Value) -> Result<String> {
     let id = stage
         .put("Microsoft.Network/routeTables/pods", json!({ "properties": { "routes": routes } }))
         .await?;
@@ -59,7 +59,7 @@ pub(crate) async fn settled(stage: &Stage<'_>, id: &str) -> Result<Value> {
     .await
 }
 
-fn pool(table: &str, cidr: &str) -> Value {
+pub fn pool(table: &str, cidr: &str) -> Value {
     json!({ "mode": "Route", "route": { "podCIDR": cidr, "routeTableID": table } })
 }
 
@@ -73,7 +73,7 @@ pub async fn stage(plane: &ControlPlane) -> Result<(Stage<'_>, String)> {
 }
 
 /// Name, range and next hop of each route.
-async fn routes(stage: &Stage<'_>, table: &str) -> Result<Vec<(String, String, String)>> {
+pub async fn routes(stage: &Stage<'_>, table: &str) -> Result<Vec<(String, String, String)>> {
     let seen = settled(stage, table).await?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let all = seen["properties"]["routes"].as_array().cloned().unwrap_or_default();

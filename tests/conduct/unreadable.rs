@@ -8,8 +8,8 @@ use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::Api;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use vnetpool_azure_sim::LogEntry;
@@ -174,7 +174,7 @@ async fn a_node_and_a_pod_with_garbage_cost_only_themselves(plane: &ControlPlane
 }
 
 /// Another operator, until it is ready.
-async fn restart(stage: &Stage<'_>) -> Result<()> {
+pub async fn restart(stage: &Stage<'_>) -> Result<()> {
     stage.kill().await?;
     stage.start().await?;
     until_ready(stage.admin, PATIENCE).await
@@ -182,7 +182,7 @@ async fn restart(stage: &Stage<'_>) -> Result<()> {
 
 /// Binds as many pods as it takes for the node to want so many addresses, and waits for the write that brings
 /// them, which must come as soon as others are served.
-async fn served(stage: &Stage<'_>, node: &str, count: usize) -> Result<()> {
+pub async fn served(stage: &Stage<'_>, node: &str, count: usize) -> Result<()> {
     let (held, bound) = (stage.held(node).len(), stage.pods_bound(node).await?);
     let begun = Instant::now();
     stage.bind(node, count - bound).await?;
@@ -195,27 +195,34 @@ async fn served(stage: &Stage<'_>, node: &str, count: usize) -> Result<()> {
 }
 
 /// An object beside its type.
-struct Raw<'a, K> {
+pub struct Raw<'a, K> {
     stage: &'a Stage<'a>,
+    /// Whose edits these are.
+    client: Client,
     name: &'static str,
     kind: std::marker::PhantomData<K>,
 }
 
 impl<'a, K: kube::CustomResourceExt> Raw<'a, K> {
-    fn of(stage: &'a Stage<'a>, name: &'static str) -> Self {
-        Self { stage, name, kind: std::marker::PhantomData }
+    pub fn of(stage: &'a Stage<'a>, name: &'static str) -> Self {
+        Self::edited_by(stage.client.clone(), stage, name)
+    }
+
+    /// For what only this client may write.
+    pub fn edited_by(client: Client, stage: &'a Stage<'a>, name: &'static str) -> Self {
+        Self { stage, client, name, kind: std::marker::PhantomData }
     }
 
     fn api(&self) -> Api<DynamicObject> {
         let resource: ApiResource = K::api_resource();
-        Api::all_with(self.stage.client.clone(), &resource)
+        Api::all_with(self.client.clone(), &resource)
     }
 
     async fn get(&self) -> Result<Value> {
         Ok(self.api().get(self.name).await?.data)
     }
 
-    async fn patch(&self, content: Value) -> Result<()> {
+    pub async fn patch(&self, content: Value) -> Result<()> {
         let (params, patch) = (PatchParams::default(), Patch::Merge(&content));
         match content.get("status") {
             Some(_) => self.api().patch_status(self.name, &params, &patch).await?,
@@ -226,7 +233,7 @@ impl<'a, K: kube::CustomResourceExt> Raw<'a, K> {
 
     /// Stores an object that the schema forbids, as if it had been there before: for a moment, the schema
     /// lacks the bound at `path`.
-    async fn store(&self, path: &str, content: Value) -> Result<()> {
+    pub async fn store(&self, path: &str, content: Value) -> Result<()> {
         let definitions = Api::<CustomResourceDefinition>::all(self.stage.client.clone());
         let name = K::crd_name();
         let given = definitions.get(name).await?;

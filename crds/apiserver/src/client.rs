@@ -1,7 +1,9 @@
 //! The client: each request has an end, and a peer that is gone is noticed. kube's own would wait for an
 //! answer for ever.
 //!
-//! Only a watch may be silent. That its peer lives is TCP's to find out, which costs no request.
+//! Only a watch may be silent, and for no longer than the API server is: it sends a bookmark once a minute.
+//! That its peer lives is TCP's to find out, which costs no request. But a proxy may live, and pass nothing
+//! on.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -25,6 +27,8 @@ pub const ANSWER: Duration = Duration::from_secs(15);
 const PIECE: Duration = Duration::from_secs(10);
 /// Until such an answer is complete.
 const WHOLE: Duration = Duration::from_secs(60);
+/// Between two pieces of a watch's answer: two bookmarks are lacking. It is begun anew where it was.
+const BOOKMARKS: Duration = Duration::from_secs(125);
 const CONNECT: Duration = Duration::from_secs(5);
 /// A connection that was silent for so long is probed for its peer.
 const QUIET: Duration = Duration::from_secs(10);
@@ -62,6 +66,8 @@ pub enum Silent {
     Answer,
     #[error("the API server stopped in the middle of its answer")]
     Rest,
+    #[error("nothing has come by this watch for {} s, no bookmark either", BOOKMARKS.as_secs())]
+    Watch,
 }
 
 /// A service whose requests end.
@@ -101,15 +107,23 @@ fn is_watch(request: &Request<Body>) -> bool {
 /// An answer's body that ends, with an error if need be.
 struct Ending<B> {
     body: Pin<Box<B>>,
-    /// When to end it; never, for a watch.
-    limit: Option<(Pin<Box<Sleep>>, Instant)>,
+    /// When to end it, if nothing comes.
+    silent: Pin<Box<Sleep>>,
+    /// When to end it at the latest; never, for a watch.
+    end: Option<Instant>,
 }
 
 impl<B> Ending<B> {
     fn new(body: B, is_watch: bool) -> Ending<B> {
         let now = Instant::now();
-        let limit = || (Box::pin(sleep_until(now + PIECE)), now + WHOLE);
-        Ending { body: Box::pin(body), limit: (!is_watch).then(limit) }
+        let end = (!is_watch).then_some(now + WHOLE);
+        let silent = Box::pin(sleep_until(Self::silent_from(now, end)));
+        Ending { body: Box::pin(body), silent, end }
+    }
+
+    /// When the answer is over if nothing comes from now on.
+    fn silent_from(now: Instant, end: Option<Instant>) -> Instant {
+        end.map_or(now + BOOKMARKS, |end| end.min(now + PIECE))
     }
 }
 
@@ -125,15 +139,16 @@ where
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        let Ending { body, limit } = &mut *self;
+        let Ending { body, silent, end } = &mut *self;
         let frame = body.as_mut().poll_frame(context);
-        let Some((sleep, end)) = limit else { return frame.map_err(Into::into) };
-        if frame.is_ready() && Instant::now() < *end {
-            sleep.as_mut().reset((Instant::now() + PIECE).min(*end));
+        let now = Instant::now();
+        if frame.is_ready() && end.is_none_or(|end| now < end) {
+            silent.as_mut().reset(Self::silent_from(now, *end));
             return frame.map_err(Into::into);
         }
-        match sleep.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Some(Err(Silent::Rest.into()))),
+        let why = if end.is_some() { Silent::Rest } else { Silent::Watch };
+        match silent.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Some(Err(why.into()))),
             Poll::Pending => frame.map_err(Into::into),
         }
     }
@@ -200,11 +215,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watch_may_be_silent() {
+    async fn a_watch_may_be_silent_until_two_bookmarks_are_lacking() {
         let pods = server(HEAD).await;
+        let begun = Instant::now();
         let events = pods.watch(&WatchParams::default(), "0").await.unwrap();
-        let next = timeout(Duration::from_secs(200), events.boxed().try_next()).await;
-        assert!(next.is_err(), "{next:?}");
+        let error = events.boxed().try_next().await.unwrap_err();
+        assert!(format!("{error:?}").contains("Watch"), "{error:?}");
+        assert_eq!(begun.elapsed().as_secs(), BOOKMARKS.as_secs());
     }
 
     #[tokio::test(start_paused = true)]

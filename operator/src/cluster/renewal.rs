@@ -2,8 +2,8 @@
 //! shows, and goes on lacking it.
 //!
 //! A watch may be silent for minutes because nothing has changed. A watch through a proxy that passes nothing
-//! any more is silent, too, and TCP notices no dead peer. kube ends any watch after five minutes; a new
-//! leader that waited for that would serve no node for so long.
+//! any more is silent, too, and TCP notices no dead peer. The client ends a watch without bookmarks after two
+//! minutes; a new leader that waited for that would serve no node for so long.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

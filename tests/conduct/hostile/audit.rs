@@ -3,6 +3,7 @@
 use super::world::{Machine, World};
 use crate::attachments::NETWORK;
 use crate::machines::held;
+use crate::routes;
 use crate::stage::Stage;
 use anyhow::{Context, Result, ensure};
 use ipnet::Ipv4Net;
@@ -20,7 +21,10 @@ type Held = BTreeMap<String, Ipv4Net>;
 /// Every node holds as many addresses as it wants, `spec` shows those of its NIC and no others, each pod has
 /// an address of its own and what it asks for, and nothing is left of machines and pods that are gone.
 pub async fn audit(stage: &Stage<'_>, world: &World) -> Result<()> {
-    let on_nics = on_nics(stage)?;
+    let on_nics = match &world.table {
+        Some(table) => on_routes(stage, world, table).await?,
+        None => on_nics(stage)?,
+    };
     let mut all: Vec<Ipv4Net> = on_nics.values().flat_map(Held::values).copied().collect();
     all.sort();
     ensure!(!all.windows(2).any(|two| two[0].contains(&two[1])), "doubled: {on_nics:?}");
@@ -53,6 +57,27 @@ fn on_nics(stage: &Stage<'_>) -> Result<BTreeMap<String, Held>> {
         Ok((id.to_lowercase(), held.collect::<Result<_>>()?))
     };
     ids.map(one).collect()
+}
+
+/// The same of machines to which routes lead. The table's other routes are another client's, and all there.
+async fn on_routes(stage: &Stage<'_>, world: &World, table: &str) -> Result<BTreeMap<String, Held>> {
+    let mut all = BTreeMap::<String, Held>::new();
+    let mut theirs = BTreeSet::new();
+    for (name, range, hop) in routes::routes(stage, table).await? {
+        if !name.starts_with(IP_CONFIGURATION_PREFIX) {
+            theirs.insert(name);
+            continue;
+        }
+        let machine = world.nodes.values().find(|machine| machine.hop == hop);
+        let at = machine.map_or(hop, |machine| machine.nic.clone());
+        all.entry(at).or_default().insert(name, net(&range)?);
+    }
+    ensure!(theirs == BTreeSet::from(["to-firewall".to_owned()]), "others' routes are {theirs:?}");
+    for node in world.nodes.keys() {
+        let forwards = stage.nic(node)["properties"]["enableIPForwarding"] == true;
+        ensure!(forwards, "the NIC of {node} doesn't forward");
+    }
+    Ok(all)
 }
 
 fn net(address: &str) -> Result<Ipv4Net> {

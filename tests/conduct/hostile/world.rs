@@ -1,6 +1,7 @@
 //! Nodes and pods that come and go, and operators that end, while nothing can be relied on.
 
 use crate::attachments::{backend_pool, balancer};
+use crate::routes;
 use crate::stage::Stage;
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
@@ -19,15 +20,29 @@ pub enum Scene {
     /// Virtual machines with blocks of addresses, and instances of a Uniform scale set, which can have single
     /// addresses only. Neither can have anything attached.
     Blocks,
+    /// Virtual machines with ranges, to which the routes of one table lead. Another client has a route there.
+    Routes,
 }
 
 impl Scene {
+    pub const ALL: [Scene; 3] = [Scene::Addresses, Scene::Blocks, Scene::Routes];
+
+    /// The end of the names of its tests.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Scene::Addresses => "",
+            Scene::Blocks => "_with_blocks",
+            Scene::Routes => "_with_routes",
+        }
+    }
+
     /// Kinds about which Events are certainly published. With blocks there is little to write, and so
     /// little that fails.
     pub fn kinds_with_events(self) -> &'static [&'static str] {
         match self {
             Scene::Addresses => &["Node", "NodeIPAllocation", "NodeIPPool", "Pod"],
             Scene::Blocks => &["NodeIPPool", "Pod"],
+            Scene::Routes => &["Pod"],
         }
     }
 }
@@ -48,6 +63,8 @@ pub struct World {
     made: usize,
     /// How many addresses a node has at least.
     minimum: usize,
+    /// The route table of [`Scene::Routes`].
+    pub table: Option<String>,
 }
 
 /// A node's machine, and how many pods it has.
@@ -56,6 +73,8 @@ pub struct Machine {
     name: String,
     /// The NIC's id in lower case.
     pub nic: String,
+    /// Where routes to it lead.
+    pub hop: String,
     /// How many addresses one reservation brings.
     pub grain: usize,
     pub pods: usize,
@@ -75,14 +94,17 @@ pub struct Asking {
 impl World {
     /// Without nodes, and with pools.
     pub async fn found(stage: &Stage<'_>, scene: Scene, seed: u64) -> Result<World> {
+        let mut table = None;
         match scene {
             Scene::Addresses => balancer(stage, WEB, json!([])).await?,
             Scene::Blocks => {
                 let set = NewScaleSet { name: SET.into(), ..NewScaleSet::default() };
                 stage.sim.add_scale_set(set)?;
             }
+            Scene::Routes => table = Some(routes::table(stage, json!([routes::theirs()])).await?),
         }
-        let world = World { scene, draws: Draws::of(seed), nodes: BTreeMap::new(), made: 0, minimum: 0 };
+        let (draws, nodes) = (Draws::of(seed), BTreeMap::new());
+        let world = World { scene, draws, nodes, made: 0, minimum: 0, table };
         world.make_pools(stage).await?;
         Ok(world)
     }
@@ -114,12 +136,20 @@ impl World {
                 stage.pool("instances", pool(of_set)).await?;
                 stage.pool("default", pool(json!({ "mode": "Prefix" }))).await
             }
+            Scene::Routes => {
+                let table = self.table.as_deref().context("no table")?;
+                // A node has one range, however many addresses that is; its pods find the edit in their wait.
+                let mut spec = routes::pool(table, "10.244.0.0/16");
+                spec["cooldown"] = json!(format!("{}s", self.minimum));
+                stage.pool("default", spec).await
+            }
         }
     }
 
-    /// How many addresses a node wants.
+    /// How many addresses a node wants. A range is its node's for good.
     pub fn wanted(&self, machine: &Machine) -> usize {
-        machine.pods.max(self.minimum)
+        let least = if self.scene == Scene::Routes { 1 } else { self.minimum };
+        machine.pods.max(least)
     }
 
     /// One more machine with its Node and agent.
@@ -131,11 +161,17 @@ impl World {
             stage.join_labelled(node, &vm.provider_id, &[OF_SET]).await?;
             (format!("{SET}_{}", self.made), vm)
         } else {
-            (node.to_owned(), stage.node(node, None).await?)
+            let subnet = (self.scene == Scene::Routes).then_some("nodes");
+            (node.to_owned(), stage.node(node, subnet).await?)
         };
         self.made += 1;
-        let grain = if self.scene == Scene::Blocks && !is_instance { 16 } else { 1 };
-        let machine = Machine { name, nic: vm.nic_id.to_lowercase(), grain, pods: 0 };
+        let grain = match self.scene {
+            Scene::Blocks if !is_instance => 16,
+            Scene::Addresses | Scene::Blocks => 1,
+            Scene::Routes => 256,
+        };
+        let (nic, hop) = (vm.nic_id.to_lowercase(), vm.address.to_string());
+        let machine = Machine { name, nic, hop, grain, pods: 0 };
         self.nodes.insert(node.to_owned(), machine);
         Ok(())
     }
@@ -220,7 +256,7 @@ impl World {
 
     /// The pods that are to have something attached.
     pub async fn asking(&self, stage: &Stage<'_>) -> Result<Vec<Asking>> {
-        if self.scene == Scene::Blocks {
+        if self.scene != Scene::Addresses {
             return Ok(vec![]);
         }
         let pods =
@@ -244,6 +280,6 @@ impl World {
     /// Whether Azure was asked to make or delete a public address, if any pod could have one.
     pub fn has_met_attachments(&self, stage: &Stage<'_>) -> bool {
         let orders = |one: &LogEntry| one.method != "GET" && one.path.contains("/publicIPAddresses/");
-        self.scene == Scene::Blocks || stage.asked().iter().any(orders)
+        self.scene != Scene::Addresses || stage.asked().iter().any(orders)
     }
 }
