@@ -264,3 +264,4 @@ test-nightly:
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test kernel -- crashes::
 	HOSTILE_SEEDS="$$(seq -s ' ' 3 22)" cargo test --workspace --no-fail-fast --test conduct -- hostile::seed_
 	NIGHTLY=yes CHAPTERS=backwards $(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test paths --test services --test modes --test story
+	NIGHTLY=yes $(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test standalone -- an_idle_agent_sleeps
