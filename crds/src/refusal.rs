@@ -38,8 +38,9 @@ impl Service {
         }
     }
 
-    /// Why this pool's pods are kept from it, and the remedy.
-    fn why(self, pool: &str) -> String {
+    /// Why this pool's pods are kept from it, and the remedy. A VM of no cluster has no pool.
+    fn why(self, pool: Option<&str>) -> String {
+        let Some(pool) = pool else { return self.why_alone().to_owned() };
         match self {
             Service::Metadata => format!(
                 "Azure's instance metadata service, are dropped, as podMetadataAccess of NodeIPPool {pool} is None. Give \
@@ -53,6 +54,18 @@ impl Service {
             }
         }
     }
+
+    /// The same of a VM of no cluster.
+    fn why_alone(self) -> &'static str {
+        match self {
+            Service::Metadata => {
+                "Azure's instance metadata service, are dropped, as the agent runs with --pod-metadata-access None. Give                  the container the VM's own network, or run the agent with --pod-metadata-access All, where every                  container gets tokens of the VM (docs/metadata.md)"
+            }
+            Service::WireServer => {
+                "Azure's wire server, are dropped but for DNS, as it has secrets of the VM for all that ask. Find out what                  asks in the container; if it must, give the container the VM's own network (docs/metadata.md)"
+            }
+        }
+    }
 }
 
 /// A pod that was kept from a service.
@@ -63,8 +76,8 @@ pub struct Refusal {
     pub pod: String,
 }
 
-/// The message about these pods of a pool.
-pub fn message(refusals: &BTreeSet<Refusal>, pool: &str) -> String {
+/// The message about these pods of a pool, or about containers of a VM of no cluster.
+pub fn message(refusals: &BTreeSet<Refusal>, pool: Option<&str>) -> String {
     let of = |service: Service| {
         let pods = refusals.iter().filter(|one| one.service == service).map(|one| one.pod.as_str());
         let pods: Vec<&str> = pods.take(NAMED).collect();
@@ -102,12 +115,12 @@ mod tests {
             BTreeSet::from([refusal(wire_server, "default/a")]),
             BTreeSet::from([refusal(metadata, "default/a"), refusal(wire_server, "default/a")]),
         ] {
-            let message = message(&named, "default");
+            let message = message(&named, Some("default"));
             assert_eq!(refusals(&message), named, "{message}");
         }
         let many = (0..100).map(|n| refusal(metadata, &format!("{}/{n}", "n".repeat(63))));
         let one = refusal(wire_server, "default/a");
-        let read = refusals(&message(&many.chain([one.clone()]).collect(), "default"));
+        let read = refusals(&message(&many.chain([one.clone()]).collect(), Some("default")));
         assert_eq!(read.len(), NAMED + 1);
         assert!(read.contains(&one));
         assert!(refusals("").is_empty());
@@ -116,10 +129,15 @@ mod tests {
     #[test]
     fn each_service_has_its_remedy_in_the_message() {
         let both = Service::ALL.map(|service| refusal(service, "default/a")).into();
-        let message = message(&both, "blue");
-        let remedies = ["workload identity", "NodeIPPool blue", "podMetadataAccess: All", "the host network"];
-        for part in [&remedies[..], &["169.254.169.254", "168.63.129.16"]].concat() {
-            assert!(message.contains(part), "{message}");
+        let in_a_pool =
+            ["workload identity", "NodeIPPool blue", "podMetadataAccess: All", "the host network"];
+        let alone = ["--pod-metadata-access All", "the VM's own network", "container"];
+        for (pool, remedies) in [(Some("blue"), &in_a_pool[..]), (None, &alone)] {
+            let message = message(&both, pool);
+            for part in [remedies, &["169.254.169.254", "168.63.129.16"]].concat() {
+                assert!(message.contains(part), "{message}");
+            }
+            assert_eq!(refusals(&message), both);
         }
     }
 }

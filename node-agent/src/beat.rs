@@ -22,6 +22,12 @@ impl Beat {
         Beat { first: Instant::now() }
     }
 
+    /// Whether it began less than a millisecond ago. A runtime that was started since has these beats in its
+    /// slots: it rounds the end of a sleep up to a millisecond.
+    pub fn has_just_begun(self) -> bool {
+        self.first.elapsed() < Duration::from_millis(1)
+    }
+
     /// The next beat.
     pub fn next(self) -> Instant {
         self.after(Instant::now())

@@ -29,8 +29,8 @@ impl Refusals {
     }
 
     /// The message of the condition `MetadataRefused`, if there is anything to report. It has no counts,
-    /// since each would be news.
-    pub fn message(&self, pool: &str, now: Millis) -> Option<String> {
+    /// since each would be news. `pool` is the node's, if it is of a cluster.
+    pub fn message(&self, pool: Option<&str>, now: Millis) -> Option<String> {
         let reported_for = REPORTED_FOR.as_millis() as Millis;
         let recent = self.seen.iter().filter(|&(_, &last)| now.saturating_sub(last) < reported_for);
         let recent: BTreeSet<Refusal> = recent.map(|(refusal, _)| refusal.clone()).collect();
@@ -49,15 +49,16 @@ mod tests {
         let (a, b) = (refusal(Service::Metadata, "default/a"), refusal(Service::Metadata, "default/b"));
         let other = refusal(Service::WireServer, "default/a");
         let mut refusals = Refusals::default();
-        assert_eq!(refusals.message("default", 0), None);
+        let pool = Some("default");
+        assert_eq!(refusals.message(pool, 0), None);
         refusals.asked(b.clone(), 0);
         refusals.asked(a.clone(), 1);
         refusals.asked(other.clone(), 1);
-        let message = refusals.message("default", 2).unwrap();
+        let message = refusals.message(pool, 2).unwrap();
         assert_eq!(refusal::refusals(&message), BTreeSet::from([a.clone(), b.clone(), other.clone()]));
         assert!(message.contains("NodeIPPool default"), "{message}");
         assert_eq!(refusals.keep(|pod| pod == "default/b"), [a, other]);
-        assert_eq!(refusal::refusals(&refusals.message("default", 2).unwrap()), BTreeSet::from([b]));
-        assert_eq!(refusals.message("default", REPORTED_FOR.as_millis() as Millis), None);
+        assert_eq!(refusal::refusals(&refusals.message(pool, 2).unwrap()), BTreeSet::from([b]));
+        assert_eq!(refusals.message(pool, REPORTED_FOR.as_millis() as Millis), None);
     }
 }

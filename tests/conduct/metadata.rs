@@ -26,7 +26,7 @@ async fn a_pod_that_asks_the_metadata_service_in_vain_is_named_in_one_event(
     stage.until("the operator has reported", "n1", reported).await?;
     let refusal = |service, pod: &str| Refusal { service, pod: pod.to_owned() };
     let report = async |refusals: &[Refusal]| -> Result<()> {
-        let message = refusal::message(&refusals.iter().cloned().collect(), "default");
+        let message = refusal::message(&refusals.iter().cloned().collect(), Some("default"));
         let at = Timestamp::UNIX_EPOCH;
         let condition = Verdict::yes(Reason::PodsAsk, message).condition(METADATA_REFUSED, None, at);
         let patch = json!({ "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",

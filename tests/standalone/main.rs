@@ -23,6 +23,7 @@ fn main() {
         runtimes::a_bare_namespace_is_attached_and_every_path_holds,
         runtimes::a_container_of_podman_gets_an_address_and_every_path_holds,
         runtimes::a_namespace_given_an_address_by_cnitool_keeps_every_path,
+        runtimes::containers_reach_the_metadata_service_unless_a_flag_closes_it,
         supply::an_address_that_leaves_the_nic_and_comes_back_stays_with_its_container,
         supply::containers_start_while_the_agent_is_down,
         runtimes::a_container_of_docker_is_attached_and_every_path_holds,

@@ -1,8 +1,8 @@
 //! Containers of each runtime on a plain VM: an address of the VNet, and every path of a pod's.
 
 use crate::stage::{
-    INTERNET, OTHER, PEER, PREMISES, Stage, VM1, address_in, cnitool_program, eventually, failing,
-    is_answered_by_the_resolver, metadata_name, probe_program, run, seen,
+    INTERNET, METADATA, OTHER, PEER, PREMISES, Stage, VM1, address_in, cnitool_program, eventually, failing,
+    failing_at, is_answered_by_the_resolver, metadata_name, probe_program, run, seen,
 };
 use anyhow::{Context, Result};
 use std::fs::{self, File};
@@ -116,6 +116,31 @@ pub fn a_namespace_given_an_address_by_cnitool_keeps_every_path(stage: &mut Stag
     every_path_holds(stage, &container, address)?;
     cnitool(stage, "del")?;
     assert_eq!(failing(&stage.machine("other"), address)?, ErrorKind::TimedOut, "deleted");
+    Ok(())
+}
+
+/// A VM of no cluster has no pool that could say so.
+pub fn containers_reach_the_metadata_service_unless_a_flag_closes_it(stage: &mut Stage) -> Result<()> {
+    stage.boot("vm1", 2)?;
+    let agent = stage.start_agent("vm1", &[])?;
+    let (pid, container) = stage.bare("vm1")?;
+    stage.attach("vm1", &["--container", "web", "--pid", &pid.to_string()])?;
+    assert_eq!(metadata_name(&container)?, "vm1");
+    agent.stop();
+    let _agent = stage.start_agent("vm1", &["--pod-metadata-access", "None"])?;
+    let asked = || metadata_name(&container).map_err(|error| format!("{error:#}"));
+    eventually("the container is kept from it", asked, Result::is_err);
+    assert_eq!(failing_at(&container, METADATA, 80)?, ErrorKind::TimedOut);
+    assert!(is_answered_by_the_resolver(&container));
+    assert_eq!(metadata_name(&stage.machine("vm1"))?, "vm1", "the VM itself is free to ask");
+    // Whatever changes the table has the node inspected at once, and takes no count with it.
+    stage.sh("vm1", "nft flush chain inet vnetpool egress");
+    let status = || stage.call_agent("vm1", &["status"]).unwrap();
+    let is_told = |shown: &String| {
+        let line = shown.lines().find(|line| line.starts_with("MetadataRefused: True (PodsAsk): web"));
+        line.is_some_and(|line| line.contains("run the agent with --pod-metadata-access All"))
+    };
+    eventually("the report names the container, and the flag", status, is_told);
     Ok(())
 }
 

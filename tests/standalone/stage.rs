@@ -34,7 +34,7 @@ pub const OTHER: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 6);
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 pub const PEER: Ipv4Addr = Ipv4Addr::new(10, 60, 0, 4);
 pub const PREMISES: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 10);
-const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 const ARM: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 const VMS: [&str; 3] = ["vm1", "vm2", "other"];
@@ -461,7 +461,12 @@ pub fn seen(from: &File, to: Ipv4Addr) -> Result<IpAddr> {
 /// How a connection to `to` from a namespace ends without an answer: [`ErrorKind::TimedOut`] if it is
 /// dropped.
 pub fn failing(from: &File, to: Ipv4Addr) -> Result<ErrorKind> {
-    match inside(from, || TcpStream::connect_timeout(&SocketAddr::from((to, PORT)), Duration::from_secs(2))) {
+    failing_at(from, to, PORT)
+}
+
+/// The same of another port.
+pub fn failing_at(from: &File, to: Ipv4Addr, port: u16) -> Result<ErrorKind> {
+    match inside(from, || TcpStream::connect_timeout(&SocketAddr::from((to, port)), Duration::from_secs(2))) {
         Ok(_) => bail!("{to} answers"),
         Err(error) => Ok(error.kind()),
     }

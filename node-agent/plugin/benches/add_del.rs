@@ -70,14 +70,15 @@ fn main() {
             }
             peers.iter_mut().for_each(|peer| peer.many(&format!("q{repetition}")));
         }
+        let after = load();
         println!(
-            "\n{pods} pods on the node, {AT_ONCE} at once; load {before} before and {} after; milliseconds",
-            load()
+            "\n{pods} pods on the node, {AT_ONCE} at once; load {before} before and {after} after; milliseconds"
         );
         println!("| | verb | min | median | medians of the repetitions |\n|---|---|---|---|---|");
         for peer in &peers {
-            rows.extend(peer.rows(pods));
+            rows.extend(peer.rows(pods, [&before, &after]));
         }
+        compare(&rows, pods);
     }
     let file = output.join("node.json");
     fs::write(&file, serde_json::to_vec_pretty(&rows).unwrap()).unwrap();
@@ -173,7 +174,7 @@ impl Peer {
     }
 
     /// Prints the rows of this peer, and gives them.
-    fn rows(&self, pods: usize) -> Vec<Value> {
+    fn rows(&self, pods: usize, load: [&str; 2]) -> Vec<Value> {
         type Of = fn(&Times) -> Vec<Duration>;
         let all: [(&str, Of); 6] = [
             ("start", |times| times.alone.start.clone()),
@@ -190,9 +191,38 @@ impl Peer {
             let spread = medians.iter().map(|median| format!("{median:.2}")).collect::<Vec<_>>().join(" ");
             println!("| {} | {verb} | {min:.2} | {mid:.2} | {spread} |", self.name);
             let measured = json!({ "min": min, "median": mid, "medians": medians });
-            json!({ "pods": pods, "peer": self.name, "verb": verb, "milliseconds": measured })
+            json!({ "pods": pods, "peer": self.name, "verb": verb, "load": load, "milliseconds": measured })
         };
         all.into_iter().map(row).collect()
+    }
+}
+
+/// Prints what ours takes of what the floor takes. One at a time the minima are compared, which other work on
+/// the machine moves least. At once only a repetition's own figures are: its peers ran right before and
+/// after.
+fn compare(rows: &[Value], pods: usize) {
+    let measured = |peer: &str, verb: &str| {
+        let is_it = |row: &&Value| row["pods"] == pods && row["peer"] == peer && row["verb"] == verb;
+        &rows.iter().find(is_it).unwrap()["milliseconds"]
+    };
+    println!("\n| ours by the floor | aim | |\n|---|---|---|");
+    for (verb, aim) in [("ADD", 1.15), ("DEL", 1.5)] {
+        let [floor, ours] = ["floor", "vnetpool"].map(|peer| measured(peer, verb)["min"].as_f64().unwrap());
+        println!("| {verb}, of the minima | at most {aim} | {:.2} |", ours / floor);
+    }
+    // The rate is as many by the time of all, so its ratio is that of the times upside down.
+    for (what, verb, aim, is_rate) in [
+        ("ADD at once, of the medians", "ADD at once", "at most 1.15", false),
+        ("ADDs a second at once", "all ADDs at once", "at least 0.9", true),
+    ] {
+        let [floor, ours] =
+            ["floor", "vnetpool"].map(|peer| measured(peer, verb)["medians"].as_array().unwrap());
+        let ratio = |(floor, ours): (&Value, &Value)| {
+            let ratio = ours.as_f64().unwrap() / floor.as_f64().unwrap();
+            format!("{:.2}", if is_rate { ratio.recip() } else { ratio })
+        };
+        let each: Vec<String> = floor.iter().zip(ours).map(ratio).collect();
+        println!("| {what}, each repetition | {aim} | {} |", each.join(" "));
     }
 }
 

@@ -245,7 +245,7 @@ impl Ledger {
         let mut order: Vec<&str> = Vec::new();
         let mut all: HashMap<&str, Reservation> = HashMap::new();
         let readiness = Readiness::of(&self.records, self.cooldown);
-        for record in &self.records {
+        for (index, record) in self.records.iter().enumerate() {
             let name = record.entry().name.as_str();
             let one = all.entry(name).or_insert_with(|| {
                 order.push(name);
@@ -254,7 +254,7 @@ impl Ledger {
             one.size += 1;
             one.freed = one.freed.max(record.freed());
             // No pod has the empty UID, so an entry with an attachment counts as in use, too.
-            one.in_use |= !record.entry().is_for("") || !readiness.is_ready(record, now);
+            one.in_use |= !record.entry().is_for("") || !readiness.is_ready(index, now);
         }
         let mut idle: Vec<(&str, &Reservation)> =
             order.iter().filter_map(|name| all.get_key_value(name)).map(|(name, one)| (*name, one)).collect();
@@ -376,7 +376,8 @@ impl Ledger {
     /// When the next of the addresses that cool now will be ready.
     pub fn next_ready(&self, now: Millis) -> Option<Millis> {
         let readiness = self.readiness();
-        self.records.iter().filter_map(|record| readiness.at(record)).filter(|&ready| ready > now).min()
+        let all = 0..self.records.len();
+        all.filter_map(|index| readiness.at(index)).filter(|&ready| ready > now).min()
     }
 
     /// Whether an ADD waits that could have an address now, since time alone makes cooling addresses ready.
@@ -394,7 +395,7 @@ impl Ledger {
             ..Counts::default()
         };
         let readiness = self.readiness();
-        for record in &self.records {
+        for (index, record) in self.records.iter().enumerate() {
             match record.state() {
                 State::Assigned(assignment) => {
                     counts.assigned += 1;
@@ -403,7 +404,7 @@ impl Ledger {
                 State::Withdrawn { .. } => counts.withdrawn += 1,
                 State::Free { .. } if !self.is_ruled => counts.withheld += 1,
                 State::Free { .. } if record.entry().attached_to.is_some() => counts.cooling += 1,
-                State::Free { .. } if readiness.is_ready(record, now) => counts.free += 1,
+                State::Free { .. } if readiness.is_ready(index, now) => counts.free += 1,
                 State::Free { .. } => counts.cooling += 1,
             }
         }

@@ -29,6 +29,7 @@ mod others_bridge;
 pub mod range;
 mod restore;
 mod routes;
+pub mod socket;
 pub mod steer;
 mod uplink;
 

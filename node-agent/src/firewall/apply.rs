@@ -1,6 +1,6 @@
 //! Puts a table into the kernel in one transaction, and only when it isn't there as it was put.
 
-use std::{collections::BTreeMap, io, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, io, mem, net::Ipv4Addr, time::Duration};
 
 use serde_json::Value;
 use tokio::{process::Command, sync::watch, time::Instant};
@@ -50,9 +50,18 @@ pub struct Firewall {
     family: Family,
     known: watch::Sender<Known>,
     put: Option<Put>,
-    /// The last values of its counters, by name. A table that is put in place begins with none.
-    counted: BTreeMap<String, u64>,
-    /// The same of the set of pods that asked Azure's services, by address and service.
+    /// The last values of its counters. A table that is put in place begins with none.
+    counted: Counts,
+    /// What was counted since it was asked for last, in tables that have been replaced.
+    kept: Counts,
+}
+
+/// Packets that the table has dropped.
+#[derive(Debug, Default)]
+struct Counts {
+    /// By the names of its counters.
+    dropped: BTreeMap<String, u64>,
+    /// Of these, those that pods have sent to Azure's services: by the pod's address and the service.
     asked: BTreeMap<(Ipv4Addr, Service), u64>,
 }
 
@@ -91,8 +100,8 @@ impl Firewall {
 
     /// The table of this family, of which nothing is known yet but its changes from now on.
     pub fn hearing(family: Family, known: &watch::Sender<Known>) -> Firewall {
-        let (counted, asked) = (BTreeMap::new(), BTreeMap::new());
-        Firewall { family, known: known.clone(), put: None, counted, asked }
+        let (counted, kept) = (Counts::default(), Counts::default());
+        Firewall { family, known: known.clone(), put: None, counted, kept }
     }
 
     /// Puts `text`, a transaction that makes the table, in place unless it stands as after the last time: by
@@ -122,10 +131,10 @@ impl Firewall {
             Some(Put::Tried { text: tried, ensured }) if *tried == text => *ensured,
             _ => Ensured::Put,
         };
+        self.keep_counts().await;
         self.put = Some(Put::Tried { text: text.to_owned(), ensured });
-        self.counted.clear();
-        self.asked.clear();
         nft(&["-f", "-"], text).await?.map_err(|refusal| Error::Refused(self.family, refusal))?;
+        self.counted = Counts::default();
         // Of our own transaction, or a later one: its events, read late, cast no doubt.
         let now = generation().map_err(Error::Uncounted)?;
         let listing = list(self.family).await?;
@@ -155,34 +164,39 @@ impl Firewall {
     }
 
     /// The packets that the table has dropped since this was asked last, by the name of its counter.
-    pub async fn dropped(&mut self) -> Result<Vec<(String, u64)>, Error> {
+    pub async fn dropped(&mut self) -> Result<BTreeMap<String, u64>, Error> {
         let listed = self.listed(&["counters", "table", self.family.word(), "vnetpool"]).await?;
-        let counter = |one: &Value| {
-            let counter = one.get("counter")?;
-            Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
-        };
-        Ok(news(&mut self.counted, listed.iter().filter_map(counter).collect()))
+        add(&mut self.kept.dropped, news(&mut self.counted.dropped, dropped(&listed)));
+        Ok(mem::take(&mut self.kept.dropped))
     }
 
     /// Whether some had asked in vain when that was read last: they have to be read again, since what goes
     /// out of the set and comes back begins with no packets.
     pub fn knows_asked(&self) -> bool {
-        !self.asked.is_empty()
+        !self.counted.asked.is_empty() || !self.kept.asked.is_empty()
     }
 
     /// The packets that pods have sent to Azure's services in vain since this was asked last, by the pod's
     /// address and the service.
-    pub async fn asked(&mut self) -> Result<Vec<((Ipv4Addr, Service), u64)>, Error> {
+    pub async fn asked(&mut self) -> Result<BTreeMap<(Ipv4Addr, Service), u64>, Error> {
         let listed = self.listed(&["set", self.family.word(), "vnetpool", ASKED]).await?;
-        let elements = listed.iter().filter_map(|one| one["set"]["elem"].as_array()).flatten();
-        let packets = |element: &Value| {
-            let element = element.get("elem")?;
-            let [pod, to] = element["val"]["concat"].as_array()?.as_slice() else { return None };
-            let to: Ipv4Addr = to.as_str()?.parse().ok()?;
-            let service = Service::ALL.into_iter().find(|service| service.address() == to)?;
-            Some(((pod.as_str()?.parse().ok()?, service), element["counter"]["packets"].as_u64()?))
-        };
-        Ok(news(&mut self.asked, elements.filter_map(packets).collect()))
+        add(&mut self.kept.asked, news(&mut self.counted.asked, asked(&listed)));
+        Ok(mem::take(&mut self.kept.asked))
+    }
+
+    /// Keeps the counts of a table of this process's that is about to be replaced, if it is still there. Only
+    /// the packets of the few milliseconds until then are lost.
+    async fn keep_counts(&mut self) {
+        if self.put.is_none() || self.family != Family::Inet {
+            return;
+        }
+        match self.listed(&["table", self.family.word(), "vnetpool"]).await {
+            Ok(listed) => {
+                add(&mut self.kept.dropped, news(&mut self.counted.dropped, dropped(&listed)));
+                add(&mut self.kept.asked, news(&mut self.counted.asked, asked(&listed)));
+            }
+            Err(error) => tracing::debug!(%error, "can't read what a table of nftables has counted"),
+        }
     }
 
     async fn listed(&self, what: &[&str]) -> Result<Vec<Value>, Error> {
@@ -193,12 +207,41 @@ impl Firewall {
     }
 }
 
-/// The increase since `before`, which becomes the present value.
-fn news<K: Ord + Clone>(before: &mut BTreeMap<K, u64>, now: BTreeMap<K, u64>) -> Vec<(K, u64)> {
-    let since = |name: &K, count: u64| count.saturating_sub(before.get(name).copied().unwrap_or_default());
+/// The packets by the name of each counter in nft's lists.
+fn dropped(listed: &[Value]) -> BTreeMap<String, u64> {
+    let counter = |one: &Value| {
+        let counter = one.get("counter")?;
+        Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
+    };
+    listed.iter().filter_map(counter).collect()
+}
+
+/// The packets of each element of [`ASKED`] in nft's lists, the only set whose elements count.
+fn asked(listed: &[Value]) -> BTreeMap<(Ipv4Addr, Service), u64> {
+    let elements = listed.iter().filter_map(|one| one["set"]["elem"].as_array()).flatten();
+    let packets = |element: &Value| {
+        let element = element.get("elem")?;
+        let [pod, to] = element["val"]["concat"].as_array()?.as_slice() else { return None };
+        let to: Ipv4Addr = to.as_str()?.parse().ok()?;
+        let service = Service::ALL.into_iter().find(|service| service.address() == to)?;
+        Some(((pod.as_str()?.parse().ok()?, service), element["counter"]["packets"].as_u64()?))
+    };
+    elements.filter_map(packets).collect()
+}
+
+/// The increase since `before`, which becomes the present value. A smaller count has begun anew.
+fn news<K: Ord + Clone>(before: &mut BTreeMap<K, u64>, now: BTreeMap<K, u64>) -> BTreeMap<K, u64> {
+    let since = |name: &K, count: u64| {
+        let before = before.get(name).filter(|&&before| before <= count);
+        count - before.copied().unwrap_or_default()
+    };
     let news = now.iter().map(|(name, &count)| (name.clone(), since(name, count))).collect();
     *before = now;
     news
+}
+
+fn add<K: Ord>(sum: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
+    more.into_iter().for_each(|(name, count)| *sum.entry(name).or_default() += count);
 }
 
 /// Removes the tables; fine if there are none.

@@ -10,13 +10,14 @@ use netlink_packet_core::{
     Emitable, ErrorBuffer, NLA_HEADER_SIZE, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
     NlaBuffer,
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::{
     errno::Errno,
     libc::MSG_DONTWAIT,
     sys::socket::{setsockopt, sockopt},
 };
 use tokio::sync::{oneshot, watch};
+use vnetpool_plugin::wiring::socket::KernelSocket;
 
 use super::{
     Family,
@@ -51,13 +52,11 @@ pub fn generation() -> io::Result<Generation> {
 
 /// A socket that asks for the generation of the network namespace in which it was opened.
 #[derive(Debug)]
-struct Asking(Socket);
+struct Asking(KernelSocket);
 
 impl Asking {
     fn open() -> io::Result<Asking> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind(&SocketAddr::new(0, 0))?;
-        Ok(Asking(socket))
+        Ok(Asking(KernelSocket::open(NETLINK_NETFILTER)?))
     }
 
     /// The kernel takes no lock for it, and has answered when the request is sent: this never waits.
@@ -67,8 +66,8 @@ impl Asking {
         let mut request = vec![0; header.buffer_len() + HEADER];
         header.length = u32::try_from(request.len()).map_err(io::Error::other)?;
         header.emit(&mut request);
-        self.0.send(&request, 0)?;
-        let answer = receive(&self.0, MSG_DONTWAIT)?;
+        self.0.send(&request)?;
+        let answer = self.0.receive(DATAGRAM, MSG_DONTWAIT)?;
         let message = NetlinkBuffer::new_checked(&answer).map_err(io::Error::other)?;
         if message.message_type() == NLMSG_ERROR {
             let error = ErrorBuffer::new_checked(message.payload()).map_err(io::Error::other)?;
@@ -81,17 +80,10 @@ impl Asking {
     }
 }
 
-/// One datagram.
-fn receive(socket: &Socket, flags: i32) -> io::Result<Vec<u8>> {
-    let mut buffer = Vec::with_capacity(DATAGRAM);
-    socket.recv(&mut buffer, flags)?;
-    Ok(buffer)
-}
-
 /// A socket that hears of every change in the tables of the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Events {
-    socket: Socket,
+    socket: KernelSocket,
     asking: Asking,
     heard: Heard,
 }
@@ -103,12 +95,11 @@ impl Events {
 
     /// With room for so many bytes that wait to be read; more are lost.
     pub fn with_room(bytes: usize) -> io::Result<Events> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        let socket = KernelSocket::open(NETLINK_NETFILTER)?;
         // Refused outside the machine's own user namespace. Then more is lost, and the tables are listed
         // more often.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &bytes);
-        socket.bind(&SocketAddr::new(0, 0))?;
-        socket.add_membership(GROUP)?;
+        socket.join(GROUP)?;
         // From here on nothing is missed.
         let asking = Asking::open()?;
         let heard = Heard::from(asking.generation()?);
@@ -129,7 +120,7 @@ impl Events {
             self.heard = Heard::from(self.asking.generation()?);
             return Ok(self.heard);
         }
-        match receive(&self.socket, 0) {
+        match self.socket.receive(DATAGRAM, 0) {
             Ok(datagram) => self.heard = events(&datagram).fold(self.heard, Heard::and),
             Err(error) if is(&error, Errno::ENOBUFS) => self.heard = self.heard.lost(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -141,7 +132,7 @@ impl Events {
     /// Reads until there is nothing to read. Only then the kernel sends again.
     fn drop_all(&self) -> io::Result<()> {
         loop {
-            match receive(&self.socket, MSG_DONTWAIT) {
+            match self.socket.receive(DATAGRAM, MSG_DONTWAIT) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if is(&error, Errno::ENOBUFS) || is(&error, Errno::EINTR) => {}

@@ -122,9 +122,11 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Report, compose};
-    use k8s_openapi::jiff::Timestamp;
+    use crate::report::{Report, compose, publish::body};
+    use crate::sample;
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
     use std::{collections::BTreeSet, net::Ipv4Addr};
+    use vnetpool_crds::NodeIPAllocation;
     use vnetpool_crds::reason::Reason;
     use vnetpool_crds::verdict::Verdict;
     use vnetpool_plugin::ledger::{Claim, Entry, Ledger, Millis, Pod, Sandbox, Supply};
@@ -261,18 +263,44 @@ mod tests {
                 names_holders: false,
                 unlisted: BTreeSet::new(),
                 metadata_silent: None,
-                conditions: vec![],
+                conditions: conditions(),
             };
             compose(&report, None)
         }
     }
 
-    /// How many status writes there are for each pod that starts, when one is replaced every `every` seconds
-    /// and takes two seconds to be.
-    fn writes_a_start(every: u64) -> f64 {
+    /// Those of a node that has all it needs.
+    fn conditions() -> Vec<Condition> {
+        let ruled = "forwarding is on and table inet vnetpool is in place";
+        let backed = "every pod's address is reserved for this node";
+        let installed =
+            "10-vnetpool.conflist of the folder /etc/cni/net.d chains vnetpool, portmap, bandwidth";
+        [
+            (condition::SUPPLIED, Reason::Supplied, "the ledger has the addresses of spec.interfaces"),
+            (condition::RULES_APPLIED, Reason::Applied, ruled),
+            (condition::CNI_INSTALLED, Reason::Installed, installed),
+            (condition::ASSIGNMENTS_BACKED, Reason::Backed, backed),
+        ]
+        .map(|(type_, reason, message)| {
+            Verdict::yes(reason, message).condition(type_, Some(1), Timestamp::UNIX_EPOCH)
+        })
+        .into()
+    }
+
+    /// The bytes of a write of this status, without the request's head.
+    fn bytes(status: &NodeIPAllocationStatus) -> usize {
+        let mut object = NodeIPAllocation::new("node-1", sample::spec());
+        object.metadata.uid = Some(format!("{:036}", 1));
+        object.metadata.resource_version = Some(format!("{:08}", 1));
+        body(&object, status).to_string().len()
+    }
+
+    /// How many status writes there are for each pod that starts, and how many bytes, when one is replaced
+    /// every `every` seconds and takes two seconds to be.
+    fn writes_a_start(every: u64) -> (f64, f64) {
         let mut churn = Churn::new(120, 110);
         let (mut pace, epoch) = (Pace::default(), Instant::now());
-        let (mut published, mut writes) = (churn.report(), 0);
+        let (mut published, mut writes, mut sent) = (churn.report(), 0, 0);
         let starts = 43_200 / every;
         for n in 0..starts {
             for second in (0..every).step_by(2) {
@@ -287,21 +315,30 @@ mod tests {
                 let status = churn.report();
                 let difference = difference(&status, Some(&published), 8);
                 if pace.due(difference, now).is_some_and(|wait| wait.is_zero()) {
+                    sent += bytes(&status);
                     (published, writes) = (status, writes + 1);
                     pace.written(difference);
                 }
             }
         }
-        f64::from(writes) / starts as f64
+        (f64::from(writes) / starts as f64, sent as f64 / starts as f64)
     }
 
     #[test]
     fn pods_that_come_and_go_cost_a_tenth_of_a_write_each_at_most() {
         // A node of 5,000 when fifty pods a second start, and one that is as busy as ten of them.
         for every in [100, 10] {
-            let writes = writes_a_start(every);
-            println!("a pod replaced every {every} s: {writes:.3} status writes a start");
+            let (writes, sent) = writes_a_start(every);
+            println!("a pod replaced every {every} s: {writes:.3} status writes a start, {sent:.0} bytes");
             assert!(writes <= 0.1, "{writes} writes a start");
+            assert!(sent <= 250.0, "{sent} bytes a start");
         }
+    }
+
+    /// It has counts, and names no pod that needs nothing of others.
+    #[test]
+    fn a_status_write_is_as_short_with_110_pods_as_with_ten() {
+        let [few, many] = [10, 110].map(|pods| bytes(&Churn::new(120, pods).report()));
+        assert!(few.abs_diff(many) <= 4 && many <= 2000, "{few} and {many} bytes");
     }
 }

@@ -12,7 +12,7 @@ use kube::{
     Api, Resource, ResourceExt,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     sync::{Mutex, watch},
     time::sleep,
@@ -150,15 +150,21 @@ async fn apply(
     object: &NodeIPAllocation,
     status: &NodeIPAllocationStatus,
 ) -> anyhow::Result<NodeIPAllocation> {
-    let metadata = &object.metadata;
-    let patch = Patch::Apply(json!({
+    let params = PatchParams::apply(names::AGENT).force();
+    Ok(api.patch_status(&object.name_any(), &params, &Patch::Apply(body(object, status))).await?)
+}
+
+/// What a write sends.
+pub(super) fn body(
+    NodeIPAllocation { metadata, .. }: &NodeIPAllocation,
+    status: &NodeIPAllocationStatus,
+) -> Value {
+    json!({
         "apiVersion": NodeIPAllocation::api_version(&()),
         "kind": NodeIPAllocation::kind(&()),
         "metadata": { "uid": metadata.uid, "resourceVersion": metadata.resource_version },
         "status": status,
-    }));
-    let params = PatchParams::apply(names::AGENT).force();
-    Ok(api.patch_status(&object.name_any(), &params, &patch).await?)
+    })
 }
 
 fn is_conflict(error: &anyhow::Error) -> bool {

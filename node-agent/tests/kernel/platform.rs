@@ -27,7 +27,7 @@ fn is_dropped(from: &Namespace, to: Ipv4Addr, port: u16) -> bool {
 }
 
 fn dropped(world: &World, firewall: &mut Firewall) -> BTreeMap<String, u64> {
-    world.node.inside(|| block_on(firewall.dropped()).unwrap()).into_iter().collect()
+    world.node.inside(|| block_on(firewall.dropped()).unwrap())
 }
 
 fn pods_reach_only_the_resolver(wiring: Wiring) {
@@ -66,7 +66,7 @@ fn packets_that_want_azures_services_are_counted_by_pod_and_service() {
     ensure(&world.node, &mut firewall, &wanted);
     let (mut events, seen) = world.node.inside(|| (Events::open().unwrap(), generation().unwrap()));
     let mut asked = || -> BTreeMap<(Ipv4Addr, Service), u64> {
-        world.node.inside(|| block_on(firewall.asked()).unwrap()).into_iter().collect()
+        world.node.inside(|| block_on(firewall.asked()).unwrap())
     };
     assert!(asked().is_empty());
     let ask = |pod: &Namespace, from: Ipv4Addr, to: Ipv4Addr| {
@@ -100,6 +100,43 @@ fn packets_that_want_azures_services_are_counted_by_pod_and_service() {
     assert!(!ensure(&world.node, &mut firewall, &wanted), "packets change the table");
 }
 
+/// A pool that is edited changes the table, and so does another program: no inspection may have come since
+/// the packets did.
+#[test]
+fn packets_that_want_azures_services_are_counted_though_the_table_is_replaced_right_after_them() {
+    let (world, mut firewall) = (World::new(), Firewall::default());
+    let (first, second) = (rules(&["10.240.0.0/16"]), rules(&["10.240.0.0/16", "10.250.0.0/16"]));
+    ensure(&world.node, &mut firewall, &first);
+    let socket = world.pod.inside(|| UdpSocket::bind((POD, 0)).unwrap());
+    let ask = || assert_eq!(socket.send_to(&[1], (METADATA, PORT)).unwrap(), 1);
+    let counted = |firewall: &mut Firewall| {
+        let asked = world.node.inside(|| block_on(firewall.asked()).unwrap());
+        let asked: u64 = asked.values().sum();
+        assert_eq!(dropped(&world, firewall)["metadata"], asked);
+        asked
+    };
+    (0..3).for_each(|_| ask());
+    assert!(ensure(&world.node, &mut firewall, &second));
+    ask();
+    assert!(firewall.knows_asked());
+    assert_eq!(counted(&mut firewall), 4);
+    // Counted before, it isn't counted again when the table goes.
+    (0..2).for_each(|_| ask());
+    world.node.run("nft flush chain inet vnetpool egress");
+    assert!(ensure(&world.node, &mut firewall, &second));
+    assert_eq!(counted(&mut firewall), 2);
+    // Nor if nothing came of the new table.
+    ask();
+    let refused = world.node.inside(|| block_on(firewall.ensure("nonsense")));
+    assert!(refused.is_err(), "{refused:?}");
+    ask();
+    ensure(&world.node, &mut firewall, &first);
+    assert_eq!(counted(&mut firewall), 2);
+    world.node.run("nft delete table inet vnetpool");
+    ensure(&world.node, &mut firewall, &first);
+    assert_eq!(counted(&mut firewall), 0);
+}
+
 /// With blocks on each slot of its NIC.
 #[test]
 fn pods_that_want_azures_services_are_counted_however_many_addresses_the_node_has() {
@@ -114,7 +151,7 @@ fn pods_that_want_azures_services_are_counted_however_many_addresses_the_node_ha
     let socket = world.pod.inside(|| UdpSocket::bind((POD, 0)).unwrap());
     socket.send_to(&[1], (METADATA, PORT)).unwrap();
     let asked = world.node.inside(|| block_on(firewall.asked()).unwrap());
-    assert_eq!(asked, [((POD, Service::Metadata), 1)]);
+    assert_eq!(asked, BTreeMap::from([((POD, Service::Metadata), 1)]));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use vnetpool_crds::pool::MetadataAccess;
 use vnetpool_node_agent::firewall::{
     self, Family,
@@ -323,4 +324,25 @@ fn a_service_leads_to_a_pod_behind_the_same_bridge() {
     assert!(world.node.inside(|| sysctl::route_bridged(settings).unwrap()));
     assert_eq!(world.pod.source_seen_by(SERVICE), POD);
     assert!(!world.node.inside(|| sysctl::route_bridged(settings).unwrap()), "it is right");
+}
+
+/// Whoever has CAP_NET_ADMIN on the node may send to the group in which the agent listens.
+#[test]
+fn what_another_process_reports_of_our_table_is_not_heard() {
+    let (node, mut firewall) = (Namespace::new(), Firewall::default());
+    ensure(&node, &mut firewall, &rules(&["10.240.0.0/16"]));
+    let (mut events, seen) = node.inside(|| (Events::open().unwrap(), generation().unwrap()));
+    // NFT_MSG_DELTABLE of NFNL_SUBSYS_NFTABLES: a netlink header, the family inet, the last bits of a
+    // generation to come, and NFTA_TABLE_NAME.
+    let name = [&13u16.to_ne_bytes()[..], &1u16.to_ne_bytes(), b"vnetpool\0\0\0\0"].concat();
+    let body = [&[1, 0][..], &1000u16.to_be_bytes(), &name].concat();
+    let length = 16 + body.len() as u32;
+    let header = [&length.to_ne_bytes()[..], &0x0a02u16.to_ne_bytes(), &[0; 10]].concat();
+    let liar = node.inside(|| Socket::new(NETLINK_NETFILTER).unwrap());
+    liar.send_to(&[header, body].concat(), &SocketAddr::new(0, 1 << 6), 0).unwrap();
+    // It comes before what the kernel reports of this.
+    node.run("nft add table inet other");
+    assert!(!read(&node, &mut events).is_touched_since(Family::Inet, seen));
+    node.run("nft flush chain inet vnetpool guard");
+    assert!(read(&node, &mut events).is_touched_since(Family::Inet, seen), "the kernel's own word counts");
 }

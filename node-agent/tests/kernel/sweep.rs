@@ -1,6 +1,6 @@
 //! The remains of pods.
 
-use std::{fs::File, path::Path, process::Command, time::Duration};
+use std::{collections::BTreeSet, fs::File, net::Ipv4Addr, path::Path, process::Command, time::Duration};
 
 use vnetpool_node_agent::sweep::{self, GRACE, Suspect, Sweep};
 use vnetpool_plugin::{
@@ -61,6 +61,26 @@ fn a_vanished_pods_traces_on_the_bridge_go_with_its_record() {
     assert!(node.inside(|| sweep::clear(&store, &record).unwrap()));
     assert_eq!(node.inside(|| wiring::occupants().unwrap()), []);
     assert_eq!(node.run("ip neighbour show dev vnpbridge"), "");
+}
+
+/// Routes that an engine of NetworkPolicy or a routing daemon has written beside ours: the uninstall waits
+/// until no address is in use.
+#[test]
+fn another_programs_route_to_the_bridge_is_in_use_only_while_the_bridge_has_pods() {
+    let (node, pod) = (Namespace::new(), Namespace::new());
+    node.inside(|| bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap());
+    wire_by(Wiring::Bridge, &node, &pod, POD);
+    node.run(&format!("ip route add {OTHER_POD}/32 dev vnpbridge proto static"));
+    let in_use = || -> BTreeSet<Ipv4Addr> {
+        let occupants = node.inside(|| wiring::occupants().unwrap());
+        occupants.into_iter().map(|occupant| occupant.address).collect()
+    };
+    assert_eq!(in_use(), BTreeSet::from([POD, OTHER_POD]), "in doubt it is in use");
+    node.run(&format!("ip link delete {}", sandbox(POD).spare_link()));
+    assert_eq!(in_use(), BTreeSet::from([POD]), "our own route may be a pod's whose end nobody has reported");
+    node.inside(|| bridge::disconnect(POD, None).unwrap());
+    assert_eq!(in_use(), BTreeSet::new());
+    assert!(node.run("ip route show").contains(&OTHER_POD.to_string()), "it isn't ours to remove");
 }
 
 #[test]

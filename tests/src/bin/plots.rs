@@ -33,7 +33,8 @@ fn main() -> Result<()> {
     }
     if let Ok(rows) = node {
         for pods in [0, 200] {
-            draw_node(&rows, pods)?;
+            draw_node(&rows, pods, "", "One at a time")?;
+            draw_node(&rows, pods, " at once", "32 at once")?;
         }
     }
     Ok(())
@@ -112,18 +113,20 @@ fn cell(row: Option<&Value>) -> String {
     format!("{}{}", (measured * 100.0).round() / 100.0, if is_met { "" } else { ", missed" })
 }
 
-/// What a pod waits for, beside the peers: a point for the median of each repetition.
-fn draw_node(rows: &[Value], pods: u64) -> Result<()> {
+/// What a pod waits for, beside the peers: a point for the median of each repetition. `how` ends the names of
+/// the verbs in the rows.
+fn draw_node(rows: &[Value], pods: u64, how: &str, title: &str) -> Result<()> {
     const PEERS: [&str; 4] = ["floor", "vnetpool", "ptp", "bridge"];
-    let path = root().join(format!("docs/evidence/plugin-{pods}.svg"));
+    let file = format!("docs/evidence/plugin-{pods}{}.svg", how.replace(' ', "-"));
+    let path = root().join(file);
     let area = SVGBackend::new(&path, (720, 240)).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption(format!("One at a time, {pods} pods on the node"), ("sans-serif", 18))
+        .caption(format!("{title}, {pods} pods on the node"), ("sans-serif", 18))
         .margin(10)
         .x_label_area_size(36)
         .y_label_area_size(72)
-        .build_cartesian_2d((0.3..100.0).log_scale(), -0.5..PEERS.len() as f64 - 0.5)?;
+        .build_cartesian_2d((0.3..1000.0).log_scale(), -0.5..PEERS.len() as f64 - 0.5)?;
     let peer = |at: &f64| PEERS.get(at.round() as usize).map_or(String::new(), ToString::to_string);
     chart
         .configure_mesh()
@@ -135,7 +138,8 @@ fn draw_node(rows: &[Value], pods: u64) -> Result<()> {
         .draw()?;
     for (verb, colour) in [("ADD", BLUE), ("DEL", RED)] {
         let mut points = vec![];
-        for row in rows.iter().filter(|row| row["pods"] == pods && row["verb"] == verb) {
+        let meant = format!("{verb}{how}");
+        for row in rows.iter().filter(|row| row["pods"] == pods && row["verb"] == meant) {
             let at =
                 PEERS.iter().position(|peer| row["peer"] == *peer).context("a peer without a place")? as f64;
             let medians = row["milliseconds"]["medians"].as_array().context("no medians")?;

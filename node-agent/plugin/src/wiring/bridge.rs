@@ -20,7 +20,7 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
     Error, HOST_MAC, Identity, index_of, kernel,
-    messages::{Body, Entry, Link, Neighbour, Route},
+    messages::{Body, Entry, Link, Neighbour, OURS, Route},
     netlink::{Change, Netlink},
     pod_mac, routes,
 };
@@ -112,11 +112,18 @@ pub fn disconnect(address: Ipv4Addr, port: Option<u32>) -> Result<(), Error> {
     }
 }
 
-/// The addresses that the node routes to the bridge, whether or not a port is still there for each.
+/// The addresses that the node routes to the bridge, whether or not a port is still there for each. Without
+/// any port, another program's route leads to no pod: nothing of ours removes it, so that it would keep its
+/// address in use for ever.
 pub fn addresses() -> Result<Vec<Ipv4Addr>, Error> {
     let Some(bridge) = index() else { return Ok(Vec::new()) };
-    let routes = routes::main(&mut Netlink::open()?)?;
-    Ok(routes.iter().filter(|route| route.link == Some(bridge)).filter_map(Route::host_address).collect())
+    let mut netlink = Netlink::open()?;
+    let routes = routes::main(&mut netlink)?;
+    // After the routes: the port of a route that is listed may be gone, but none is overlooked.
+    let links: Vec<Link> = netlink.dump("list the links", &Body::any_link())?;
+    let has_ports = links.iter().any(|link| link.master == Some(bridge));
+    let counts = |route: &&Route| route.link == Some(bridge) && (has_ports || route.protocol == OURS);
+    Ok(routes.iter().filter(counts).filter_map(Route::host_address).collect())
 }
 
 /// Whether the bridge knows the MAC of the pod with this address behind its port.

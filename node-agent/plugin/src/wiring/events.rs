@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, io, net::Ipv4Addr};
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::{
     libc,
     sys::socket::{setsockopt, sockopt},
@@ -16,6 +16,7 @@ use super::{
     Error,
     bridge::BRIDGE,
     messages::{Address, Link, MAIN, OURS, Object, Route, Rule, attributes, is_ipv4, messages},
+    socket::KernelSocket,
 };
 
 /// Groups of rtnetlink (`linux/rtnetlink.h`): links, IPv4 addresses, routes and rules, settings of links.
@@ -33,30 +34,28 @@ pub type Uplinks = HashMap<String, u32>;
 
 /// A socket that receives every change in the network namespace in which it was opened.
 #[derive(Debug)]
-pub struct Events(Socket);
+pub struct Events(KernelSocket);
 
 impl Events {
     pub fn open() -> Result<Events, Error> {
         let failed = |error| Error::kernel("listen to the kernel's network events", error);
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
+        let socket = KernelSocket::open(NETLINK_ROUTE).map_err(failed)?;
         // Refused outside the machine's own user namespace. Then more is lost, and the next inspection finds
         // it.
         let _ = setsockopt(&socket, sockopt::RcvBufForce, &BACKLOG);
-        socket.bind(&SocketAddr::new(0, 0)).map_err(failed)?;
         for group in GROUPS {
-            socket.add_membership(group).map_err(failed)?;
+            socket.join(group).map_err(failed)?;
         }
         Ok(Events(socket))
     }
 
     /// Waits for the next datagram.
     pub fn wait(&self) -> io::Result<Heard> {
-        let mut buffer = Vec::with_capacity(BUFFER);
-        match self.0.recv(&mut buffer, 0) {
+        match self.0.receive(BUFFER, 0) {
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Heard::TooMuch),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Heard::Messages(Vec::new())),
             Err(error) => Err(error),
-            Ok(_) => Ok(Heard::Messages(buffer)),
+            Ok(datagram) => Ok(Heard::Messages(datagram)),
         }
     }
 }

@@ -7,16 +7,20 @@ use netlink_packet_core::{
     Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
     NLMSG_DONE, NLMSG_ERROR, NetlinkHeader,
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::{errno::Errno, libc};
 
 use super::{
     Error,
     messages::{Address, Body, Entry, Link, MAIN, Neighbour, OURS, Object, Route, Rule, messages},
+    socket::KernelSocket,
 };
 
 /// The most that the kernel puts into one datagram of a dump.
 const BUFFER: usize = 32 * 1024;
+/// The most that it answers to one change: a failure, with the change. Memory that isn't touched costs
+/// nothing, but what comes behind it begins a new page.
+const ANSWER: usize = 4 * 1024;
 /// How often a dump is repeated at most because of a change during it.
 const DUMPS: usize = 20;
 
@@ -185,7 +189,7 @@ impl Destination {
 /// A socket that acts in the network namespace in which it was opened.
 #[derive(Debug)]
 pub(super) struct Netlink {
-    socket: Socket,
+    socket: KernelSocket,
     sequence: u32,
 }
 
@@ -199,8 +203,8 @@ enum Answer<'a> {
 
 impl Netlink {
     pub(super) fn open() -> Result<Netlink, Error> {
-        let socket =
-            Socket::new(NETLINK_ROUTE).map_err(|error| Error::kernel("open a netlink socket", error))?;
+        let socket = KernelSocket::open(NETLINK_ROUTE);
+        let socket = socket.map_err(|error| Error::kernel("open a netlink socket", error))?;
         Ok(Netlink { socket, sequence: 0 })
     }
 
@@ -226,7 +230,7 @@ impl Netlink {
         let mut failure = Ok(());
         let mut is_done = false;
         while !is_done {
-            self.receive(what(0), &mut |_, answer| {
+            self.receive(what(0), ANSWER, &mut |_, answer| {
                 if let Answer::End { sequence, errno } = answer {
                     if let (Some(errno), true) = (errno, failure.is_ok()) {
                         let what = what(sequence.wrapping_sub(first) as usize);
@@ -267,7 +271,7 @@ impl Netlink {
         self.ask(what, T::GET, NLM_F_REQUEST, meant)?;
         let mut answer = None;
         while answer.is_none() {
-            self.receive(what, &mut |_, found| {
+            self.receive(what, BUFFER, &mut |_, found| {
                 answer = Some(match found {
                     Answer::Object(body) => T::read(body).ok_or(Errno::EBADMSG),
                     Answer::End { errno, .. } => Err(errno.unwrap_or(Errno::ENODATA)),
@@ -292,7 +296,7 @@ impl Netlink {
         self.ask(what, T::GET, NLM_F_REQUEST | NLM_F_DUMP, meant)?;
         let (mut found, mut is_whole, mut end) = (Vec::new(), true, None);
         while end.is_none() {
-            self.receive(what, &mut |flags, answer| {
+            self.receive(what, BUFFER, &mut |flags, answer| {
                 is_whole &= flags & NLM_F_DUMP_INTR == 0;
                 match answer {
                     Answer::Object(body) => found.push(T::read(body)),
@@ -328,15 +332,18 @@ impl Netlink {
     }
 
     fn send(&self, bytes: &[u8], what: &'static str) -> Result<(), Error> {
-        let kernel = SocketAddr::new(0, 0);
-        self.socket.send_to(bytes, &kernel, 0).map(drop).map_err(|error| Error::kernel(what, error))
+        self.socket.send(bytes).map_err(|error| Error::kernel(what, error))
     }
 
-    /// Reads one datagram and hands each message in it to `take`, with its flags.
-    fn receive(&self, what: &'static str, take: &mut dyn FnMut(u16, Answer<'_>)) -> Result<(), Error> {
-        let mut buffer = Vec::with_capacity(BUFFER);
-        self.socket.recv(&mut buffer, 0).map_err(|error| Error::kernel(what, error))?;
-        for message in messages(&buffer) {
+    /// Reads one datagram, of so many bytes at most, and hands each message in it to `take`, with its flags.
+    fn receive(
+        &self,
+        what: &'static str,
+        most: usize,
+        take: &mut dyn FnMut(u16, Answer<'_>),
+    ) -> Result<(), Error> {
+        let datagram = self.socket.receive(most, 0).map_err(|error| Error::kernel(what, error))?;
+        for message in messages(&datagram) {
             let message = message.map_err(|_| Error::Kernel { what, errno: Errno::EBADMSG })?;
             let (sequence, body) = (message.sequence_number(), message.payload());
             let answer = match message.message_type() {

@@ -154,13 +154,13 @@ fn a_pods_address_is_taken_off_the_node_without_the_nodes_own() {
 }
 
 /// The messages at the agent's socket in a node's namespace, and whether the agent heeds them.
-struct Ear<'a> {
+pub struct Ear<'a> {
     node: &'a Namespace,
     heard: Receiver<(Heard, bool)>,
 }
 
 impl Ear<'_> {
-    fn of(node: &Node) -> Ear<'_> {
+    pub fn of(node: &Node) -> Ear<'_> {
         let (sender, heard) = channel();
         let store = node.store.clone();
         let listen = move || {
@@ -181,7 +181,7 @@ impl Ear<'_> {
 
     /// How often there was a message to heed since the last time: up to a link that is made now, and is no
     /// concern.
-    fn concerns(&self) -> usize {
+    pub fn concerns(&self) -> usize {
         self.node.ip("link add marker type bridge");
         self.node.ip("link delete marker");
         let is_last = |heard: &Heard| match heard {

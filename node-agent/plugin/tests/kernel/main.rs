@@ -9,6 +9,7 @@ mod chain;
 mod containerd;
 mod crashes;
 mod folder;
+mod forged;
 mod hazards;
 mod names;
 mod node;

@@ -162,7 +162,7 @@ impl Answer {
         Answer { document, is_success: output.status.success() }
     }
 
-    fn of(output: Output) -> Answer {
+    pub fn of(output: Output) -> Answer {
         let document = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
         Answer { document, is_success: output.status.success() }
     }

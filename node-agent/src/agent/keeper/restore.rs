@@ -14,6 +14,7 @@ use vnetpool_plugin::{
 use super::Keeper;
 use crate::{
     agent::{blocking::blocking, notes::Finding},
+    config::SourceKind,
     disturbance::{self, Kind},
     firewall::{events::generation, known::Generation},
     host_ports,
@@ -154,6 +155,7 @@ impl Keeper {
     pub(super) fn refused(&mut self, ledger: &Ledger, pool: &str) -> Option<Finding> {
         let is_there = |pod: &str| ledger.assignments().any(|(_, assigned)| assigned.whose() == pod);
         self.refusals.keep(is_there).iter().for_each(|refusal| self.metrics.forget_refused(refusal));
+        let pool = matches!(self.config.source, SourceKind::Cluster).then_some(pool);
         let message = self.refusals.message(pool, file::now())?;
         Some(Finding { type_: condition::METADATA_REFUSED, verdict: Verdict::yes(Reason::PodsAsk, message) })
     }

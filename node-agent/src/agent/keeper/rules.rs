@@ -183,7 +183,7 @@ impl Keeper {
             Err(error) => return tracing::warn!(%error, "can't count what table inet vnetpool drops"),
         };
         let is_service = |target: &str| Service::ALL.iter().any(|service| service.word() == target);
-        let is_new = |(target, packets): &(String, u64)| is_service(target) && *packets > 0;
+        let is_new = |(target, packets): (&String, &u64)| is_service(target) && *packets > 0;
         let has_news = dropped.iter().any(is_new) || self.tables.lock().await.inet.knows_asked();
         if has_news && let Err(error) = self.count_refused().await {
             tracing::warn!(%error, "it is unknown which pods ask Azure's services on the host");

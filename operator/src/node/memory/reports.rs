@@ -85,7 +85,7 @@ mod tests {
         let (a, b) = (refusal(Service::Metadata, "default/a"), refusal(Service::Metadata, "default/b"));
         let other = refusal(Service::WireServer, "default/a");
         let conditions = |refusals: &[&Refusal]| {
-            let message = refusal::message(&refusals.iter().copied().cloned().collect(), "default");
+            let message = refusal::message(&refusals.iter().copied().cloned().collect(), Some("default"));
             [Verdict::yes(Reason::PodsAsk, message).condition(METADATA_REFUSED, None, Timestamp::now())]
         };
         let mut reports = Reports::default();

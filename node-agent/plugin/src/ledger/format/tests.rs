@@ -124,6 +124,20 @@ fn a_text_of_another_version_or_cut_off_or_garbled_is_no_ledger() {
 }
 
 #[test]
+fn a_byte_is_found_where_it_is_first_and_its_neighbours_are_not() {
+    for length in 0..40 {
+        for other in ["a", "\u{b}", "\t", "\0", "\u{7f}", "é"] {
+            let before = other.repeat(length);
+            assert_eq!(reader::position(&before, b'\n'), None, "{before:?}");
+            for behind in ["", "\n", "b\n\n", "\nabcdefghijklmnop"] {
+                let text = format!("{before}\n{behind}");
+                assert_eq!(reader::position(&text, b'\n'), Some(before.len()), "{text:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn bytes_are_counted_at_every_place_and_their_neighbours_are_not() {
     for length in 0..40 {
         for byte in ['\n', '\u{b}', '\t', '\0', '\u{7f}'] {
