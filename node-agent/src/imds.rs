@@ -114,6 +114,11 @@ pub enum Invalid {
          VM's own is unknown, so none is handed out; take secondary addresses off the VM's own links"
     )]
     Ambiguous { seen_as: Ipv4Addr, first: String, mac: String },
+    #[error(
+        "the metadata service answered our address {seen_as}, and lists it again as {again} for the NIC {mac}: it is the \
+         VM's own, so none is handed out until the service lists it once"
+    )]
+    Again { seen_as: Ipv4Addr, again: String, mac: String },
     #[error("the metadata service reports {0:?}, which is no address, range or hardware address")]
     Unreadable(String),
 }
@@ -148,6 +153,10 @@ impl Instance {
             return Err(Invalid::Ambiguous { seen_as, first: first.to_owned(), mac });
         }
         let secondary = nic.listed().skip(1).filter(|address| !address.is_empty());
+        let secondary = secondary.map(ip_configuration).collect::<Result<Vec<_>, _>>()?;
+        if let Some(again) = secondary.iter().find(|one| covers(one, seen_as)) {
+            return Err(Invalid::Again { seen_as, again: again.address.clone(), mac });
+        }
         let ranges = nic.ipv4.subnet.iter().map(|Range { address, prefix }| format!("{address}/{prefix}"));
         let interface = Interface {
             id: format!("the VM's primary NIC, {mac}"),
@@ -159,7 +168,7 @@ impl Instance {
                 id: "the VM's subnet".to_owned(),
                 prefixes: ranges.map(|range| valid(&range)).collect::<Result<_, _>>()?,
             },
-            ip_configurations: secondary.map(ip_configuration).collect::<Result<_, _>>()?,
+            ip_configurations: secondary,
         };
         Ok(NodeIPAllocation {
             metadata: ObjectMeta {
@@ -198,6 +207,11 @@ impl Instance {
 fn ip_configuration(address: &str) -> Result<IpConfiguration, Invalid> {
     let range = if address.contains('/') { address.to_owned() } else { format!("{address}/32") };
     Ok(IpConfiguration { name: address.to_owned(), address: valid(&range)?, ..IpConfiguration::default() })
+}
+
+/// Whether this address is in its range. In doubt it is.
+fn covers(one: &IpConfiguration, address: Ipv4Addr) -> bool {
+    one.address.parse::<Ipv4Net>().map_or(true, |range| range.contains(&address))
 }
 
 fn valid(range: &str) -> Result<String, Invalid> {
@@ -272,6 +286,14 @@ mod tests {
         let unlisted = allocation(&[nic("000D3AE51CC0", &["10.240.0.5"])]).unwrap_err();
         assert_eq!(unlisted, Invalid::Unlisted(PRIMARY));
         assert_eq!(allocation(&[]).unwrap_err(), Invalid::Unlisted(PRIMARY));
+    }
+
+    #[test]
+    fn nothing_is_handed_out_of_an_answer_that_has_the_vms_own_address_a_second_time_or_in_a_block() {
+        for again in ["10.240.0.4", "10.240.0.4/32", "10.240.0.0/28"] {
+            let error = allocation(&[nic("000D3AE51CC0", &["10.240.0.4", "10.240.0.5", again])]).unwrap_err();
+            assert!(error.to_string().contains("10.240.0.4, and lists it again as"), "{again}: {error}");
+        }
     }
 
     #[test]
