@@ -324,10 +324,14 @@ fn reserved(name: &str, first: &Value, block: bool, form: Form) -> Result<Value,
     Ok(json!({ "name": name, "properties": properties }))
 }
 
+/// All of them; each has properties, which can be edited.
 fn ip_configurations(document: &Value) -> Result<&Vec<Value>, Error> {
-    document["properties"]["ipConfigurations"]
-        .as_array()
-        .ok_or(Error::Lacks { what: "properties.ipConfigurations" })
+    let all = document["properties"]["ipConfigurations"].as_array();
+    let all = all.ok_or(Error::Lacks { what: "properties.ipConfigurations" })?;
+    if all.iter().any(|one| !one["properties"].is_object()) {
+        return Err(Error::Lacks { what: "the properties of an ipConfiguration" });
+    }
+    Ok(all)
 }
 
 fn subnet(properties: &Value) -> Result<&str, Error> {

@@ -112,6 +112,19 @@ fn a_nic_that_no_vm_has_had_has_no_mac() {
 }
 
 #[test]
+fn a_nic_with_an_ip_configuration_that_has_no_properties_is_neither_read_nor_written() {
+    let group = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/applicationSecurityGroups/web";
+    let joining = Change { join: vec![group.parse().unwrap()], ..Change::default() };
+    for odd in [json!("x"), json!({ "name": "x" }), json!({ "name": "x", "properties": "y" })] {
+        let primary = ip_configuration("ipconfig1", "10.0.0.4", true);
+        let document = document(vec![primary, odd]);
+        let lacks = Error::Lacks { what: "the properties of an ipConfiguration" };
+        assert_eq!(edit(&document, &joining), Err(lacks.clone()));
+        assert_eq!(read(&document), Err(lacks));
+    }
+}
+
+#[test]
 fn an_incomplete_documents_error_names_the_missing_part() {
     assert_eq!(read(&json!({})), Err(Error::Lacks { what: "properties.ipConfigurations" }));
     assert_eq!(read(&document(vec![])), Err(Error::Lacks { what: "an ipConfiguration" }));
