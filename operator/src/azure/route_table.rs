@@ -98,14 +98,19 @@ impl Refusal {
 }
 
 impl RouteTable {
-    pub(super) fn read(document: &Value) -> RouteTable {
+    /// `None` if the document is none of a route table: one without properties, or with routes that are no
+    /// list.
+    pub(super) fn read(document: &Value) -> Option<RouteTable> {
         let properties = &document["properties"];
-        RouteTable {
+        if !properties.is_object() || !(properties["routes"].is_null() || properties["routes"].is_array()) {
+            return None;
+        }
+        Some(RouteTable {
             location: document["location"].as_str().unwrap_or_default().to_owned(),
             state: nic::provisioning_state(properties),
             // An empty table may come without the list.
             routes: properties["routes"].as_array().into_iter().flatten().map(Route::read).collect(),
-        }
+        })
     }
 
     /// The route of a node: the one with a range within a pod CIDR (there is at most one, since `edit`
@@ -159,7 +164,7 @@ fn digest(text: &str) -> u64 {
 }
 
 /// The document to send for `changes`, and for each change whether it can be carried out. Releases come
-/// first, since they make room.
+/// first, since they make room. The document is one that [`RouteTable::read`] has read.
 pub(super) fn edit(document: &Value, changes: &[Change]) -> (Value, Vec<Result<(), Refusal>>) {
     let mut edited = document.clone();
     if !edited["properties"]["routes"].is_array() {

@@ -55,8 +55,12 @@ struct Document {
 impl Document {
     fn read(id: &ResourceId, body: &[u8]) -> Result<Document, Error> {
         let value = parse(id, body)?;
-        let (table, etag) = (Arc::new(RouteTable::read(&value)), etag(id, &value)?);
-        Ok(Document { table, etag, value, read: Instant::now() })
+        let table = RouteTable::read(&value).ok_or_else(|| Error::Unexpected {
+            resource: id.to_string(),
+            message: "it has no properties of a route table".to_owned(),
+        })?;
+        let etag = etag(id, &value)?;
+        Ok(Document { table: Arc::new(table), etag, value, read: Instant::now() })
     }
 }
 

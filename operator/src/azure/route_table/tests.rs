@@ -34,7 +34,7 @@ fn claims(nodes: &[u8]) -> Vec<Change> {
 }
 
 fn read(document: &Value) -> RouteTable {
-    RouteTable::read(document)
+    RouteTable::read(document).unwrap()
 }
 
 fn ranges(document: &Value) -> Vec<Ipv4Net> {
@@ -52,6 +52,14 @@ fn the_claims_of_many_nodes_are_met_in_one_document_each_with_a_range_of_its_own
     assert_eq!(ranges(&edited), expected);
     let route = read(&edited).of("node-2", WITHIN, hop(2)).unwrap().clone();
     assert_eq!(route.next_hop, Some(hop(2)));
+}
+
+#[test]
+fn a_document_that_is_none_of_a_route_table_is_not_read() {
+    let odd =
+        [json!("x"), json!([]), json!({ "properties": "x" }), json!({ "properties": { "routes": "x" } })];
+    assert!(odd.iter().all(|document| RouteTable::read(document).is_none()));
+    assert!(RouteTable::read(&json!({ "properties": {} })).is_some_and(|table| table.routes.is_empty()));
 }
 
 #[test]
