@@ -201,7 +201,9 @@ impl Desk {
         }
         let (mut head, body) = answer.into_parts();
         let body = to_bytes(body, usize::MAX).await?;
-        head.headers.remove(header::CONTENT_LENGTH);
+        for of_the_length in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+            head.headers.remove(of_the_length);
+        }
         let body = self.lock().garbage.spoil(path, body);
         Ok(Response::from_parts(head, body.into()))
     }

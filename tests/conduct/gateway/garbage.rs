@@ -70,7 +70,11 @@ impl Garbage {
                 }
             }
         }
-        answer.to_string().into()
+        match answer.get("object") {
+            // The type comes first, as the API server writes it: the client decodes the object by that.
+            Some(object) => format!(r#"{{"type":{},"object":{object}}}"#, answer["type"]).into(),
+            None => answer.to_string().into(),
+        }
     }
 
     /// The same of one line of a watch.
