@@ -42,8 +42,8 @@ pub enum Trouble {
     Refuse(StatusCode, Option<u64>),
     /// This status to lists and watches.
     RefuseToShow(StatusCode),
-    /// To a watch, that its version is too old: etcd was compacted. It counts the kinds that were listed since,
-    /// and not the answers: a watch that has lost its answer meets it again.
+    /// To a watch, that its version is too old: etcd was compacted. It counts the kinds that were listed
+    /// since, and not the answers: a watch that has lost its answer meets it again.
     Expire,
     /// The same to an agent's watch of its one object.
     ExpireOne,

@@ -2,11 +2,11 @@
 //! Azure with its published limits and NIC writes of ten seconds, agents without machines, and pods.
 //!
 //! `make bench-scale SCENARIO=… NODES=… SUBSCRIPTIONS=… EACH=… PODS=…`: EACH addresses and PODS pods a node.
-//! Azure limits each subscription, so nodes in many show what the operator itself takes. Every scenario begins with all nodes and their pods coming
-//! (`join`), then goes on: `idle` for a minute, `churn` of pods, `edit` of the pool, `strangers` among the
-//! nodes, an `outage` of ARM, `takeover` by a standby, `relist` when all watches expire at once; or `all` of
-//! these. What each has cost goes to `target/bench/scale.json`, which has the last run of each size, and
-//! there the aims beside it; `make plots` draws it.
+//! Azure limits each subscription, so nodes in many show what the operator itself takes. Every scenario begins
+//! with all nodes and their pods coming (`join`), then goes on: `idle` for a minute, `churn` of pods, `edit` of
+//! the pool, `strangers` among the nodes, an `outage` of ARM, `takeover` by a standby, `relist` when all watches
+//! expire at once; or `all` of these. What each has cost goes to `target/bench/scale.json`, which has the last
+//! run of each size, and there the aims beside it; `make plots` draws it.
 //!
 //! The pods are made and deleted by the benchmark itself, not by KWOK: its agents have to assign an address
 //! to each of them, and KWOK would choose one. A pod's later changes of status are left out but for one.
@@ -57,7 +57,8 @@ fn main() -> Result<()> {
     };
     let scenarios = Scenario::named(arguments.first().map_or("all", String::as_str))?;
     let (nodes, subscriptions, each) = (number(1, 1000)?, number(2, 1)?, number(3, 12)?);
-    // A third of the addresses is free, for pods that replace others and for the addresses that cool meanwhile.
+    // A third of the addresses is free, for pods that replace others and for the addresses that cool
+    // meanwhile.
     let size = Size { nodes, subscriptions, each, pods: number(4, each - each / 3)? };
     ensure!(nodes > 0 && subscriptions > 0 && each > 2 && size.pods <= each, "no such cluster: {size:?}");
     let plane = ControlPlane::up("scale")?;
