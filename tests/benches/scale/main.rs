@@ -2,11 +2,11 @@
 //! Azure with its published limits and NIC writes of ten seconds, agents without machines, and pods.
 //!
 //! `make bench-scale SCENARIO=… NODES=… SUBSCRIPTIONS=… EACH=… PODS=…`: EACH addresses and PODS pods a node.
-//! Azure limits each subscription, so nodes in many show what the operator itself takes. Every scenario begins
-//! with all nodes and their pods coming (`join`), then goes on: `idle` for a minute, `churn` of pods, `edit` of
-//! the pool, `strangers` among the nodes, an `outage` of ARM, `takeover` by a standby, `relist` when all watches
-//! expire at once; or `all` of these. What each has cost goes to `target/bench/scale.json`, which has the last
-//! run of each size, and there the aims beside it; `make plots` draws it.
+//! Azure limits each subscription, so nodes in many show what the operator itself takes. Every scenario
+//! begins with all nodes and their pods coming (`join`), then goes on: `idle` for a minute, `churn` of pods,
+//! `edit` of the pool, `strangers` among the nodes, an `outage` of ARM, `takeover` by a standby, `relist`
+//! when all watches expire at once; or `all` of these. What each has cost goes to `target/bench/scale.json`,
+//! which has the last run of each size, and there the aims beside it; `make plots` draws it.
 //!
 //! The pods are made and deleted by the benchmark itself, not by KWOK: its agents have to assign an address
 //! to each of them, and KWOK would choose one. A pod's later changes of status are left out but for one.
