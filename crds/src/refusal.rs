@@ -59,10 +59,13 @@ impl Service {
     fn why_alone(self) -> &'static str {
         match self {
             Service::Metadata => {
-                "Azure's instance metadata service, are dropped, as the agent runs with --pod-metadata-access None. Give                  the container the VM's own network, or run the agent with --pod-metadata-access All, where every                  container gets tokens of the VM (docs/metadata.md)"
+                "Azure's instance metadata service, are dropped, as the agent runs with --pod-metadata-access None. Give \
+                 the container the VM's own network, or run the agent with --pod-metadata-access All, where every \
+                 container gets tokens of the VM (docs/metadata.md)"
             }
             Service::WireServer => {
-                "Azure's wire server, are dropped but for DNS, as it has secrets of the VM for all that ask. Find out what                  asks in the container; if it must, give the container the VM's own network (docs/metadata.md)"
+                "Azure's wire server, are dropped but for DNS, as it has secrets of the VM for all that ask. Find out what \
+                 asks in the container; if it must, give the container the VM's own network (docs/metadata.md)"
             }
         }
     }
@@ -137,6 +140,7 @@ mod tests {
             for part in [remedies, &["169.254.169.254", "168.63.129.16"]].concat() {
                 assert!(message.contains(part), "{message}");
             }
+            assert!(!message.contains("  "), "{message}");
             assert_eq!(refusals(&message), both);
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     io::{self, Write, stdout},
     net::SocketAddr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -40,8 +40,9 @@ use vnetpool_plugin::{
 /// would wake the process each time.
 const THREADS_STAY: Duration = Duration::from_secs(3600);
 
-/// How often a runtime is started at most to be in step with the beats.
-const STARTS: usize = 50;
+/// How long a runtime is started anew at most to be in step with the beats: as long as fifty starts on a machine
+/// that is at rest.
+const STARTS: Duration = Duration::from_millis(50);
 
 fn main() -> anyhow::Result<()> {
     let (runtime, beat) = in_step()?;
@@ -54,7 +55,8 @@ fn in_step() -> io::Result<(Runtime, Beat)> {
     // The agent sleeps: two threads are enough for waits for the kernel beside the service.
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(2).thread_keep_alive(THREADS_STAY).enable_all();
-    for _ in 0..STARTS {
+    let begun = Instant::now();
+    while begun.elapsed() < STARTS {
         let beat = Beat::begin();
         let started = runtime.build()?;
         if beat.has_just_begun() {

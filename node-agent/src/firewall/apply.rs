@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, io, mem, net::Ipv4Addr, time::Duration};
 
 use serde_json::Value;
-use tokio::{process::Command, sync::watch, time::Instant};
+use tokio::{
+    process::Command,
+    sync::watch,
+    time::{Instant, timeout},
+};
 use vnetpool_crds::refusal::Service;
 
 use super::{
@@ -16,6 +20,8 @@ use crate::child;
 /// How often a table is listed that stands by the kernel's events: a mistake of theirs or ours lasts no
 /// longer.
 pub const LIST_EVERY: Duration = Duration::from_secs(300);
+/// How long a new table waits for the counts of the one before.
+const COUNTED: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -184,18 +190,19 @@ impl Firewall {
         Ok(mem::take(&mut self.kept.asked))
     }
 
-    /// Keeps the counts of a table of this process's that is about to be replaced, if it is still there. Only
-    /// the packets of the few milliseconds until then are lost.
+    /// Keeps the counts of a table of this process's that is about to be replaced, if it is still there and can
+    /// be read at once: pods wait for the table. Only the packets of the few milliseconds until then are lost.
     async fn keep_counts(&mut self) {
         if self.put.is_none() || self.family != Family::Inet {
             return;
         }
-        match self.listed(&["table", self.family.word(), "vnetpool"]).await {
-            Ok(listed) => {
+        match timeout(COUNTED, self.listed(&["table", self.family.word(), "vnetpool"])).await {
+            Ok(Ok(listed)) => {
                 add(&mut self.kept.dropped, news(&mut self.counted.dropped, dropped(&listed)));
                 add(&mut self.kept.asked, news(&mut self.counted.asked, asked(&listed)));
             }
-            Err(error) => tracing::debug!(%error, "can't read what a table of nftables has counted"),
+            Ok(Err(error)) => tracing::debug!(%error, "can't read what a table of nftables has counted"),
+            Err(_) => tracing::debug!("what a table of nftables has counted wasn't read in time"),
         }
     }
 

@@ -107,7 +107,12 @@ impl Keeper {
         let secondary = spec.interfaces.iter().find(|nic| nic.secondary);
         let link = secondary.and_then(|nic| name_of(&nic.mac));
         let steered = steer(spec, secondary, link).await?;
-        let unseen = self.put_table(&table).await?;
+        let put = self.put_table(&table).await;
+        if put.is_err() {
+            // The table before counts on, and its addresses may be other pods' once there is the next one.
+            self.count_dropped().await;
+        }
+        let unseen = put?;
         let lacks = self.put_arp_table().await;
         self.count_dropped().await;
         self.close_ranges(spec).await?;
