@@ -285,7 +285,8 @@ impl<'a> Attempt<'a> {
     /// Makes sure that a NIC without a Node holds nothing of ours, is in no group by our doing, and that the
     /// public addresses made for its pods are deleted, unless a VM has it. A NIC with another hardware
     /// address than `mac` and nothing of ours on it belongs to a machine that has come back under an old
-    /// one's id: the old one is gone.
+    /// one's id: the old one is gone. A public address that something else has is left to that if a person
+    /// says so.
     pub async fn end(&mut self, id: &str, mac: Option<&str>) -> Result<Ended, azure::Error> {
         let nic: ResourceId = match id.parse() {
             Ok(nic) => nic,
@@ -296,23 +297,21 @@ impl<'a> Attempt<'a> {
         };
         let settled = self.settle(&nic, mac).await;
         match self.learn(id, settled)? {
-            Answer::Done(in_use) => {
-                self.absences.found(id);
-                if let Some(vm) = in_use {
-                    return Ok(Ended::InUse(vm));
-                }
-            }
-            Answer::Gone => {}
+            Answer::Done(Some(vm)) => return Ok(Ended::InUse(vm)),
+            Answer::Done(None) | Answer::Gone => {}
             Answer::Refused => return Ok(Ended::Unknown),
         }
-        self.delete(public_addresses(self.allocation, &nic), false).await?;
+        let is_confirmed = is_confirmed_gone(self.allocation);
+        self.delete(public_addresses(self.allocation, &nic), is_confirmed).await?;
         Ok(Ended::Nothing)
     }
 
     /// The NIC's part of it. Returns the VM that still has it.
-    async fn settle(&self, id: &ResourceId, mac: Option<&str>) -> Result<Option<ResourceId>, Refused> {
+    async fn settle(&mut self, id: &ResourceId, mac: Option<&str>) -> Result<Option<ResourceId>, Refused> {
         let (ctx, allocation) = (self.ctx, self.allocation);
         let nic = self.asking.read(id, Priority::GiveBack).await?;
+        // Whatever becomes of the write: a 404 from before shows nothing any more.
+        self.absences.found(id.as_str());
         let is_another = mac.is_some_and(|mac| nic.mac.as_deref().is_some_and(|now| now != mac));
         if is_another && nic.ip_configurations.is_empty() {
             return Ok(None);
