@@ -15,6 +15,7 @@ use vnetpool_azure_sim::{Effect, LogEntry, NewVm};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::IpConfiguration;
 use vnetpool_crds::condition::{ATTACHED, READY};
+use vnetpool_crds::names::GONE;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
@@ -26,6 +27,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_passing_404_at_the_deletion_of_a_public_address_leaves_its_record,
     a_passing_404_at_the_deletion_of_a_gone_nodes_public_address_leaves_its_record,
     public_addresses_that_were_deleted_before_are_asked_for_a_second_time_together,
+    a_public_address_that_something_else_has_is_left_to_it_when_a_person_ends_the_record_of_a_gone_node,
     a_lock_on_a_group_is_met_by_one_deletion_of_public_addresses_on_behalf_of_all,
     a_right_to_make_public_addresses_that_is_granted_serves_all_pools_once_one_has_made_one,
     a_public_address_that_lost_its_ip_configuration_is_deleted_though_another_operator_leads_by_then,
@@ -264,6 +266,30 @@ async fn public_addresses_that_were_deleted_before_are_asked_for_a_second_time_t
         let asked: Vec<String> = stage.asked().into_iter().filter(in_vain).map(|one| one.time).collect();
         ensure!(asked.len() <= 2, "the deletion of {public} was asked for in vain at {asked:?}");
     }
+    Ok(())
+}
+
+async fn a_public_address_that_something_else_has_is_left_to_it_when_a_person_ends_the_record_of_a_gone_node(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = with_three(plane).await?;
+    stage.until_holds("n1", 3).await?;
+    stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    let made = stage.until("it is made", "n1", |seen| all_made(seen, 1)).await?;
+    let error =
+        json!({ "code": "PublicIPAddressCannotBeDeleted", "message": "It is still allocated to a gateway." });
+    let effect = Effect::Status { status: 400, body: json!({ "error": error }), headers: Default::default() };
+    let fault = stage.fault("DELETE", &made[0], None, effect);
+    stage.sim.delete_vm("n1", false).await?;
+    stage.delete_node("n1").await?;
+    stage.until_struck(fault, 1).await?;
+    stage.until_condition("n1", READY, "AzureRefused").await?;
+    stage.sim.clear_log();
+    stage.annotate::<NodeIPAllocation>("n1", GONE, Some("true")).await?;
+    stage.until_gone("n1").await?;
+    ensure!(stage.exists(&made[0]).await?, "it is deleted, though something else has it");
+    let asked = deletions(&stage).len();
+    ensure!(asked <= 2, "its deletion was asked for {asked} times");
     Ok(())
 }
 
