@@ -40,8 +40,8 @@ use vnetpool_plugin::{
 /// would wake the process each time.
 const THREADS_STAY: Duration = Duration::from_secs(3600);
 
-/// How long a runtime is started anew at most to be in step with the beats: as long as fifty starts on a machine
-/// that is at rest.
+/// How long a runtime is started anew at most to be in step with the beats: as long as fifty starts on a
+/// machine that is at rest.
 const STARTS: Duration = Duration::from_millis(50);
 
 fn main() -> anyhow::Result<()> {

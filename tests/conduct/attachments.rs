@@ -264,8 +264,8 @@ async fn public_addresses_that_were_deleted_before_are_asked_for_a_second_time_t
         // The one that was held may be logged late, and has found it.
         let in_vain = |one: &LogEntry| one.method == "DELETE" && one.path == *public && one.status == 204;
         let asked: Vec<String> = stage.asked().into_iter().filter(in_vain).map(|one| one.time).collect();
-        // Twice, and once more where the end of the object meets another write. One after the other, the first
-        // would be asked for four times.
+        // Twice, and once more where the end of the object meets another write. One after the other, the
+        // first would be asked for four times.
         ensure!(asked.len() <= 3, "the deletion of {public} was asked for in vain at {asked:?}");
     }
     Ok(())

@@ -190,8 +190,9 @@ impl Firewall {
         Ok(mem::take(&mut self.kept.asked))
     }
 
-    /// Keeps the counts of a table of this process's that is about to be replaced, if it is still there and can
-    /// be read at once: pods wait for the table. Only the packets of the few milliseconds until then are lost.
+    /// Keeps the counts of a table of this process's that is about to be replaced, if it is still there and
+    /// can be read at once: pods wait for the table. Only the packets of the few milliseconds until then are
+    /// lost.
     async fn keep_counts(&mut self) {
         if self.put.is_none() || self.family != Family::Inet {
             return;
