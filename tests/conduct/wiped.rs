@@ -43,14 +43,20 @@ pub fn asked_for(write: &LogEntry) -> BTreeSet<String> {
         .collect()
 }
 
-async fn addresses_wiped_off_a_nic_under_their_pods_are_restored_by_the_first_write(
-    plane: &ControlPlane,
-) -> Result<()> {
+/// A node with three pods and a warm address, and the pods' addresses.
+async fn with_three_pods(plane: &ControlPlane) -> Result<(Stage<'_>, BTreeSet<String>)> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
     stage.node("n1", None).await?;
     stage.bind("n1", 3).await?;
-    let before = until_served(&stage, "n1", 3).await?;
+    let pods = until_served(&stage, "n1", 3).await?;
     stage.until_holds("n1", 4).await?;
+    Ok((stage, pods))
+}
+
+async fn addresses_wiped_off_a_nic_under_their_pods_are_restored_by_the_first_write(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, before) = with_three_pods(plane).await?;
     wipe(&stage, "n1").await?;
     // Growth meets the other's write, and with it its effect.
     stage.bind("n1", 2).await?;
@@ -66,11 +72,7 @@ async fn addresses_wiped_off_a_nic_under_their_pods_are_restored_by_the_first_wr
 async fn an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let stage = Stage::set(plane, quick(), sizing()).await?;
-    stage.node("n1", None).await?;
-    stage.bind("n1", 3).await?;
-    let before = until_served(&stage, "n1", 3).await?;
-    stage.until_holds("n1", 4).await?;
+    let (stage, before) = with_three_pods(plane).await?;
     wipe(&stage, "n1").await?;
     let stranger = stage.sim.add_vm(NewVm { name: "stranger".into(), ..NewVm::default() }).await?;
     let lost = stranger.address.to_string();
@@ -92,11 +94,7 @@ async fn an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_
 }
 
 async fn lost_addresses_that_azure_refuses_keep_no_other_from_pods(plane: &ControlPlane) -> Result<()> {
-    let stage = Stage::set(plane, quick(), sizing()).await?;
-    stage.node("n1", None).await?;
-    stage.bind("n1", 3).await?;
-    let before = until_served(&stage, "n1", 3).await?;
-    stage.until_holds("n1", 4).await?;
+    let (stage, before) = with_three_pods(plane).await?;
     // An operator that starts reads the NIC before it writes, so that its first write asks for the lost
     // addresses.
     stage.kill().await?;

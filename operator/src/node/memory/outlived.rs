@@ -101,10 +101,10 @@ impl Outlived {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn assigned(address: &str, uid: &str) -> Holder {
+    pub fn assigned(address: &str, uid: &str) -> Holder {
         Holder {
             address: address.into(),
             pod: format!("default/{uid}"),

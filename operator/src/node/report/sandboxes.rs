@@ -99,16 +99,7 @@ fn message(node: &str, due: &BTreeSet<Suspect>, holders: &[Holder]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn assigned(address: &str, uid: &str) -> Holder {
-        Holder {
-            address: address.into(),
-            pod: format!("default/{uid}"),
-            pod_uid: uid.into(),
-            sandbox: format!("sandbox-{uid}/eth0"),
-            ..Holder::default()
-        }
-    }
+    use crate::node::memory::outlived::tests::assigned;
 
     #[test]
     fn the_message_names_node_pod_address_sandbox_and_remedy_and_has_an_end() {

@@ -67,25 +67,14 @@ fn planned(world: &World, call: &Call) -> Result<(Value, Planned), Reply> {
 /// What a write would begin, without beginning it.
 fn validate(world: &World, call: &Call, id: &str) -> Result<Reply, Reply> {
     let (properties, Planned { resources, .. }) = planned(world, call)?;
-    let ids: Vec<Value> = resources.iter().map(|resource| json!({ "id": resource.id })).collect();
-    let document = json!({
-        "id": id, "name": call.segment(7), "type": DEPLOYMENTS,
-        "properties": {
-            "mode": "Incremental",
-            "parameters": properties["parameters"],
-            "provisioningState": "Succeeded",
-            "timestamp": jiff::Timestamp::now().to_string(),
-            "correlationId": uuid::Uuid::new_v4().to_string(),
-            "validatedResources": ids,
-        },
-    });
+    let mut document = document(call, id, &properties);
+    document["properties"]["validatedResources"] = ids(&resources);
     Ok(Reply::new(200, document))
 }
 
-fn put(world: &mut World, call: &Call, id: &str) -> Result<Reply, Reply> {
-    let (properties, Planned { resources, outputs }) = planned(world, call)?;
-    let applied = resources.iter().try_for_each(|resource| apply(world, call, resource));
-    let mut document = json!({
+/// A deployment with these properties that succeeds.
+fn document(call: &Call, id: &str, properties: &Value) -> Value {
+    json!({
         "id": id,
         "name": call.segment(7),
         "type": DEPLOYMENTS,
@@ -95,10 +84,20 @@ fn put(world: &mut World, call: &Call, id: &str) -> Result<Reply, Reply> {
             "provisioningState": "Succeeded",
             "timestamp": jiff::Timestamp::now().to_string(),
             "correlationId": uuid::Uuid::new_v4().to_string(),
-            "outputs": outputs,
-            "outputResources": resources.iter().map(|resource| json!({ "id": resource.id })).collect::<Vec<_>>(),
         },
-    });
+    })
+}
+
+fn ids(resources: &[Resource]) -> Value {
+    resources.iter().map(|resource| json!({ "id": resource.id })).collect()
+}
+
+fn put(world: &mut World, call: &Call, id: &str) -> Result<Reply, Reply> {
+    let (properties, Planned { resources, outputs }) = planned(world, call)?;
+    let applied = resources.iter().try_for_each(|resource| apply(world, call, resource));
+    let mut document = document(call, id, &properties);
+    document["properties"]["outputs"] = outputs;
+    document["properties"]["outputResources"] = ids(&resources);
     if let Err(refusal) = applied {
         document["properties"]["provisioningState"] = json!("Failed");
         document["properties"]["error"] = json!({
