@@ -119,19 +119,21 @@ async fn blocks_that_others_wipe_are_missed_without_an_event_and_the_third_time_
     let before = wiped().await?;
     let [kept, lost] = before.iter().collect::<Vec<_>>()[..] else { bail!("{before:?}") };
     take(&stage, &lost.hosts().nth(3).context("an empty block")?.to_string()).await?;
-    let replaced = |seen: &NodeIPAllocation| {
-        find(seen, ASSIGNMENTS_BACKED).filter(|one| one.reason == "AddressVanished")?;
-        let shown = blocks(seen);
-        let is_settled = find(seen, RESERVED)?.status == "True";
-        let lost_of = seen.status.as_ref()?.lost.clone();
-        (is_settled && shown.contains(kept) && !shown.contains(lost) && shown.len() == 2).then_some(lost_of)
-    };
-    let named = stage.until("another block is there, and pods are named", "n1", replaced).await?;
     let is_lost = |one: &Holder| {
         one.pod.starts_with("default/pod-")
             && one.address.parse().is_ok_and(|one: Ipv4Addr| lost.contains(&one))
     };
-    ensure!(!named.is_empty() && named.iter().all(is_lost), "{named:?}");
+    let replaced = |seen: &NodeIPAllocation| {
+        find(seen, ASSIGNMENTS_BACKED).filter(|one| one.reason == "AddressVanished")?;
+        let shown = blocks(seen);
+        let is_settled = find(seen, RESERVED)?.status == "True";
+        // Until the agent has taken the kept block up again, it names the pods of both.
+        let named = &seen.status.as_ref()?.lost;
+        let are_named = !named.is_empty() && named.iter().all(is_lost);
+        let is_replaced = shown.contains(kept) && !shown.contains(lost) && shown.len() == 2;
+        (is_settled && is_replaced && are_named).then_some(())
+    };
+    stage.until("another block is there, and the pods of the lost one are named", "n1", replaced).await?;
 
     let before = wiped().await?;
     let condition = stage.until_condition("n1", ADDRESSES_KEPT, "TakenOffByOthers").await?;

@@ -97,12 +97,13 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned,
 {
     let api = Api::<K>::all(stage.client.clone());
-    api.delete(name, &params).await?;
+    let answer = api.delete(name, &params).await?;
     let Some(turn) = turn else { return Ok(()) };
-    let Some(object) = api.get_opt(name).await? else { return Ok(()) };
-    ensure!(object.finalizers().iter().any(|one| one == turn), "{:?}", object.finalizers());
+    let deleted = answer.left().context("the API server has deleted it without its finalizers")?;
+    ensure!(deleted.finalizers().iter().any(|one| one == turn), "{:?}", deleted.meta());
     eventually("the collector has had its turn", PATIENCE, || async {
-        let Some(object) = api.get_opt(name).await? else { return Ok(Some(())) };
+        let found = api.get_opt(name).await?.filter(|found| found.uid() == deleted.uid());
+        let Some(object) = found else { return Ok(Some(())) };
         let rest: Vec<_> = object.finalizers().iter().filter(|one| *one != turn).collect();
         let patch =
             json!({ "metadata": { "resourceVersion": object.resource_version(), "finalizers": rest } });
