@@ -54,13 +54,13 @@ pub struct Row {
     pub on: On,
     pub writer: Writer,
     pub polarity: Polarity,
-    /// Whether the object is `Ready` only while this has its normal status.
-    pub in_ready: bool,
+    /// The kinds whose objects are `Ready` only while this has its normal status.
+    pub in_ready: &'static [On],
     pub meaning: &'static str,
 }
 
 macro_rules! table {
-    ($($type:ident $alias:ident: $on:ident, $writer:ident, $polarity:ident, $in_ready:literal, $meaning:literal;)*) => {
+    ($($type:ident $alias:ident: $on:ident, $writer:ident, $polarity:ident, [$($in_ready:ident)?], $meaning:literal;)*) => {
         /// The subject of a condition.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Type {
@@ -76,79 +76,79 @@ macro_rules! table {
             on: On::$on,
             writer: Writer::$writer,
             polarity: Polarity::$polarity,
-            in_ready: $in_ready,
+            in_ready: &[$(On::$in_ready)?],
             meaning: $meaning,
         },)*];
     };
 }
 
 table! {
-    Ready READY: Both, Operator, True, false,
+    Ready READY: Both, Operator, True, [],
         "The AND of its parts. The reason is that of the first part that fails. A pool's doesn't cover its nodes.";
-    InterfaceFound INTERFACE_FOUND: NodeIPAllocation, Operator, True, true,
+    InterfaceFound INTERFACE_FOUND: NodeIPAllocation, Operator, True, [NodeIPAllocation],
         "The node's VM and the NIC that serves its pool were found in Azure.";
-    Reserved RESERVED: NodeIPAllocation, Operator, True, true,
+    Reserved RESERVED: NodeIPAllocation, Operator, True, [NodeIPAllocation],
         "The NIC holds as many addresses as the pool's sizing asks for.";
-    AgentReporting AGENT_REPORTING: NodeIPAllocation, Operator, True, true,
+    AgentReporting AGENT_REPORTING: NodeIPAllocation, Operator, True, [NodeIPAllocation],
         "The agent has taken up the current `spec`, and every condition of its own is True.";
-    Selected SELECTED: Both, Operator, True, false,
+    Selected SELECTED: Both, Operator, True, [],
         "The pool that serves a node selects it. False: its addresses are kept for a while, then given back.";
-    Paused PAUSED: Both, Operator, False, false,
+    Paused PAUSED: Both, Operator, False, [NodeIPPool],
         "A person has stopped all writes to Azure for the node, or for the pool's nodes. Absent otherwise.";
-    Updating UPDATING: NodeIPAllocation, Operator, Either, false,
+    Updating UPDATING: NodeIPAllocation, Operator, Either, [],
         "The node takes up an edit of its pool, one of those that may at a time. Absent once it has settled.";
-    Writing WRITING: NodeIPAllocation, Operator, Either, false,
+    Writing WRITING: NodeIPAllocation, Operator, Either, [],
         "A NIC write is under way or its outcome isn't known. An operator that starts reads that NIC.";
-    OperationsTracked OPERATIONS_TRACKED: NodeIPAllocation, Operator, True, false,
+    OperationsTracked OPERATIONS_TRACKED: NodeIPAllocation, Operator, True, [],
         "Azure lets the operator follow the writes it has begun. Absent until a write was followed.";
-    Surplus SURPLUS: NodeIPAllocation, Operator, Either, false,
+    Surplus SURPLUS: NodeIPAllocation, Operator, Either, [],
         "More addresses are held than wanted. Its transition time starts `releaseAfter`.";
-    Adopted ADOPTED: NodeIPAllocation, Operator, True, false,
+    Adopted ADOPTED: NodeIPAllocation, Operator, True, [],
         "ipConfigurations of others are gone from the NIC, as the pool's `adopt` asks for. False while pods may use them.";
-    Full FULL: NodeIPAllocation, Operator, False, false,
+    Full FULL: NodeIPAllocation, Operator, False, [],
         "All addresses are taken and no more can be had. The node carries a taint as long.";
-    Attached ATTACHED: NodeIPAllocation, Operator, True, false,
+    Attached ATTACHED: NodeIPAllocation, Operator, True, [],
         "The pods that ask for backend pools or a public address have them. It concerns those pods, not the node.";
-    SandboxesEnded SANDBOXES_ENDED: NodeIPAllocation, Operator, True, false,
+    SandboxesEnded SANDBOXES_ENDED: NodeIPAllocation, Operator, True, [],
         "No sandbox of a pod that is gone holds an address. False after one to 18 minutes; absent until there was one.";
-    ApplicationSecurityGroups APPLICATION_SECURITY_GROUPS: NodeIPAllocation, Operator, True, false,
+    ApplicationSecurityGroups APPLICATION_SECURITY_GROUPS: NodeIPAllocation, Operator, True, [],
         "The NIC is in the pool's application security groups. Pods have addresses either way.";
-    AddressesKept ADDRESSES_KEPT: NodeIPAllocation, Operator, True, false,
+    AddressesKept ADDRESSES_KEPT: NodeIPAllocation, Operator, True, [],
         "No other client takes addresses off the NIC. False from the third time in a day on; absent otherwise.";
-    GroupFound GROUP_FOUND: NodeIPAllocation, Operator, True, false,
+    GroupFound GROUP_FOUND: NodeIPAllocation, Operator, True, [],
         "Azure knows the resource groups of this record. False since when it doesn't: a day counts as proof. Absent otherwise.";
-    DryRun DRY_RUN: NodeIPAllocation, Operator, Either, false,
+    DryRun DRY_RUN: NodeIPAllocation, Operator, Either, [],
         "The writes that the operator would make to the node's NIC without `--dry-run`.";
-    RulesApplied RULES_APPLIED: NodeIPAllocation, Agent, True, true,
+    RulesApplied RULES_APPLIED: NodeIPAllocation, Agent, True, [NodeIPAllocation],
         "Forwarding is on and the nftables table `inet vnetpool` is in place. Without, no pod gets an address.";
-    Supplied SUPPLIED: NodeIPAllocation, Agent, True, true,
+    Supplied SUPPLIED: NodeIPAllocation, Agent, True, [NodeIPAllocation],
         "The node's ledger has been supplied from `spec` in this boot.";
-    CNIInstalled CNI_INSTALLED: NodeIPAllocation, Agent, True, true,
+    CNIInstalled CNI_INSTALLED: NodeIPAllocation, Agent, True, [NodeIPAllocation],
         "The CNI plugin is installed, and the runtime uses a configuration that leads to it.";
-    AssignmentsBacked ASSIGNMENTS_BACKED: NodeIPAllocation, Agent, True, true,
+    AssignmentsBacked ASSIGNMENTS_BACKED: NodeIPAllocation, Agent, True, [NodeIPAllocation],
         "Every assigned address is still in `spec`. False names the pods whose address has been taken away.";
-    Undisturbed UNDISTURBED: NodeIPAllocation, Agent, True, true,
+    Undisturbed UNDISTURBED: NodeIPAllocation, Agent, True, [NodeIPAllocation],
         "No other program on the node is in the way of its pods. The reason `Repaired` covers the last hour.";
-    MetadataRefused METADATA_REFUSED: NodeIPAllocation, Agent, False, false,
+    MetadataRefused METADATA_REFUSED: NodeIPAllocation, Agent, False, [],
         "Pods asked the metadata service or the wire server in vain within the last hour; the message names them. Absent \
          otherwise.";
-    NodesSupported NODES_SUPPORTED: NodeIPPool, Operator, True, false,
+    NodesSupported NODES_SUPPORTED: NodeIPPool, Operator, True, [],
         "Every node that the pool selects can be served. False names those that are left alone.";
-    ObjectsReadable OBJECTS_READABLE: NodeIPPool, Operator, True, false,
+    ObjectsReadable OBJECTS_READABLE: NodeIPPool, Operator, True, [],
         "All objects of the pool's nodes can be read. False names one that can't; absent until there was one.";
-    Valid VALID: NodeIPPool, Operator, True, true,
+    Valid VALID: NodeIPPool, Operator, True, [NodeIPPool],
         "The pool's own fields make sense together and with Azure.";
-    NodesReady NODES_READY: NodeIPPool, Operator, True, false,
+    NodesReady NODES_READY: NodeIPPool, Operator, True, [],
         "Every node that the pool serves is `Ready`. False names the reasons of those that aren't.";
-    Reconciling RECONCILING: NodeIPPool, Operator, Either, false,
+    Reconciling RECONCILING: NodeIPPool, Operator, Either, [],
         "An edit of the pool is on its way to its nodes. Absent otherwise, as kstatus reads it.";
-    Stalled STALLED: NodeIPPool, Operator, False, false,
+    Stalled STALLED: NodeIPPool, Operator, False, [],
         "The pool serves no node, or an edit reaches no further one, until a person acts. Absent otherwise.";
-    WritesScarce WRITES_SCARCE: NodeIPPool, Operator, False, false,
+    WritesScarce WRITES_SCARCE: NodeIPPool, Operator, False, [],
         "The pool's nodes want more writes than Azure lets through, and take coarser steps. Absent until they did.";
-    SubnetExhausting SUBNET_EXHAUSTING: NodeIPPool, Operator, False, false,
+    SubnetExhausting SUBNET_EXHAUSTING: NodeIPPool, Operator, False, [],
         "A subnet of the pool has few free addresses. Unknown while Azure doesn't report how many.";
-    NetworkExhausting NETWORK_EXHAUSTING: NodeIPPool, Operator, False, false,
+    NetworkExhausting NETWORK_EXHAUSTING: NodeIPPool, Operator, False, [],
         "A virtual network of the pool takes few more private addresses. Unknown while Azure doesn't report how many.";
 }
 

@@ -17,7 +17,8 @@ pub fn page() -> String {
         "# Conditions, reasons and Events\n\n\
          This page is generated from `crds/src/condition.rs` and `crds/src/reason.rs` by `make manifests`.\n\n\
          The reason of a condition is the cause of its status. Its message names the object, the cause and the remedy.\n\
-         An Event of the same reason is published once for each time a condition turns. `kubectl describe` shows both.\n",
+         A reason below that has a line `Event` is published as one, too: once for each time a condition turns.\n\
+         `kubectl describe` shows both.\n",
     );
     for on in [On::NodeIPAllocation, On::NodeIPPool] {
         let kind = on.kinds()[0];
@@ -29,7 +30,7 @@ pub fn page() -> String {
                 Writer::Operator => "operator",
                 Writer::Agent => "agent",
             };
-            let part = match (row.in_ready, row.writer) {
+            let part = match (row.in_ready.contains(&on), row.writer) {
                 (false, _) => "",
                 (true, Writer::Operator) => "yes",
                 (true, Writer::Agent) => "through `AgentReporting`",

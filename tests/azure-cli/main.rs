@@ -56,6 +56,7 @@ impl Desk {
         let Config { subscription, resource_group, .. } = Config::default();
         let variables = [
             ("GROUP", resource_group.as_str()),
+            ("NODES", resource_group.as_str()),
             ("REGION", "westeurope"),
             ("MINE", "203.0.113.7"),
             ("SUBSCRIPTION", &subscription),
