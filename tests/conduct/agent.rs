@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use futures::{StreamExt, stream};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::WatchStreamExt;
@@ -267,11 +268,7 @@ impl Agent {
         }
         ledger.relinquish(object.spec.target, self.now);
         let is_backed = ledger.counts(self.now).vanished == 0;
-        let reason = if is_backed { Reason::Backed } else { Reason::AddressVanished };
         let comparison = self.listing.comparison();
-        let at = Timestamp::UNIX_EPOCH;
-        let backed =
-            Verdict::new(Some(is_backed), reason, "").condition(condition::ASSIGNMENTS_BACKED, None, at);
         let report = Report {
             ledger: ledger.clone(),
             at: self.now,
@@ -281,10 +278,32 @@ impl Agent {
             names_holders: object.spec.report_holders,
             unlisted: comparison.unlisted,
             metadata_silent: comparison.is_silent,
-            conditions: vec![backed],
+            conditions: conditions(is_backed, object.metadata.generation),
         };
         Some(compose(&report, None))
     }
+}
+
+/// An agent's conditions on a healthy node, as long as its own. They are of no other time, so that only a turn
+/// is news.
+fn conditions(is_backed: bool, generation: Option<i64>) -> Vec<Condition> {
+    let backed = if is_backed {
+        Verdict::yes(Reason::Backed, "every pod's address is reserved for this node")
+    } else {
+        Verdict::no(Reason::AddressVanished, "an address that a pod uses has left the node's NIC")
+    };
+    let ruled = "forwarding is on and table inet vnetpool is in place";
+    let installed = "10-vnetpool.conflist of the folder /etc/cni/net.d chains vnetpool, portmap, bandwidth";
+    let alone = "nothing else on the node is in the way of its pods";
+    [
+        (condition::SUPPLIED, Verdict::yes(Reason::Supplied, "the ledger has all addresses of spec")),
+        (condition::RULES_APPLIED, Verdict::yes(Reason::Applied, ruled)),
+        (condition::CNI_INSTALLED, Verdict::yes(Reason::Installed, installed)),
+        (condition::ASSIGNMENTS_BACKED, backed),
+        (condition::UNDISTURBED, Verdict::yes(Reason::Undisturbed, alone)),
+    ]
+    .map(|(type_, verdict)| verdict.condition(type_, generation, Timestamp::UNIX_EPOCH))
+    .into()
 }
 
 /// The ledger's time when it is read next.
@@ -299,7 +318,7 @@ async fn publish(client: Client, object: &NodeIPAllocation, status: &NodeIPAlloc
     let patch = Patch::Apply(json!({
         "apiVersion": NodeIPAllocation::api_version(&()),
         "kind": NodeIPAllocation::kind(&()),
-        "metadata": { "uid": object.uid() },
+        "metadata": { "uid": object.uid(), "resourceVersion": object.resource_version() },
         "status": status,
     }));
     let api = Api::<NodeIPAllocation>::all(client);

@@ -81,8 +81,7 @@ fn policy() -> Value {
     })
 }
 
-/// Each propagation policy, with the finalizer by which Kubernetes' collector of garbage has its turn. None
-/// runs here.
+/// Each propagation policy, with the finalizer by which Kubernetes' collector of garbage has its turn.
 fn policies() -> [(DeleteParams, Option<&'static str>); 3] {
     [
         (DeleteParams::background(), None),
@@ -91,7 +90,7 @@ fn policies() -> [(DeleteParams, Option<&'static str>); 3] {
     ]
 }
 
-/// Deletes an object so, and does what the collector would do.
+/// Deletes an object so, and does what the collector does: it notices a new kind only after half a minute.
 async fn prune<K>(stage: &Stage<'_>, name: &str, (params, turn): (DeleteParams, Option<&str>)) -> Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned,
