@@ -236,30 +236,6 @@ mod tests {
         assert!(!balanced.actions.contains(&"Microsoft.Network/publicIPAddresses/join/action"));
     }
 
-    /// Azure's built-in role for the same job, addresses of egress gateways on the NICs of OpenShift's nodes.
-    #[test]
-    fn our_role_is_the_recorded_role_for_the_same_job_and_two_actions_more() {
-        let recorded = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../shared/azure-spec/arm-recordings/role-aro-network-operator.json");
-        let recorded: serde_json::Value =
-            serde_json::from_str(&std::fs::read_to_string(recorded).unwrap()).unwrap();
-        let recorded = recorded["properties"]["permissions"][0]["actions"].as_array().unwrap();
-        let recorded: BTreeSet<&str> = recorded.iter().filter_map(|action| action.as_str()).collect();
-        let all = names(PARTS);
-        assert!(recorded.is_subset(&all), "{:?}", recorded.difference(&all));
-        let everybodys = names(&[NODES]);
-        let more: Vec<_> = everybodys.difference(&recorded).collect();
-        // That role's user doesn't follow its operations: it reads the NIC until it is done. Nor does it
-        // forecast anything.
-        assert_eq!(
-            more,
-            [
-                &"Microsoft.Network/locations/operations/read",
-                &"Microsoft.Network/virtualNetworks/usages/read"
-            ]
-        );
-    }
-
     #[test]
     fn no_action_is_listed_twice_and_none_has_a_wildcard() {
         let all: Vec<_> = PARTS.iter().flat_map(|part| part.actions).map(|action| action.name).collect();

@@ -82,11 +82,8 @@ async fn a_table_that_is_flushed_is_put_back_beside_an_inspection_that_is_under_
         .expect("the inspection hasn't come to where nft hangs");
         for _ in 0..2 {
             assert!(nft("flush ruleset"));
-            let flushed = Instant::now();
             timeout(SOON, disturbed.notified()).await.expect("not noticed");
             assert!(nft("list table inet vnetpool") && nft("list table arp vnetpool"), "not back");
-            let took = flushed.elapsed();
-            assert!(took < Duration::from_secs(2), "back after {took:?}");
         }
     };
     tokio::select! {

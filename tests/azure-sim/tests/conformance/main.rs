@@ -8,6 +8,7 @@ mod client;
 mod documents;
 mod gateways;
 mod replay;
+mod role;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::path::{Path, PathBuf};
@@ -56,6 +57,7 @@ fn main() {
         trial("azures_own_examples_validate", documents::azures_own_examples_validate),
         trial("every_kind_of_answer_validates", documents::every_kind_of_answer_validates),
         trial("a_wrong_body_does_not_validate", documents::a_wrong_body_does_not_validate),
+        trial("our_role_has_every_action_of_azures_own_for_the_same_job", role::has_every_action),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
