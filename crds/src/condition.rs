@@ -130,8 +130,8 @@ table! {
     Undisturbed UNDISTURBED: NodeIPAllocation, Agent, True, [NodeIPAllocation],
         "No other program on the node is in the way of its pods. The reason `Repaired` covers the last hour.";
     MetadataRefused METADATA_REFUSED: NodeIPAllocation, Agent, False, [],
-        "Pods asked the metadata service or the wire server in vain within the last hour; the message names them. Absent \
-         otherwise.";
+        "Pods asked the metadata service or the wire server in vain within the last hour; the message names up to 20 for each. \
+         Absent otherwise.";
     NodesSupported NODES_SUPPORTED: NodeIPPool, Operator, True, [],
         "Every node that the pool selects can be served. False names those that are left alone.";
     ObjectsReadable OBJECTS_READABLE: NodeIPPool, Operator, True, [],

@@ -4,9 +4,10 @@
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 /// Pods that are named for a service, at most.
-const NAMED: usize = 20;
-/// Between the pods, behind the last of them, and between the services.
+pub const NAMED: usize = 20;
+/// Between the pods, in place of those that aren't named, behind the last of them, and between the services.
 const BETWEEN: &str = ", ";
+const OTHERS: &str = " and others";
 const BEHIND: &str = ": packets to ";
 const APART: &str = "; ";
 
@@ -79,13 +80,17 @@ pub struct Refusal {
     pub pod: String,
 }
 
-/// The message about these pods of a pool, or about containers of a VM of no cluster.
-pub fn message(refusals: &BTreeSet<Refusal>, pool: Option<&str>) -> String {
+/// The message about these pods of a pool, or about containers of a VM of no cluster. Of those that asked a
+/// service it names the first [`NAMED`].
+pub fn message<'a>(refusals: impl IntoIterator<Item = &'a Refusal> + Clone, pool: Option<&str>) -> String {
     let of = |service: Service| {
-        let pods = refusals.iter().filter(|one| one.service == service).map(|one| one.pod.as_str());
-        let pods: Vec<&str> = pods.take(NAMED).collect();
+        let all = refusals.clone().into_iter().filter(|one| one.service == service);
+        let mut pods: Vec<&str> = all.map(|one| one.pod.as_str()).collect();
+        let others = if pods.len() > NAMED { OTHERS } else { "" };
+        pods.truncate(NAMED);
+        pods.sort_unstable();
         let (address, why) = (service.address(), service.why(pool));
-        (!pods.is_empty()).then(|| format!("{}{BEHIND}{address}, {why}", pods.join(BETWEEN)))
+        (!pods.is_empty()).then(|| format!("{}{others}{BEHIND}{address}, {why}", pods.join(BETWEEN)))
     };
     Service::ALL.into_iter().filter_map(of).collect::<Vec<_>>().join(APART)
 }
@@ -96,6 +101,7 @@ pub fn refusals(message: &str) -> BTreeSet<Refusal> {
         let (pods, rest) = part.split_once(BEHIND)?;
         let address = rest.split(',').next()?;
         let service = Service::ALL.into_iter().find(|one| one.address().to_string() == address)?;
+        let pods = pods.strip_suffix(OTHERS).unwrap_or(pods);
         let pods = pods.split(BETWEEN).filter(|pod| !pod.is_empty());
         Some(pods.map(|pod| Refusal { service, pod: pod.to_owned() }).collect::<Vec<_>>())
     };
@@ -121,17 +127,18 @@ mod tests {
             let message = message(&named, Some("default"));
             assert_eq!(refusals(&message), named, "{message}");
         }
-        let many = (0..100).map(|n| refusal(metadata, &format!("{}/{n}", "n".repeat(63))));
-        let one = refusal(wire_server, "default/a");
-        let read = refusals(&message(&many.chain([one.clone()]).collect(), Some("default")));
-        assert_eq!(read.len(), NAMED + 1);
-        assert!(read.contains(&one));
+        let many = (0..100).rev().map(|n| refusal(metadata, &format!("{}/{n}", "n".repeat(63))));
+        let all: Vec<Refusal> = many.chain([refusal(wire_server, "default/a")]).collect();
+        let text = message(&all, Some("default"));
+        let named: BTreeSet<Refusal> = all[..NAMED].iter().chain(&all[100..]).cloned().collect();
+        assert_eq!(refusals(&text), named, "the first, whatever their names");
+        assert_eq!(text.matches(" and others: ").count(), 1, "{text}");
         assert!(refusals("").is_empty());
     }
 
     #[test]
     fn each_service_has_its_remedy_in_the_message() {
-        let both = Service::ALL.map(|service| refusal(service, "default/a")).into();
+        let both: BTreeSet<Refusal> = Service::ALL.map(|service| refusal(service, "default/a")).into();
         let in_a_pool =
             ["workload identity", "NodeIPPool blue", "podMetadataAccess: All", "the host network"];
         let alone = ["--pod-metadata-access All", "the VM's own network", "container"];

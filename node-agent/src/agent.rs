@@ -28,6 +28,7 @@ use tokio::{
 };
 use vnetpool_crds::{NodeIPAllocation, condition};
 use vnetpool_plugin::{ledger::file::Store, wiring::Uplinks};
+use vnetpool_process::lock::lock;
 
 use crate::{
     beat::Beat,
@@ -35,6 +36,7 @@ use crate::{
     firewall,
     imds::listing::Comparison,
     metrics::Metrics,
+    refusals::Tenants,
     report::{Report, publish::Publisher},
     source::Source,
     watch as watches,
@@ -83,6 +85,8 @@ pub struct Agent {
     has_seen_ledger: bool,
     notes: Notes,
     tables: Tables,
+    /// Which pods have addresses, for the packets that an inspection counts.
+    tenants: Arc<std::sync::Mutex<Tenants>>,
     /// `None` during an inspection.
     keeper: Option<Keeper>,
     /// The purpose of the next inspection, and the purpose and outcome of the last one.
@@ -119,9 +123,16 @@ impl Agent {
         let notes = Notes::new(metrics.clone());
         let (uplinks, unwatched) = (watch::Sender::default(), watch::Sender::default());
         let (sent, received) = (watch::Sender::clone(&uplinks), unwatched.subscribe());
-        let tables = Tables::default();
-        let keeper =
-            Keeper::new(config.clone(), store.clone(), notes.clone(), tables.clone(), sent, received);
+        let (tables, tenants) = (Tables::default(), Arc::<std::sync::Mutex<Tenants>>::default());
+        let keeper = Keeper::new(
+            config.clone(),
+            store.clone(),
+            notes.clone(),
+            tables.clone(),
+            tenants.clone(),
+            sent,
+            received,
+        );
         Ok(Agent {
             keeper: Some(keeper),
             store,
@@ -136,6 +147,7 @@ impl Agent {
             has_seen_ledger: false,
             notes,
             tables,
+            tenants,
             wanted: Wanted::default(),
             inspected: Inspected::default(),
             is_ruled: None,
@@ -314,6 +326,7 @@ impl Agent {
             self.generation = object.metadata.generation;
         }
         let Some(mut taken) = self.take_in(object, meaning).await? else { return Ok(None) };
+        lock(&self.tenants).see(&taken.ledger, taken.at);
         if is_ours {
             self.wanted.installs = taken.ledger.had_first_address();
         }

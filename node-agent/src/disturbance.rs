@@ -138,10 +138,9 @@ pub struct Disturbances {
 
 #[derive(Clone, Debug)]
 struct Repairs {
-    count: u32,
     last: Millis,
-    /// The object of the last one.
-    what: String,
+    /// The object of one of them, and when that was.
+    named: (String, Millis),
 }
 
 impl Disturbances {
@@ -153,22 +152,21 @@ impl Disturbances {
         self.standing.extend(standing);
     }
 
-    /// A repair, with its object, as `10.240.0.17 on eth0`.
+    /// A repair, with its object, as `10.240.0.17 on eth0`. Of each kind one object is named for
+    /// [`REPORTED_FOR`]: a program that fights with the agent would otherwise have it report every second.
     pub fn repaired(&mut self, kind: Kind, what: impl Into<String>, now: Millis) {
-        let what = what.into();
-        let entry = self.repairs.entry(kind).or_insert(Repairs { count: 0, last: now, what: String::new() });
-        *entry = Repairs { count: entry.count + 1, last: now, what };
+        let before = self.repairs.remove(&kind).map(|repairs| repairs.named);
+        let named = before.filter(|&(_, at)| is_reported(at, now)).unwrap_or_else(|| (what.into(), now));
+        self.repairs.insert(kind, Repairs { last: now, named });
     }
 
     /// Whether there is no obstacle now, a reason, and a message that names each disturbance, its end and the
-    /// remedy.
+    /// remedy. How often each was is in the metrics.
     pub fn verdict(&self, now: Millis) -> Verdict {
-        let reported_for = REPORTED_FOR.as_millis() as Millis;
-        let recent =
-            self.repairs.iter().filter(|(_, repairs)| now.saturating_sub(repairs.last) < reported_for);
-        let repaired = recent.map(|(kind, Repairs { count, what, .. })| {
+        let recent = self.repairs.iter().filter(|(_, repairs)| is_reported(repairs.last, now));
+        let repaired = recent.map(|(kind, Repairs { named: (what, _), .. })| {
             let (done, remedy) = kind.words();
-            format!("{done}, {count} times so far, the last was {what}: {remedy}")
+            format!("{done}, for instance {what}: {remedy}")
         });
         let repaired: Vec<String> = repaired.collect();
         let all =
@@ -181,6 +179,11 @@ impl Disturbances {
             }
         }
     }
+}
+
+/// Whether what happened then is still reported.
+fn is_reported(at: Millis, now: Millis) -> bool {
+    now.saturating_sub(at) < REPORTED_FOR.as_millis() as Millis
 }
 
 /// The addresses that must not be where they are: `reserved` are for this node's pods. A NIC's own address,
@@ -250,9 +253,25 @@ mod tests {
         disturbances.repaired(Kind::Address, "10.240.0.6/24 on eth0", 2_000);
         let Verdict { holds, reason, message } = disturbances.verdict(3_000);
         assert_eq!((holds, reason), (Some(true), Reason::Repaired));
-        assert!(message.contains("2 times so far, the last was 10.240.0.6/24 on eth0"), "{message}");
+        assert!(message.contains("for instance 10.240.0.5/24 on eth0"), "{message}");
         assert!(message.contains("apply_network_config_for_secondary_ips: false"), "{message}");
         assert_eq!(disturbances.verdict(2_000 + REPORTED_FOR.as_millis() as Millis).reason, "Undisturbed");
+    }
+
+    /// Each change of the message is a status write.
+    #[test]
+    fn a_fight_of_a_day_changes_the_report_once_an_hour_and_names_what_it_is_about_now() {
+        let mut disturbances = Disturbances::default();
+        let mut messages = Vec::new();
+        let every = 1_000;
+        for repair in 0..24 * 3600 {
+            disturbances.repaired(Kind::Route, format!("10.240.0.{}", repair % 250), repair * every);
+            messages.push(disturbances.verdict(repair * every).message);
+        }
+        let last = messages.last().unwrap().clone();
+        messages.dedup();
+        assert!(messages.len() <= 24, "{} messages, such as {messages:?}", messages.len());
+        assert!(last.contains(&format!("10.240.0.{}:", 23 * 3600 % 250)), "{last}");
     }
 
     #[test]

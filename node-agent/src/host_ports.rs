@@ -17,14 +17,15 @@ use vnetpool_plugin::ledger::{Tenant, file::replace};
 
 use crate::install::if_there;
 
-/// The file's name in the state folder. It has a line for each chain of portmap's.
+/// The file's name in the state folder. It has a line for each pod's mark.
 const FILE: &str = "host-ports";
 
 /// Inspections in a row that must miss a pod's rules: while a pod ends, they go a moment before its address
 /// does.
 const MISSES: u32 = 2;
 
-/// The chains that portmap made for sandboxes of the node, and for how many inspections each has been gone.
+/// The marks of portmap's rules for sandboxes of the node, and for how many inspections each has been gone.
+/// With iptables portmap makes a chain for each sandbox; where there is none, rules with its id as a comment.
 #[derive(Debug, Default)]
 pub struct HostPorts {
     missed: BTreeMap<String, u32>,
@@ -33,36 +34,37 @@ pub struct HostPorts {
 impl HostPorts {
     /// As [`text`](Self::text) has it.
     pub fn of(text: &str) -> HostPorts {
-        HostPorts { missed: text.lines().map(|chain| (chain.to_owned(), 0)).collect() }
+        HostPorts { missed: text.lines().map(|mark| (mark.to_owned(), 0)).collect() }
     }
 
-    /// The chains, for an agent that starts later.
+    /// The marks, for an agent that starts later.
     pub fn text(&self) -> String {
-        self.missed.keys().flat_map(|chain| [chain.as_str(), "\n"]).collect()
+        self.missed.keys().flat_map(|mark| [mark.as_str(), "\n"]).collect()
     }
 
-    /// Compares the node's sandboxes with portmap's chains that nftables has now. Returns the pods that have
-    /// lost their rules.
+    /// Compares the node's sandboxes with the marks that nftables has now. Returns the pods that have lost
+    /// their rules.
     pub fn lost<'a>(
         &mut self,
         tenants: impl Iterator<Item = &'a Tenant>,
-        chains: &BTreeSet<String>,
+        marks: &BTreeSet<String>,
     ) -> Vec<String> {
         let known = std::mem::take(&mut self.missed);
-        if known.is_empty() && chains.is_empty() {
+        if known.is_empty() && marks.is_empty() {
             return Vec::new();
         }
         let mut lost = Vec::new();
         for tenant @ Tenant { sandbox, network, .. } in tenants {
-            let chain = chain(network, &sandbox.container_id);
-            let missed = match chains.contains(&chain) {
-                true => Some(0),
-                false => known.get(&chain).map(|missed| missed + 1),
+            let missed = |mark: String| {
+                let missed = if marks.contains(&mark) { 0 } else { known.get(&mark)? + 1 };
+                Some((mark, missed))
             };
-            if missed.is_some_and(|missed| missed >= MISSES) {
+            let id = &sandbox.container_id;
+            let missed: Vec<_> = [chain(network, id), id.clone()].into_iter().filter_map(missed).collect();
+            if missed.iter().any(|(_, missed)| *missed >= MISSES) {
                 lost.push(tenant.whose());
             }
-            self.missed.extend(missed.map(|missed| (chain, missed)));
+            self.missed.extend(missed);
         }
         lost
     }
@@ -84,6 +86,9 @@ pub fn write(ports: &HostPorts, state_dir: &Path) -> io::Result<()> {
 
 /// How the names of portmap's chains begin.
 pub const CHAIN: &str = "CNI-DN-";
+/// The table that portmap makes where there is no iptables, and the chains in it whose rules have marks.
+pub const TABLE: &str = "cni_hostport";
+pub const CHAINS: [&str; 2] = ["hostports", "hostip_hostports"];
 
 /// The chain that portmap makes for a container: [`CHAIN`] and so many digits of a digest that the name has
 /// 28 bytes, the most that iptables takes.
@@ -126,6 +131,20 @@ mod tests {
         assert_eq!(lost(&none, &both), ["default/abc"]);
         assert!(lost(&none, &[&without]).is_empty());
         assert!(lost(&none, &both).is_empty());
+    }
+
+    #[test]
+    fn rules_of_portmaps_own_table_are_missed_like_its_chains() {
+        let tenants = [tenant("by-table"), tenant("by-chain")];
+        let mut ports = HostPorts::default();
+        let mut lost =
+            |marks: &[&str]| ports.lost(tenants.iter(), &marks.iter().copied().map(str::to_owned).collect());
+        let chain = chain("n14net", "by-chain");
+        assert!(lost(&["by-table", &chain]).is_empty());
+        assert!(lost(&[&chain]).is_empty());
+        assert_eq!(lost(&[&chain]), ["default/by-table"]);
+        assert_eq!(lost(&["by-table"]), Vec::<String>::new(), "they are back");
+        assert_eq!(lost(&["by-table"]), ["default/by-chain"]);
     }
 
     #[test]

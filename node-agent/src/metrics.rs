@@ -80,7 +80,7 @@ pub struct Metrics {
     sweeps: Family<Kind, Counter>,
     repairs: Family<Kind, Counter>,
     dropped: Family<Target, Counter>,
-    /// At most two for each pod of the node.
+    /// For the pods that [`crate::refusals::Refusals`] remembers.
     refused: Family<Refused, Counter>,
     /// Failures of the watch of the node's object.
     pub watch_errors: Counter,
@@ -295,7 +295,7 @@ impl Metrics {
         self.refused.get_or_create(&refusal.into()).inc_by(packets);
     }
 
-    /// The pod has left the node.
+    /// The pod is no longer remembered.
     pub fn forget_refused(&self, refusal: &Refusal) {
         self.refused.remove(&refusal.into());
     }

@@ -7,6 +7,7 @@
 //! understood might match or not; so only a certain drop is reported. And a rule that names pods' links was
 //! made for pods: if an engine of NetworkPolicy drops a packet behind it, the drop is meant.
 
+mod legacy;
 pub mod nft;
 
 use std::{collections::HashMap, net::Ipv4Addr};
@@ -209,17 +210,17 @@ fn address(right: &Value, address: Option<Ipv4Addr>) -> Option<bool> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use serde_json::json;
 
     const POD: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 10);
 
-    fn out() -> Packet<'static> {
+    pub fn out() -> Packet<'static> {
         Packet { from_link: "vnp00000000000", to_link: "eth0", source: Some(POD), destination: None }
     }
 
-    fn back() -> Packet<'static> {
+    pub fn back() -> Packet<'static> {
         Packet { from_link: "eth0", to_link: "vnp00000000000", source: None, destination: Some(POD) }
     }
 

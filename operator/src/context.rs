@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::channel::oneshot;
 use futures::future::{Map, Shared};
+use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 
 use crate::azure::{self, Azure};
@@ -46,6 +47,8 @@ pub struct Context {
     pub rollouts: Arc<Mutex<Rollouts>>,
     /// When this process began to lead.
     pub started: Instant,
+    /// Until when another operator led before this one; `None` if nothing shows that there was one.
+    pub unled_since: Option<Timestamp>,
     /// This process has seen the API server's store go back to an earlier state, or no operator led for so
     /// long before it that nobody would have seen that. So no `spec` is believed before its NIC was read.
     pub may_be_set_back: bool,
@@ -91,7 +94,7 @@ impl Context {
         azure: Arc<Azure>,
         metrics: Arc<Metrics>,
         (cluster, waker): (Cluster, Waker),
-        may_be_set_back: bool,
+        (unled_since, may_be_set_back): (Option<Timestamp>, bool),
         waits: Waits,
     ) -> Context {
         Context {
@@ -103,6 +106,7 @@ impl Context {
             refusals: Known::default(),
             rollouts: Arc::default(),
             started: Instant::now(),
+            unled_since,
             may_be_set_back,
             waits,
             client,
@@ -145,7 +149,7 @@ impl Context {
         let writes = Arc::new(Writes::new(Tenure::new(tokio::time::Instant::now())));
         let (events, _) = Events::new(client.clone(), "us", |_| None);
         let azure = Arc::new(azure.unwrap());
-        Context::new((client, writes), events, azure, Arc::default(), view, false, Waits::default())
+        Context::new((client, writes), events, azure, Arc::default(), view, (None, false), Waits::default())
     }
 
     /// Requeues these nodes.

@@ -188,7 +188,7 @@ pub fn refused(refusal: Refusal, pool: &str) -> Event {
         Service::Metadata => "DropMetadata",
         Service::WireServer => "DropWireServer",
     };
-    let note = refusal::message(&[refusal].into(), Some(pool));
+    let note = refusal::message(&[refusal], Some(pool));
     Event { secondary: Some(related), ..event(Reason::PodsAsk, action, note) }
 }
 

@@ -12,6 +12,7 @@ use axum::Router;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::channel::oneshot;
 use futures::{FutureExt, StreamExt};
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, Resource};
 use tokio::sync::watch;
@@ -142,6 +143,7 @@ async fn serve(
     };
     metrics.leading(true);
     let may_be_set_back = leadership.was_set_back() || is_leaderless(leadership.gap());
+    let unled_since = leadership.gap().map(|gap| Timestamp::now() - gap);
     // Only the leader serves the nodes' states, or each would be counted once for every replica.
     metrics::watch(&metrics, &cluster);
     let tenure = leadership.tenure();
@@ -156,7 +158,7 @@ async fn serve(
         azure,
         metrics,
         (cluster, waker),
-        may_be_set_back,
+        (unled_since, may_be_set_back),
         config.waits,
     ));
     let beside = ctx.beside.clone();

@@ -179,6 +179,10 @@ pub fn of_a_node_the_operator_changes_its_own_taint_and_nothing_else(plane: &Con
         taints(&[]),
         taints(std::slice::from_ref(&full)),
         taints(&[others.clone(), json!({ "key": "other", "effect": "NoExecute" })]),
+        // This evicts pods.
+        taints(&[others.clone(), json!({ "key": FULL, "effect": "NoExecute" })]),
+        taints(&[others.clone(), full.clone(), json!({ "key": FULL, "effect": "NoExecute" })]),
+        taints(&[others.clone(), json!({ "key": FULL, "value": "a", "effect": "NoSchedule" })]),
     ];
     for forbidden in forbidden {
         let refusal = plane.refusal(User::Operator, &[&PATCH[..], &[&forbidden.to_string()]].concat(), "")?;

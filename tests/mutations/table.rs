@@ -72,8 +72,8 @@ pub const ALL: &[Mutation] = &[
     Mutation {
         rule: "only_an_answer_of_the_agent_adopts",
         file: "operator/src/node/observe/adopt.rs",
-        from: "ready: if is_answer && pods == 0 {",
-        to: "ready: if pods == 0 {",
+        from: "let are_unused = is_answer && bound.is_subset(&assigned);",
+        to: "let are_unused = bound.is_subset(&assigned);",
         program: UNITS,
         tests: &["who_is_asked_already_for_another_reason_is_asked_anew_once_something_was_found"],
     },

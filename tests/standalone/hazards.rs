@@ -72,6 +72,14 @@ fn eventually_reports(stage: &Stage, what: &str) {
     eventually(what, || undisturbed(stage), |shown| shown.contains(what));
 }
 
+/// Until the agent has made so many repairs of a kind.
+#[track_caller]
+fn eventually_repaired(stage: &Stage, kind: &str, times: u32) {
+    let series = format!("vnetpool_agent_repairs_total{{kind=\"{kind}\"}}");
+    let count = || stage.metric("vm1", &series).map_err(|error| format!("{error:#}"));
+    eventually(&series, count, |count| *count == Ok(Some(times)));
+}
+
 /// The change that cloud-init's configuration makes (`apply_network_config_for_secondary_ips`), and
 /// cloud-netconfig's and nm-cloud-setup's: `ADDRESS/PREFIX` of the subnet on eth0.
 pub fn an_address_that_another_program_puts_on_eth0_is_taken_off_and_reported(
@@ -92,13 +100,17 @@ pub fn an_address_that_another_program_puts_on_eth0_is_taken_off_and_reported(
     let left = stage.sh("vm1", "ip -brief -4 address show dev eth0");
     let left: Vec<&str> = left.split_whitespace().skip(2).collect();
     assert_eq!(left, ["10.240.0.4/20"], "only the VM's own address is left");
-    eventually_reports(stage, "True (Repaired): took a pods' address off a link of the node, 4 times so far");
-    assert!(undisturbed(stage).contains("apply_network_config_for_secondary_ips: false"));
+    eventually_reports(stage, "True (Repaired): took a pods' address off a link of the node, for instance ");
+    let report = undisturbed(stage);
+    assert!(report.contains("/20 on eth0: "), "{report}");
+    assert!(report.contains("apply_network_config_for_secondary_ips: false"), "{report}");
+    eventually_repaired(stage, "address", 4);
     // cloud-netconfig comes again every minute: each time is an event, which the agent handles before its
-    // next inspection.
+    // next inspection, and no news.
     stage.sh("vm1", &format!("ip address add {address}/20 dev eth0"));
-    eventually_reports(stage, &format!("5 times so far, the last was {address}/20 on eth0"));
+    eventually_repaired(stage, "address", 5);
     assert!(wired.holds(stage));
+    assert_eq!(undisturbed(stage), report);
     Ok(())
 }
 
@@ -127,7 +139,8 @@ pub fn systemd_networkd_with_cloud_inits_configuration_does_not_cut_pods_off(
     // Without udev: networkd goes without it where /sys can't be written to.
     stage.sh("vm1", "mount -o remount,bind,ro /sys");
     stage.start_daemon("vm1", "/lib/systemd/systemd-networkd")?;
-    eventually_reports(stage, "took a pods' address off a link of the node, 4 times so far");
+    eventually_reports(stage, "took a pods' address off a link of the node, for instance ");
+    eventually_repaired(stage, "address", 4);
     wired.eventually_holds(stage, "the container is reached");
     let (pid, container) = stage.bare("vm1")?;
     let address = stage.attach("vm1", &["--container", "new", "--pid", &pid.to_string()])?;
@@ -144,15 +157,13 @@ pub fn a_removed_route_is_restored_and_reported(stage: &mut Stage) -> Result<()>
     for count in 1..=2 {
         stage.sh("vm1", &format!("ip route delete {address}/32"));
         wired.eventually_holds(stage, "the container is reached again");
-        eventually_reports(
-            stage,
-            &format!("restored the route to a pod, {count} times so far, the last was {address}"),
-        );
+        eventually_reports(stage, &format!("restored the route to a pod, for instance {address}: "));
+        eventually_repaired(stage, "route", count);
     }
     let link = wired.link(stage);
     stage.sh("vm1", &format!("ip link set {link} down"));
     wired.eventually_holds(stage, "the link is up again");
-    eventually_reports(stage, "set a pod's link up, 1 times so far");
+    eventually_reports(stage, &format!("set a pod's link up, for instance {address}: "));
     Ok(())
 }
 
@@ -162,10 +173,7 @@ pub fn a_rewritten_mac_is_restored_and_reported(stage: &mut Stage) -> Result<()>
     let link = wired.link(stage);
     stage.sh("vm1", &format!("ip link set {link} address 02:00:00:00:00:01"));
     wired.eventually_holds(stage, "the container is reached again");
-    eventually_reports(
-        stage,
-        &format!("restored the MAC of a pod's link, 1 times so far, the last was {}", wired.address),
-    );
+    eventually_reports(stage, &format!("restored the MAC of a pod's link, for instance {}: ", wired.address));
     Ok(())
 }
 
@@ -179,10 +187,10 @@ pub fn forwarding_turned_off_is_turned_on_and_reported(stage: &mut Stage) -> Res
     let wired = Wired::up(stage)?;
     sysctl(stage, "ipv4/ip_forward", "0")?;
     wired.eventually_holds(stage, "packets are forwarded again");
-    eventually_reports(stage, "turned IP forwarding on");
+    eventually_reports(stage, "turned IP forwarding on, for instance ipv4/ip_forward: ");
     sysctl(stage, "ipv4/conf/eth0/forwarding", "0")?;
     wired.eventually_holds(stage, "packets of one link are forwarded again");
-    eventually_reports(stage, "the last was ipv4/conf/eth0/forwarding");
+    eventually_repaired(stage, "forwarding", 2);
     sysctl(stage, &format!("ipv4/conf/{}/forwarding", wired.link(stage)), "0")?;
     wired.eventually_holds(stage, "packets of the pod are forwarded again");
     Ok(())
@@ -304,17 +312,15 @@ pub fn a_flushed_ruleset_is_back_within_a_second_and_reported(stage: &mut Stage)
         let flushed = Instant::now();
         eventually("the table is back", tables, |tables| tables.contains("inet vnetpool"));
         assert!(flushed.elapsed() < Duration::from_secs(2), "it took {:?}", flushed.elapsed());
-        eventually_reports(stage, &format!("put Vnetpool's nftables table back, {}", 2 * count + 1));
+        eventually_repaired(stage, "table", 2 * count + 1);
         assert!(wired.holds(stage));
     }
     eventually_reports(stage, "the hostPort of pods web leads nowhere");
     // By a program that leaves the table and takes a rule out.
     stage.sh("vm1", "nft flush chain inet vnetpool egress");
     wired.eventually_holds(stage, "the rule is back");
-    eventually_reports(
-        stage,
-        "put Vnetpool's nftables table back, 8 times so far, the last was table inet vnetpool",
-    );
+    eventually_reports(stage, "put Vnetpool's nftables table back, for instance table inet vnetpool: ");
+    eventually_repaired(stage, "table", 8);
     Ok(())
 }
 

@@ -342,6 +342,13 @@ impl Stage {
         Ok(answer.split_once("\r\n\r\n").context("half an answer")?.1.to_owned())
     }
 
+    /// The value of a series in the agent's metrics, if it is there.
+    pub fn metric(&self, vm: &str, series: &str) -> Result<Option<u32>> {
+        let metrics = inside(&self.machine(vm), || get((Ipv4Addr::LOCALHOST, 9471), "/metrics", ""))?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        Ok(value.map(str::parse).transpose()?)
+    }
+
     /// A machine's network namespace.
     pub fn machine(&self, machine: &str) -> File {
         File::open(Path::new("/run/netns").join(self.netns(machine))).unwrap()

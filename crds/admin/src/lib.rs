@@ -1,10 +1,17 @@
 //! The endpoint on which both programs answer the kubelet's probes and scrapes of metrics.
 //!
-//! Both are on the host's network, and a client that reaches the port may ask without a name. So a client can
-//! hold a bounded number of connections for a bounded time, with a bounded head: connections beyond wait in
-//! the kernel. `axum::serve` bounds none of these.
+//! Both are on the host's network, and a client that reaches the port may ask without a name. So there is a
+//! bounded number of connections for a bounded time, with a bounded head, and a connection beyond that number
+//! ends one of the client's that holds most: nobody shuts out another. `axum::serve` bounds none of these.
 
-use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    collections::HashMap,
+    convert::Infallible,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -15,7 +22,7 @@ use hyper::server::conn::http1;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     net::TcpListener,
-    sync::Semaphore,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 
@@ -27,6 +34,9 @@ pub const LIFE: Duration = Duration::from_secs(10);
 const HEAD: usize = 8192;
 /// After a connection that couldn't be taken, because there are no more file descriptors for instance.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
+/// After a connection that ended another one: a flood of them takes little of the processor, and waits in the
+/// kernel.
+const AFTER_FULL: Duration = Duration::from_millis(1);
 
 /// For scrapes, from wherever they may come. `text` makes the metrics, in the text format of OpenMetrics.
 pub fn scrapes(text: impl Fn() -> Result<String, fmt::Error> + Clone + Send + Sync + 'static) -> Router {
@@ -41,23 +51,38 @@ pub fn scrapes(text: impl Fn() -> Result<String, fmt::Error> + Clone + Send + Sy
 /// Serves until the process ends. Fails when the address can't be listened on.
 pub async fn serve(address: SocketAddr, routes: Router) -> io::Result<Infallible> {
     let listener = TcpListener::bind(address).await?;
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut served: Vec<(IpAddr, JoinHandle<()>)> = Vec::new();
     loop {
-        let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, peer)) = listener.accept().await else {
             sleep(AFTER_FAILURE).await;
             continue;
         };
         let service = TowerToHyperService::new(routes.clone());
-        tokio::spawn(async move {
+        let serving = tokio::spawn(async move {
             let mut builder = http1::Builder::new();
             // The life of a connection bounds the wait for its head, too.
             builder.keep_alive(false).max_buf_size(HEAD);
             // A client that asked and went away, or took too long, concerns nobody else.
             let _ = timeout(LIFE, builder.serve_connection(TokioIo::new(stream), service)).await;
-            drop(permit);
         });
+        served.retain(|(_, serving)| !serving.is_finished());
+        served.push((peer.ip(), serving));
+        if served.len() > CONNECTIONS {
+            let peers: Vec<IpAddr> = served.iter().map(|(peer, _)| *peer).collect();
+            let (_, ended) = served.remove(one_too_many(&peers));
+            ended.abort();
+            sleep(AFTER_FULL).await;
+        }
     }
+}
+
+/// Which connection ends for the others: the oldest of the client's that has most. They are given by their
+/// clients, the oldest first.
+fn one_too_many(peers: &[IpAddr]) -> usize {
+    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+    peers.iter().for_each(|peer| *counts.entry(*peer).or_default() += 1);
+    let counted = peers.iter().enumerate().map(|(index, peer)| (Reverse(counts[peer]), index));
+    counted.min().map_or(0, |(_, index)| index)
 }
 
 #[cfg(test)]
@@ -65,7 +90,7 @@ mod tests {
     use super::*;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpStream,
+        net::{TcpSocket, TcpStream},
         time::Instant,
     };
 
@@ -101,19 +126,49 @@ mod tests {
         assert!(begun.elapsed() >= LIFE && begun.elapsed() < 2 * LIFE, "{:?}", begun.elapsed());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn half_requests_beyond_the_cap_are_dropped_and_a_later_request_is_served() {
+    #[test]
+    fn the_client_that_has_most_connections_loses_its_oldest() {
+        let peers = |last: &[u8]| last.iter().map(|n| IpAddr::from([10, 0, 0, *n])).collect::<Vec<_>>();
+        assert_eq!(one_too_many(&peers(&[1, 2, 3, 2, 1, 2])), 1);
+        assert_eq!(one_too_many(&peers(&[3, 2, 1, 1, 2])), 1, "of those that have as many");
+        assert_eq!(one_too_many(&peers(&[1])), 0);
+    }
+
+    /// Half a request of a client with this address.
+    async fn half_request(from: &str, to: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();
+        let mut stream = socket.connect(to).await.unwrap();
+        stream.write_all(HALF.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// The answer to the whole of it; none if it was ended.
+    async fn other_half(mut stream: TcpStream) -> String {
+        let _ = stream.write_all(WHOLE.strip_prefix(HALF).unwrap().as_bytes()).await;
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).await;
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_client_that_holds_half_requests_shuts_nobody_out_and_holds_no_more_than_the_cap() {
         let endpoint = endpoint("127.0.0.1:0").await;
-        let begun = Instant::now();
-        let mut half = Vec::new();
+        let slow = half_request("127.0.0.3", endpoint).await;
+        let mut held = Vec::new();
         for _ in 0..4 * CONNECTIONS {
-            let mut stream = TcpStream::connect(endpoint).await.unwrap();
-            stream.write_all(HALF.as_bytes()).await.unwrap();
-            half.push(stream);
+            held.push(half_request("127.0.0.2", endpoint).await);
         }
         assert!(answer(endpoint, WHOLE).await.ends_with("ok"));
-        // Four lots of them went one after the other: no more were held at once.
-        assert!(begun.elapsed() >= 4 * LIFE, "{:?}", begun.elapsed());
+        assert!(other_half(slow).await.ends_with("ok"), "another client's was ended");
+        let mut answered = Vec::new();
+        for stream in held {
+            answered.push(other_half(stream).await.ends_with("ok"));
+        }
+        // Beside the other two.
+        let newest = 4 * CONNECTIONS - (CONNECTIONS - 2);
+        let expected: Vec<bool> = (0..4 * CONNECTIONS).map(|index| index >= newest).collect();
+        assert_eq!(answered, expected);
     }
 
     #[tokio::test]

@@ -7,7 +7,11 @@ mod install;
 mod restore;
 mod rules;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::timeout};
 use vnetpool_crds::{NodeIPAllocationSpec, condition, reason::Reason, verdict::Verdict};
@@ -25,7 +29,7 @@ use crate::{
     disturbance::Kind,
     host_ports::{self, HostPorts},
     metrics::Metrics,
-    refusals::Refusals,
+    refusals::{Refusals, Tenants},
     sweep::{self, Sweep},
 };
 
@@ -77,6 +81,8 @@ pub(super) struct Keeper {
     /// next.
     pub(super) installing: Arc<tokio::sync::Mutex<()>>,
     refusals: Refusals,
+    /// Which pods have addresses, as each reconcile sees it.
+    tenants: Arc<Mutex<Tenants>>,
     host_ports: HostPorts,
     /// As they were read last.
     firewalls: Option<Firewalls>,
@@ -94,6 +100,7 @@ impl Keeper {
         store: Store,
         notes: Notes,
         tables: Tables,
+        tenants: Arc<Mutex<Tenants>>,
         uplinks: watch::Sender<Uplinks>,
         unwatched: watch::Receiver<Option<String>>,
     ) -> Keeper {
@@ -115,6 +122,7 @@ impl Keeper {
             has_installed: false,
             installing: Arc::default(),
             refusals: Refusals::default(),
+            tenants,
             host_ports,
             firewalls: None,
             uplinks,

@@ -1,6 +1,8 @@
 //! The agent's reconciles and inspections, each made by the test.
 
+mod beside;
 mod gap;
+mod refused;
 mod tables;
 
 use super::*;

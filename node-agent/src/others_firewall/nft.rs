@@ -8,13 +8,15 @@ use serde_json::Value;
 use tokio::process::Command;
 use vnetpool_plugin::sandbox::LINK_PREFIX;
 
-use super::{Chain, Chains, Packet, is_dropped};
+use super::{Chain, Chains, Packet, is_dropped, legacy};
 use crate::{child, firewall::apply::nft};
 
 /// The number of chains that are read in a table, at most: chains beyond are not understood.
 const CHAINS: usize = 64;
 /// The comment on our rules in other programs' chains.
 const COMMENT: &str = "vnetpool";
+/// The chain of the older iptables through which all goes that the node forwards.
+const FORWARD: &str = "FORWARD";
 /// The tables that the older iptables has in this network namespace.
 const LEGACY_TABLES: &str = "/proc/net/ip_tables_names";
 
@@ -62,6 +64,18 @@ impl Listed {
         let names = self.0.iter().filter_map(|object| object["chain"]["name"].as_str());
         names.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect()
     }
+
+    /// The comments on rules in these chains of a table for IPv4, if there is such a table.
+    pub async fn comments(&self, table: &str, chains: &[&str]) -> Result<BTreeSet<String>, Error> {
+        let is_in = |chain: &Value| chain["family"] == "ip" && chain["table"] == table;
+        if !self.0.iter().any(|object| is_in(&object["chain"])) {
+            return Ok(BTreeSet::new());
+        }
+        let listed = list(&["-j", "--stateless", "list", "table", "ip", table]).await?;
+        let rules = listed.iter().map(|object| &object["rule"]);
+        let meant = rules.filter(|rule| chains.iter().any(|chain| rule["chain"] == *chain));
+        Ok(meant.filter_map(|rule| rule["comment"].as_str().map(str::to_owned)).collect())
+    }
 }
 
 /// The chains of others that are certain to drop one of these packets, as far as nft sees them.
@@ -105,7 +119,7 @@ pub async fn close() -> Result<(), Error> {
     }
     if has_legacy() {
         for link in ["-i", "-o"] {
-            let rule = legacy_rule("-D", "FORWARD", link);
+            let rule = legacy_rule("-D", FORWARD, link);
             // Fails when there is none, and that is fine.
             while iptables_legacy(&rule).await.is_ok() {}
         }
@@ -172,20 +186,17 @@ fn has_legacy() -> bool {
     tables.lines().any(|table| table == "filter")
 }
 
-/// The forward chain of the older iptables, if it drops and no rule in it names pods' links or lets all
-/// through.
-pub async fn legacy() -> Result<Option<Base>, Error> {
+/// The forward chain of the older iptables, if it is certain to drop one of these packets.
+pub async fn legacy(packets: &[Packet<'_>]) -> Result<Option<Base>, Error> {
     if !has_legacy() {
         return Ok(None);
     }
-    let rules = iptables_legacy(&["-S", "FORWARD"]).await?;
-    let drops = rules.lines().any(|rule| rule == "-P FORWARD DROP");
-    let is_open =
-        rules.lines().any(|rule| rule.contains(&format!(" {LINK_PREFIX}")) || rule == "-A FORWARD -j ACCEPT");
-    Ok((drops && !is_open).then(|| Base {
+    let chains = legacy::chains(&iptables_legacy(&["-S"]).await?);
+    let drops = packets.iter().any(|packet| is_dropped(&chains, FORWARD, packet));
+    Ok(drops.then(|| Base {
         family: "ip".to_owned(),
         table: "filter".to_owned(),
-        chain: "FORWARD".to_owned(),
+        chain: FORWARD.to_owned(),
         is_legacy: true,
     }))
 }

@@ -5,10 +5,16 @@
 //! a minute, it still would where a node replaces a pod a minute, as thousands of nodes do. So counts that go
 //! on changing a little are written ever less often, and `countedAt` shows how old they are.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use vnetpool_apiserver::jittered;
-use vnetpool_crds::{NodeIPAllocationStatus, allocation::COUNTED_WITHIN, condition};
+use vnetpool_crds::{
+    NodeIPAllocationStatus, allocation::COUNTED_WITHIN, condition, condition::METADATA_REFUSED, refusal,
+};
 
 use super::{is_published, ours, without_conditions};
 
@@ -18,14 +24,17 @@ const FIRST: Duration = Duration::from_secs(60);
 /// Counts that go on changing a little wait twice as long each time, up to this; they wait as in the
 /// beginning once they have stood still for as long.
 const LONGEST: Duration = COUNTED_WITHIN;
+/// So many pods that asked the metadata service may be unnamed for long: a report names twice as many.
+const FEW_NAMES: usize = refusal::NAMED / 2;
 
 /// The difference between a report and the published one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Difference {
     None,
-    /// In counts, by no more than half of the pool's warm addresses.
+    /// In counts, by no more than half of the pool's warm addresses, or in a few names of pods that asked the
+    /// metadata service.
     Little,
-    /// In counts, by more.
+    /// In counts or such names, by more.
     Much,
     /// In facts on which the operator or a person acts.
     News,
@@ -53,8 +62,9 @@ pub fn difference(
     let turned = |count: fn(&NodeIPAllocationStatus) -> u32| (count(status) == 0) != (count(published) == 0);
     let few = warm / 2;
     let is_news = uncounted(status) != uncounted(published)
-        || !condition::same(&ours(status), &ours(published))
+        || !condition::same(&unnamed(status), &unnamed(published))
         || turned(|status| status.waiting)
+        || status.waiting > published.waiting.saturating_add(few.max(1))
         || turned(|status| status.free)
         || status.cooling > published.cooling.saturating_add(few.max(1))
         // A node that a pool has left, or that is to release its addresses, waits for its last pod.
@@ -70,8 +80,27 @@ pub fn difference(
     match moved.iter().map(|(now, before)| now.abs_diff(*before)).max() {
         _ if is_news => Difference::News,
         Some(most) if most > few => Difference::Much,
+        _ if refused(status).difference(&refused(published)).count() > FEW_NAMES => Difference::Much,
         _ => Difference::Little,
     }
+}
+
+/// The agent's conditions, with no pod that asked one of Azure's services named, but only the service: an
+/// image may ask at each start of a pod.
+fn unnamed(status: &NodeIPAllocationStatus) -> Vec<Condition> {
+    let mut conditions = ours(status);
+    for one in conditions.iter_mut().filter(|one| one.type_ == METADATA_REFUSED) {
+        let refusals = refusal::refusals(&one.message).into_iter();
+        one.message = format!("{:?}", refusals.map(|refusal| refusal.service).collect::<BTreeSet<_>>());
+    }
+    conditions
+}
+
+/// The pods that are named.
+fn refused(status: &NodeIPAllocationStatus) -> BTreeSet<String> {
+    let condition = condition::find(&status.conditions, METADATA_REFUSED);
+    let refusals = condition.map(|one| refusal::refusals(&one.message)).unwrap_or_default();
+    refusals.into_iter().map(|refusal| refusal.pod).collect()
 }
 
 /// One node's.
@@ -122,12 +151,14 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::refusals::Refusals;
     use crate::report::{Report, compose, publish::body};
     use crate::sample;
-    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
-    use std::{collections::BTreeSet, net::Ipv4Addr};
+    use k8s_openapi::jiff::Timestamp;
+    use std::net::Ipv4Addr;
     use vnetpool_crds::NodeIPAllocation;
     use vnetpool_crds::reason::Reason;
+    use vnetpool_crds::refusal::{Refusal, Service};
     use vnetpool_crds::verdict::Verdict;
     use vnetpool_plugin::ledger::{Claim, Entry, Ledger, Millis, Pod, Sandbox, Supply};
 
@@ -158,6 +189,15 @@ mod tests {
         let cooled = difference(&status(15, 0, 25), Some(&status(15, 7, 18)), 8);
         assert_eq!(cooled, Difference::News, "many have cooled");
         assert_eq!(difference(&before, Some(&status(38, 2, 0)), 8), Difference::News);
+        let waiting = |before, now| {
+            let [before, now] =
+                [before, now].map(|waiting| NodeIPAllocationStatus { waiting, ..status(40, 0, 0) });
+            difference(&now, Some(&before), 8)
+        };
+        assert_eq!(waiting(1, 5), Difference::Little);
+        assert_eq!(waiting(1, 6), Difference::News, "more than half of warm wait anew");
+        assert_eq!(waiting(50, 1), Difference::Much);
+        assert_eq!(waiting(1, 0), Difference::News);
         let holder = vnetpool_crds::allocation::Holder { address: "10.0.0.5".into(), ..Default::default() };
         let true_ = |generation| {
             let at = Timestamp::UNIX_EPOCH;
@@ -180,6 +220,30 @@ mod tests {
             assert_eq!(from(&news), Difference::News, "{news:?}");
         }
         assert_eq!(difference(&before, None, 8), Difference::News);
+    }
+
+    #[test]
+    fn that_pods_ask_the_metadata_service_is_news_and_which_ones_is_not() {
+        let of_service = |service: Service, pods: std::ops::Range<usize>| {
+            let pods = pods.map(|n| Refusal { service, pod: format!("ci/{n}") });
+            let (pods, at): (Vec<_>, _) = (pods.collect(), Timestamp::UNIX_EPOCH);
+            let text = refusal::message(&pods, Some("p"));
+            let asked = Verdict::yes(Reason::PodsAsk, text).condition(METADATA_REFUSED, Some(1), at);
+            NodeIPAllocationStatus {
+                conditions: if pods.is_empty() { vec![] } else { vec![asked] },
+                ..status(20, 2, 18)
+            }
+        };
+        let of = |pods| of_service(Service::Metadata, pods);
+        let from = |before, now| difference(&of(now), Some(&of(before)), 8);
+        assert_eq!(from(0..0, 0..1), Difference::News);
+        assert_eq!(from(0..1, 0..0), Difference::News);
+        assert_eq!(from(0..1, 0..1), Difference::None);
+        assert_eq!(from(0..1, 0..11), Difference::Little);
+        assert_eq!(from(0..1, 0..12), Difference::Much, "a report doesn't name many more");
+        assert_eq!(from(0..20, 0..1), Difference::Little, "they have gone");
+        let other = of_service(Service::WireServer, 0..1);
+        assert_eq!(difference(&other, Some(&of(0..1)), 8), Difference::News, "another service");
     }
 
     #[test]
@@ -206,15 +270,22 @@ mod tests {
         assert!(pace.due(Difference::Little, now + LONGEST + second).unwrap() <= FIRST);
     }
 
+    /// Milliseconds.
+    const INSPECTED_EVERY: Millis = 32_800;
+
     /// A node on which now and then a pod is replaced by another, for half a day.
     struct Churn {
         ledger: Ledger,
         pods: u32,
         at: Millis,
+        /// Of pods that ask the metadata service when they start.
+        refusals: Option<Refusals>,
+        /// Those whose packets are yet to be counted.
+        asked: Vec<Refusal>,
     }
 
     impl Churn {
-        fn new(addresses: u8, pods: u32) -> Churn {
+        fn new(addresses: u8, pods: u32, refusals: Option<Refusals>) -> Churn {
             let entry = |n| Entry {
                 name: format!("vnp-{n}"),
                 address: Ipv4Addr::new(10, 0, 0, n),
@@ -229,7 +300,7 @@ mod tests {
                 entries: (1..=addresses).map(entry).collect(),
             };
             let ledger = Ledger::rebuild("b", &[], &[], &supply, None, 0, true);
-            let mut churn = Churn { ledger, pods: 0, at: 0 };
+            let mut churn = Churn { ledger, pods: 0, at: 0, refusals, asked: vec![] };
             (0..pods).for_each(|_| churn.start());
             churn
         }
@@ -245,7 +316,17 @@ mod tests {
                 uid: format!("{:036}", self.pods),
             };
             self.ledger.assign(&Claim::wired(&Churn::sandbox(self.pods), &pod, ""), self.at);
+            self.asked.push(Refusal { service: Service::Metadata, pod: pod.to_string() });
             self.pods += 1;
+        }
+
+        /// An inspection counts packets.
+        fn inspect(&mut self) {
+            let asked = self.asked.drain(..);
+            if let Some(refusals) = &mut self.refusals {
+                asked.for_each(|refusal| refusals.asked(refusal, self.at));
+                refusals.forget(|_| false, self.at);
+            }
         }
 
         fn end(&mut self, n: u32) {
@@ -253,6 +334,14 @@ mod tests {
         }
 
         fn report(&self) -> NodeIPAllocationStatus {
+            let named = self.refusals.as_ref().and_then(|refusals| refusals.message(Some("p"), self.at));
+            let refused = named.map(|named| {
+                Verdict::yes(Reason::PodsAsk, named).condition(
+                    METADATA_REFUSED,
+                    Some(1),
+                    Timestamp::UNIX_EPOCH,
+                )
+            });
             let time = Timestamp::from_millisecond(1_000_000_000_000 + self.at as i64).unwrap();
             let report = Report {
                 ledger: self.ledger.clone(),
@@ -263,7 +352,7 @@ mod tests {
                 names_holders: false,
                 unlisted: BTreeSet::new(),
                 metadata_silent: None,
-                conditions: conditions(),
+                conditions: conditions().into_iter().chain(refused).collect(),
             };
             compose(&report, None)
         }
@@ -297,10 +386,10 @@ mod tests {
 
     /// How many status writes there are for each pod that starts, and how many bytes, when one is replaced
     /// every `every` seconds and takes two seconds to be.
-    fn writes_a_start(every: u64) -> (f64, f64) {
-        let mut churn = Churn::new(120, 110);
+    fn writes_a_start(every: u64, refusals: Option<Refusals>) -> (f64, f64) {
+        let mut churn = Churn::new(120, 110, refusals);
         let (mut pace, epoch) = (Pace::default(), Instant::now());
-        let (mut published, mut writes, mut sent) = (churn.report(), 0, 0);
+        let (mut published, mut writes, mut sent, mut inspected) = (churn.report(), 0, 0, 0);
         let starts = 43_200 / every;
         for n in 0..starts {
             for second in (0..every).step_by(2) {
@@ -310,6 +399,10 @@ mod tests {
                     2 => churn.start(),
                     _ if second % 10 == 0 => {}
                     _ => continue,
+                }
+                if churn.at / INSPECTED_EVERY > inspected {
+                    inspected = churn.at / INSPECTED_EVERY;
+                    churn.inspect();
                 }
                 let now = epoch + Duration::from_millis(churn.at);
                 let status = churn.report();
@@ -328,17 +421,27 @@ mod tests {
     fn pods_that_come_and_go_cost_a_tenth_of_a_write_each_at_most() {
         // A node of 5,000 when fifty pods a second start, and one that is as busy as ten of them.
         for every in [100, 10] {
-            let (writes, sent) = writes_a_start(every);
+            let (writes, sent) = writes_a_start(every, None);
             println!("a pod replaced every {every} s: {writes:.3} status writes a start, {sent:.0} bytes");
             assert!(writes <= 0.1, "{writes} writes a start");
             assert!(sent <= 250.0, "{sent} bytes a start");
         }
     }
 
+    #[test]
+    fn pods_that_ask_the_metadata_service_when_they_start_cost_no_more_writes() {
+        for every in [100, 10] {
+            let (writes, sent) = writes_a_start(every, Some(Refusals::default()));
+            println!("a pod that asks every {every} s: {writes:.3} status writes a start, {sent:.0} bytes");
+            assert!(writes <= 0.1, "{writes} writes a start");
+            assert!(sent <= 400.0, "{sent} bytes a start");
+        }
+    }
+
     /// It has counts, and names no pod that needs nothing of others.
     #[test]
     fn a_status_write_is_as_short_with_110_pods_as_with_ten() {
-        let [few, many] = [10, 110].map(|pods| bytes(&Churn::new(120, pods).report()));
+        let [few, many] = [10, 110].map(|pods| bytes(&Churn::new(120, pods, None).report()));
         assert!(few.abs_diff(many) <= 4 && many <= 2000, "{few} and {many} bytes");
     }
 }

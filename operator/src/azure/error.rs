@@ -21,13 +21,14 @@ pub use matter::Matter;
 use vnetpool_crds::reason::Reason;
 
 /// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for the
-/// cluster's administrator: it is meant for conditions and Events.
+/// cluster's administrator: it is meant for conditions and Events. It has no times to wait: each would make a
+/// condition another one.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "Azure throttles calls about {resource} ({message}). Vnetpool goes on in {}; if this lasts, find out who else \
-         uses up the subscription's request limits.",
-        seconds(*retry_after)
+        "Azure throttles calls about {resource} ({}). Vnetpool goes on as soon as Azure allows it; if this lasts, find out \
+         who else uses up the subscription's request limits.",
+        untimed(message)
     )]
     Throttled { resource: String, message: String, retry_after: Duration, limit: Limit },
     #[error(
@@ -82,8 +83,8 @@ pub enum Error {
     )]
     Superseded { resource: String, message: String },
     #[error(
-        "{resource} is busy with another operation; Vnetpool goes on in {}. Azure answered: {message}",
-        seconds(*retry_after)
+        "{resource} is busy with another operation; Vnetpool goes on soon. Azure answered: {}",
+        untimed(message)
     )]
     Busy { resource: String, message: String, retry_after: Duration },
     #[error(
@@ -102,7 +103,7 @@ pub enum Error {
          lasts, change what it objects to. Azure answered: {message}"
     )]
     Conflict { resource: String, code: String, message: String },
-    #[error("Azure didn't answer about {resource} ({message}); nothing was changed, Vnetpool goes on in {}", seconds(*retry_after))]
+    #[error("Azure didn't answer about {resource} ({message}); nothing was changed, Vnetpool goes on soon")]
     Unavailable { resource: String, message: String, retry_after: Duration },
     #[error(
         "a write to {resource} was sent, but its outcome isn't known ({message}); Vnetpool reads it again"
@@ -110,8 +111,7 @@ pub enum Error {
     OutcomeUnknown { resource: String, message: String },
     #[error(
         "{resource} is deleted, but a request to make it may still be carried out, since its answer was lost; Vnetpool deletes \
-         it once more in {}",
-        seconds(*retry_after)
+         it once more after a while"
     )]
     MayComeBack { resource: String, retry_after: Duration },
     #[error(
@@ -234,8 +234,10 @@ impl Error {
     }
 }
 
-fn seconds(duration: Duration) -> String {
-    format!("{} s", duration.as_secs_f64().ceil())
+/// Azure's words without the sentence that has the wait.
+fn untimed(message: &str) -> String {
+    let sentences = message.split_inclusive(". ").filter(|sentence| !sentence.contains(" seconds"));
+    sentences.collect::<String>().trim_end().to_owned()
 }
 
 #[cfg(test)]

@@ -48,7 +48,9 @@ pub async fn report(
     let now = Instant::now();
     let (next, next_finding) = made(ctx, progress, node, memory, now).await?;
     let surplus_for = memory.surplus_since.map(|since| now.saturating_duration_since(since));
-    for refusal in memory.reports.news_of_refused(progress.allocation.conditions()) {
+    let status = progress.allocation.status.as_ref();
+    let refused = status.map(|status| memory.reports.news_of_refused(status, ctx.unled_since));
+    for refusal in refused.unwrap_or_default() {
         let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
         ctx.events.report(&about, events::refused(refusal, &progress.allocation.spec.pool));
     }

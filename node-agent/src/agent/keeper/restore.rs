@@ -1,6 +1,11 @@
 //! The parts of an inspection that undo what others on the node do to the pods' network.
 
-use std::{collections::BTreeSet, io, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    io,
+    net::Ipv4Addr,
+    time::Duration,
+};
 
 use tokio::time::timeout;
 use vnetpool_crds::verdict::Verdict;
@@ -32,7 +37,7 @@ pub(super) struct Firewalls {
     of: (Option<Generation>, Ipv4Addr, String),
     /// Chains that drop what pods send or receive.
     dropping: Vec<nft::Base>,
-    /// The chains of portmap's for single pods.
+    /// The marks of portmap's rules for single pods.
     host_ports: BTreeSet<String>,
 }
 
@@ -42,7 +47,8 @@ impl Firewalls {
         packets: &[Packet<'_>],
     ) -> Result<Firewalls, nft::Error> {
         let listed = nft::Listed::now().await?;
-        let host_ports = listed.names(host_ports::CHAIN);
+        let mut host_ports = listed.names(host_ports::CHAIN);
+        host_ports.extend(listed.comments(host_ports::TABLE, &host_ports::CHAINS).await?);
         Ok(Firewalls { of, dropping: nft::dropping(&listed, packets).await?, host_ports })
     }
 }
@@ -112,7 +118,7 @@ impl Keeper {
                  in the agent's container"
             )),
         }
-        match nft::legacy().await {
+        match nft::legacy(&packets).await {
             Ok(dropping) => bases.extend(dropping),
             Err(error) => self.stands(format!(
                 "it is unknown whether iptables-legacy's table filter drops what pods send or receive: {error}: give the \
@@ -135,9 +141,9 @@ impl Keeper {
         }
     }
 
-    fn name_lost_host_ports(&mut self, ledger: &Ledger, chains: &BTreeSet<String>) {
+    fn name_lost_host_ports(&mut self, ledger: &Ledger, marks: &BTreeSet<String>) {
         let assignments = ledger.assignments().map(|(_, assignment)| &**assignment);
-        let lost = self.host_ports.lost(assignments, chains);
+        let lost = self.host_ports.lost(assignments, marks);
         if let Err(error) = host_ports::write(&self.host_ports, &self.config.state_dir) {
             tracing::warn!(%error, "the next agent won't know which pods have host ports");
         }
@@ -153,10 +159,12 @@ impl Keeper {
 
     /// The condition `MetadataRefused`, if there is anything to report of this pool's pods.
     pub(super) fn refused(&mut self, ledger: &Ledger, pool: &str) -> Option<Finding> {
-        let is_there = |pod: &str| ledger.assignments().any(|(_, assigned)| assigned.whose() == pod);
-        self.refusals.keep(is_there).iter().for_each(|refusal| self.metrics.forget_refused(refusal));
+        let there: HashSet<String> = ledger.assignments().map(|(_, one)| one.whose()).collect();
+        let now = file::now();
+        let gone = self.refusals.forget(|pod| there.contains(pod), now);
+        gone.iter().for_each(|refusal| self.metrics.forget_refused(refusal));
         let pool = matches!(self.config.source, SourceKind::Cluster).then_some(pool);
-        let message = self.refusals.message(pool, file::now())?;
+        let message = self.refusals.message(pool, now)?;
         Some(Finding { type_: condition::METADATA_REFUSED, verdict: Verdict::yes(Reason::PodsAsk, message) })
     }
 }

@@ -18,6 +18,7 @@ use vnetpool_plugin::{
     ledger::file,
     wiring::{self, Uplink, bridge, kernel, range, steer},
 };
+use vnetpool_process::lock::lock;
 
 use super::Keeper;
 use crate::{
@@ -182,6 +183,7 @@ impl Keeper {
     }
 
     async fn count_dropped(&mut self) {
+        let begun = file::now();
         let dropped = self.tables.lock().await.inet.dropped().await;
         let dropped = match dropped {
             Ok(dropped) => dropped,
@@ -190,21 +192,24 @@ impl Keeper {
         let is_service = |target: &str| Service::ALL.iter().any(|service| service.word() == target);
         let is_new = |(target, packets): (&String, &u64)| is_service(target) && *packets > 0;
         let has_news = dropped.iter().any(is_new) || self.tables.lock().await.inet.knows_asked();
-        if has_news && let Err(error) = self.count_refused().await {
-            tracing::warn!(%error, "it is unknown which pods ask Azure's services on the host");
+        let counted = if has_news { self.count_refused().await } else { Ok(()) };
+        match counted {
+            Ok(()) => lock(&self.tenants).counted(begun),
+            Err(error) => tracing::warn!(%error, "it is unknown which pods ask Azure's services on the host"),
         }
         dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
     }
 
     /// Counts by pod the packets that were sent to Azure's services in vain.
     async fn count_refused(&mut self) -> anyhow::Result<()> {
-        // First, since the counts of the rules are reported once.
-        let (ledger, now) = (self.store.peek()?, file::now());
         let asked = self.tables.lock().await.inet.asked().await?;
+        let (ledger, now) = (self.store.peek(), file::now());
+        let mut tenants = lock(&self.tenants);
+        // A pod that has just come may have asked, too.
+        ledger.iter().for_each(|ledger| tenants.see(ledger, now));
         for ((address, service), packets) in asked.into_iter().filter(|(_, packets)| *packets > 0) {
-            let assigned = ledger.assignments().find(|(entry, _)| entry.address == address);
-            let Some((_, assigned)) = assigned else { continue };
-            let refusal = Refusal { service, pod: assigned.whose() };
+            let Some(pod) = tenants.only(address) else { continue };
+            let refusal = Refusal { service, pod: pod.to_owned() };
             self.metrics.count_refused(&refusal, packets);
             self.refusals.asked(refusal, now);
         }

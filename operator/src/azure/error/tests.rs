@@ -96,6 +96,32 @@ fn retry_after_wins_over_words_and_words_over_the_default() {
     assert_eq!(wait(Some(1_000_000), ""), Remedy::RetryAfter(LONGEST_WAIT));
 }
 
+/// A node that is throttled again would otherwise have its conditions written again.
+#[test]
+fn an_error_reads_the_same_however_long_azure_has_us_wait() {
+    let throttled = |seconds: u64| {
+        let words =
+            format!("Number of requests exceeded the limit. Please try again after '{seconds}' seconds.");
+        write(429, "SubscriptionRequestsThrottled", &words, json!([]))
+    };
+    let text = throttled(5).to_string();
+    assert!(text.contains("(Number of requests exceeded the limit.)"), "{text}");
+    let of = |seconds| {
+        let (resource, retry_after) = (NIC.to_owned(), Duration::from_secs(seconds));
+        let message = format!(
+            "Operation PutSubnetOperation is updating it. The call can be retried in {seconds} seconds."
+        );
+        [
+            throttled(seconds),
+            Error::Busy { resource: resource.clone(), message, retry_after },
+            Error::Unavailable { resource: resource.clone(), message: "HTTP 503".into(), retry_after },
+            Error::MayComeBack { resource, retry_after },
+        ]
+        .map(|error| error.to_string())
+    };
+    assert_eq!(of(5), of(17));
+}
+
 #[test]
 fn a_conflict_with_another_operation_is_busy_and_one_of_an_unknown_kind_may_last() {
     let words = "The request failed due to conflict with a concurrent request.";

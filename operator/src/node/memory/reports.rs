@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use vnetpool_crds::NodeIPAllocationStatus;
 use vnetpool_crds::condition::{self, METADATA_REFUSED};
 use vnetpool_crds::refusal::{self, Refusal};
 
@@ -12,6 +13,9 @@ use crate::node::lag::{AGENT_GRACE, Lag};
 
 /// How long a runtime may take to find a configuration, and the kubelet to report it: ten seconds as a rule.
 const RUNTIME_GRACE: Duration = Duration::from_secs(60);
+/// How much older a report's counts may be than its publication, by the operator's clock. They are as of the
+/// agent's last reconcile, of which there is one every half a minute.
+const COUNTED_BEFORE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, Default)]
 pub struct Reports {
@@ -21,7 +25,7 @@ pub struct Reports {
     networkless_since: Option<Instant>,
     pub outlived: Outlived,
     /// The pods that the node's agent named last as kept from a service of Azure's on the host; `None` before
-    /// the first report, so that an operator that starts doesn't repeat another's Events.
+    /// the first report.
     refused: Option<BTreeSet<Refusal>>,
 }
 
@@ -40,12 +44,23 @@ impl Reports {
         (left.is_zero(), Some(left).filter(|left| !left.is_zero()))
     }
 
-    /// The pods that the agent names now and didn't name before.
-    pub fn news_of_refused(&mut self, conditions: &[Condition]) -> Vec<Refusal> {
-        let condition = condition::find(conditions, METADATA_REFUSED).filter(|one| one.status == "True");
+    /// The pods that the agent names now and didn't name before. The leader before this one, which led until
+    /// `unled_since`, has published Events about the first report that this one sees, unless that came later.
+    pub fn news_of_refused(
+        &mut self,
+        status: &NodeIPAllocationStatus,
+        unled_since: Option<Timestamp>,
+    ) -> Vec<Refusal> {
+        let condition =
+            condition::find(&status.conditions, METADATA_REFUSED).filter(|one| one.status == "True");
         let now = condition.map(|one| refusal::refusals(&one.message)).unwrap_or_default();
-        let before = self.refused.replace(now.clone()).unwrap_or_else(|| now.clone());
-        now.difference(&before).cloned().collect()
+        let counted_at = status.counted_at.as_ref().map(|at| at.0);
+        let was_led = counted_at.zip(unled_since).is_some_and(|(at, since)| at + COUNTED_BEFORE < since);
+        let told = || if was_led { now.clone() } else { BTreeSet::new() };
+        let before = self.refused.take().unwrap_or_else(told);
+        let news = now.difference(&before).cloned().collect();
+        self.refused = Some(now);
+        news
     }
 
     pub fn behind_for(&self, now: Instant) -> Duration {
@@ -62,7 +77,7 @@ impl Reports {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use vnetpool_crds::reason::Reason;
     use vnetpool_crds::refusal::Service;
     use vnetpool_crds::verdict::Verdict;
@@ -79,24 +94,52 @@ mod tests {
         assert_eq!(reports.networkless(true, start + RUNTIME_GRACE), (false, Some(RUNTIME_GRACE)));
     }
 
+    fn refusal(service: Service, pod: &str) -> Refusal {
+        Refusal { service, pod: pod.to_owned() }
+    }
+
+    /// The status of a node whose agent names these, with counts of so many seconds after the epoch.
+    fn status(refusals: &[&Refusal], counted_at: i64) -> NodeIPAllocationStatus {
+        let message = refusal::message(refusals.iter().copied(), Some("default"));
+        let asked =
+            Verdict::yes(Reason::PodsAsk, message).condition(METADATA_REFUSED, None, Timestamp::now());
+        NodeIPAllocationStatus {
+            counted_at: Some(Time(Timestamp::from_second(counted_at).unwrap())),
+            conditions: if refusals.is_empty() { vec![] } else { vec![asked] },
+            ..Default::default()
+        }
+    }
+
     #[test]
     fn a_pods_refusal_at_the_metadata_service_is_reported_once() {
-        let refusal = |service, pod: &str| Refusal { service, pod: pod.to_owned() };
         let (a, b) = (refusal(Service::Metadata, "default/a"), refusal(Service::Metadata, "default/b"));
         let other = refusal(Service::WireServer, "default/a");
-        let conditions = |refusals: &[&Refusal]| {
-            let message = refusal::message(&refusals.iter().copied().cloned().collect(), Some("default"));
-            [Verdict::yes(Reason::PodsAsk, message).condition(METADATA_REFUSED, None, Timestamp::now())]
-        };
         let mut reports = Reports::default();
-        let mut news = |refusals: &[&Refusal]| reports.news_of_refused(&conditions(refusals));
-        assert!(news(&[&a]).is_empty(), "another operator has reported it");
+        let mut news = |refusals: &[&Refusal]| reports.news_of_refused(&status(refusals, 0), None);
+        assert_eq!(news(&[&a]), vec![a.clone()]);
         assert!(news(&[&a]).is_empty());
         assert_eq!(news(&[&a, &b]), vec![b.clone()]);
         assert!(news(&[&a, &b]).is_empty());
         assert_eq!(news(&[&a, &b, &other]), vec![other.clone()], "the same pod, and another service");
         assert!(news(&[&b]).is_empty(), "one has gone");
-        assert!(reports.news_of_refused(&[]).is_empty());
-        assert_eq!(reports.news_of_refused(&conditions(&[&b])), vec![b.clone()], "it asks again");
+        assert!(news(&[]).is_empty());
+        assert_eq!(news(&[&b]), vec![b.clone()], "it asks again");
+    }
+
+    #[test]
+    fn a_new_leader_reports_the_pods_that_asked_while_nobody_led_and_none_of_before() {
+        let (a, b) = (refusal(Service::Metadata, "default/a"), refusal(Service::Metadata, "default/b"));
+        let led_until = Timestamp::from_second(1000).unwrap();
+        let first = |counted_at| {
+            let mut reports = Reports::default();
+            let news = reports.news_of_refused(&status(&[&a], counted_at), Some(led_until));
+            // Later ones are news in any case.
+            let both = status(&[&a, &b], counted_at);
+            assert_eq!(reports.news_of_refused(&both, Some(led_until)), vec![b.clone()]);
+            news.len()
+        };
+        assert_eq!(first(900), 0, "the leader before has reported it");
+        assert_eq!(first(980), 1, "it may not have seen it");
+        assert_eq!(first(1010), 1);
     }
 }

@@ -18,11 +18,9 @@ pub struct Adoption {
     pub is_answered: bool,
     /// To be removed now, by name.
     pub ready: Vec<String>,
-    /// How many pods of the node have no address of ours, and may use one of those: nothing is removed while
-    /// there is any.
-    pub pods: usize,
-    /// How many there are to remove.
-    pub left: usize,
+    /// Whether there is any to remove. None is while a pod of the node has no address of ours, since it may
+    /// use one of those.
+    pub is_left: bool,
     /// The names of those that stay for good: something is attached to them.
     pub attached: Vec<String>,
 }
@@ -48,12 +46,11 @@ pub fn adoption(
     let status = allocation.status.as_ref().filter(|_| is_answer);
     let holders = status.into_iter().flat_map(|status| &status.holders);
     let assigned: HashSet<Uid> = holders.map(|one| Uid::of(&one.pod_uid)).collect();
-    let pods = bound.difference(&assigned).count();
+    let are_unused = is_answer && bound.is_subset(&assigned);
     Some(Adoption {
         is_answered: is_answer,
-        ready: if is_answer && pods == 0 { nic.others.idle.clone() } else { vec![] },
-        pods,
-        left: nic.others.idle.len(),
+        ready: if are_unused { nic.others.idle.clone() } else { vec![] },
+        is_left: !nic.others.idle.is_empty(),
         attached: nic.others.attached.clone(),
     })
 }
@@ -136,7 +133,7 @@ mod tests {
     fn nothing_is_adopted_while_a_pod_has_no_address_of_ours_however_many_are_assigned() {
         // The ledger may still have an entry of a pod that is gone.
         let waits = decide(&["a", "b"], &["a", "gone"], "b1");
-        assert_eq!((waits.ready.len(), waits.pods, waits.left), (0, 1, 1));
+        assert_eq!((waits.ready.len(), waits.is_answered, waits.is_left), (0, true, true));
         let ready = decide(&["a", "b"], &["a", "b", "gone"], "b1");
         assert_eq!(ready.ready, ["ipconfig2"]);
         assert_eq!(ready.attached, ["ipconfig3"]);
@@ -145,7 +142,7 @@ mod tests {
 
     #[test]
     fn addresses_of_pods_from_before_the_boot_do_not_count() {
-        assert_eq!(decide(&["a"], &["a"], "b1").pods, 0);
-        assert_eq!(decide(&["a"], &["a"], "b2").pods, 1);
+        assert_eq!(decide(&["a"], &["a"], "b1").ready, ["ipconfig2"]);
+        assert!(decide(&["a"], &["a"], "b2").ready.is_empty());
     }
 }

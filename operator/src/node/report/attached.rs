@@ -11,9 +11,8 @@ const NAMED: usize = 3;
 /// `None` while no pod asks for anything.
 pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
     let some = |pods: Vec<String>| {
-        let more = pods.len().saturating_sub(NAMED);
-        let named = pods.into_iter().take(NAMED).collect::<Vec<_>>().join(" ");
-        if more > 0 { format!("{named} And {more} more.") } else { named }
+        let others = if pods.len() > NAMED { " And others." } else { "" };
+        pods.into_iter().take(NAMED).collect::<Vec<_>>().join(" ") + others
     };
     let Plan { marks: _, recorded: _, step: _, make: _, delete: _, invalid, attached, pending, foreign } =
         plan;

@@ -361,22 +361,17 @@ fn dry_run(facts: &Facts, rehearsal: &Rehearsal) -> Verdict {
 }
 
 fn adopted(adoption: &Adoption) -> Verdict {
-    let Adoption { is_answered, ready, pods, left, attached } = adoption;
+    let Adoption { is_answered, ready, is_left, attached } = adoption;
     if !ready.is_empty() {
-        return Verdict::no(
-            Reason::Adopting,
-            format!("{left} ipConfigurations that others made are being removed"),
-        );
+        return Verdict::no(Reason::Adopting, "ipConfigurations that others made are being removed");
     }
-    if *left > 0 && !is_answered {
+    if *is_left && !is_answered {
         let message = "the agent is asked which pods have an address of Vnetpool's";
         return Verdict::no(Reason::Adopting, message);
     }
-    if *left > 0 {
-        let message = format!(
-            "{left} ipConfigurations that others made stay on the NIC until each pod of the node has an address of Vnetpool's; \
-             {pods} have none. Restart pods that another network plugin has wired."
-        );
+    if *is_left {
+        let message = "ipConfigurations that others made stay on the NIC until each pod of the node has an address of \
+                       Vnetpool's, and some have none. Restart pods that another network plugin has wired.";
         return Verdict::no(Reason::PodsOfOthers, message);
     }
     if attached.is_empty() {
