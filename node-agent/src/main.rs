@@ -52,9 +52,10 @@ fn main() -> anyhow::Result<()> {
 /// A runtime, and beats that are in step with its clock. Otherwise each beat would end in the slot of its
 /// timers before, and wake the process twice, four seconds apart.
 fn in_step() -> io::Result<(Runtime, Beat)> {
-    // The agent sleeps: two threads are enough for waits for the kernel beside the service.
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.worker_threads(2).thread_keep_alive(THREADS_STAY).enable_all();
+    // The agent sleeps, and others wait for locks and for the kernel. Of several threads one would wait for
+    // the timers that there were when it began to, and wake for those that another has dropped since.
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.thread_keep_alive(THREADS_STAY).enable_all();
     let begun = Instant::now();
     while begun.elapsed() < STARTS {
         let beat = Beat::begin();

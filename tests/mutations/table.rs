@@ -183,9 +183,9 @@ pub const ALL: &[Mutation] = &[
     },
     Mutation {
         rule: "a_marked_address_goes_to_its_pod_only",
-        file: "node-agent/plugin/src/ledger/tenant.rs",
-        from: "self.attached_to.as_deref().is_none_or(|uid| uid == pod_uid)",
-        to: "self.attached_to.as_deref().is_none_or(|uid| uid.len() >= pod_uid.len())",
+        file: "node-agent/plugin/src/ledger/record.rs",
+        from: "self.attached_to().is_none_or(|uid| uid == pod_uid)",
+        to: "self.attached_to().is_none_or(|uid| uid.len() >= pod_uid.len())",
         program: UNITS,
         tests: &["an_entry_with_an_attachment_is_for_its_pod_only_and_not_relinquished"],
     },

@@ -327,9 +327,9 @@ pub fn a_flushed_ruleset_is_back_within_a_second_and_reported(stage: &mut Stage)
 /// Between two beats, half a minute apart, the agent does nothing without an occasion. Nightly it is watched
 /// for ten minutes, and its memory is measured.
 pub fn an_idle_agent_sleeps(stage: &mut Stage) -> Result<()> {
-    // More than a beat, so two at most are in it. Once in two minutes it was seen to wake without a beat.
+    // More than a beat, so two at most are in it.
     let (watched, most) = match std::env::var_os("NIGHTLY") {
-        None => (Duration::from_secs(35), 3),
+        None => (Duration::from_secs(35), 2),
         Some(_) => (Duration::from_secs(600), 20),
     };
     let wired = Wired::up(stage)?;

@@ -254,7 +254,7 @@ impl Ledger {
             one.size += 1;
             one.freed = one.freed.max(record.freed());
             // No pod has the empty UID, so an entry with an attachment counts as in use, too.
-            one.in_use |= !record.entry().is_for("") || !readiness.is_ready(index, now);
+            one.in_use |= !record.is_for("") || !readiness.is_ready(index, now);
         }
         let mut idle: Vec<(&str, &Reservation)> =
             order.iter().filter_map(|name| all.get_key_value(name)).map(|(name, one)| (*name, one)).collect();
@@ -282,7 +282,7 @@ impl Ledger {
                 vanished,
             ))
         };
-        match self.records.iter_mut().find(|record| record.entry().address == *address) {
+        match self.records.iter_mut().find(|record| record.address() == *address) {
             Some(record) => record.set(assignment(matches!(record.state(), State::Withdrawn { .. }))),
             None => {
                 let entry = Entry { name: String::new(), address: *address, attached_to: None };
@@ -321,7 +321,7 @@ impl Ledger {
             true => State::Withdrawn { since: Some(now) },
             false => State::Free { since: Some(now) },
         });
-        Some(record.entry().address)
+        Some(record.address())
     }
 
     /// Ends the sandbox's wait, and with it the ADD that waits. Returns whether the sandbox was waiting.
@@ -352,7 +352,9 @@ impl Ledger {
         {
             match choice.for_pod(&self.records, &waiter.pod.uid) {
                 Some(index) if is_alive(&waiter.sandbox) => {
-                    choice.take(&self.records, index);
+                    if line.len() > 0 {
+                        choice.take(&self.records, index); // for those behind it
+                    }
                     let Waiter { sandbox, pod, network, since: _, proof } = waiter;
                     let tenant = Tenant { sandbox, pod, network, proof };
                     self.records[index].set(State::Assigned(Assignment::new(tenant, now, false)));
@@ -403,7 +405,7 @@ impl Ledger {
                 }
                 State::Withdrawn { .. } => counts.withdrawn += 1,
                 State::Free { .. } if !self.is_ruled => counts.withheld += 1,
-                State::Free { .. } if record.entry().attached_to.is_some() => counts.cooling += 1,
+                State::Free { .. } if record.attached_to().is_some() => counts.cooling += 1,
                 State::Free { .. } if readiness.is_ready(index, now) => counts.free += 1,
                 State::Free { .. } => counts.cooling += 1,
             }
@@ -414,7 +416,7 @@ impl Ledger {
 
     /// The address the sandbox has.
     pub fn address_of(&self, sandbox: &Sandbox) -> Option<Ipv4Addr> {
-        self.records.iter().find(|record| record.is_of(sandbox)).map(|record| record.entry().address)
+        self.records.iter().find(|record| record.is_of(sandbox)).map(Record::address)
     }
 
     pub fn is_waiting(&self, sandbox: &Sandbox) -> bool {

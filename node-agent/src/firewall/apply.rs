@@ -56,19 +56,40 @@ pub struct Firewall {
     family: Family,
     known: watch::Sender<Known>,
     put: Option<Put>,
-    /// The last values of its counters. A table that is put in place begins with none.
-    counted: Counts,
-    /// What was counted since it was asked for last, in tables that have been replaced.
-    kept: Counts,
+    /// The packets that it has dropped, by the names of its counters.
+    dropped: Tally<String>,
+    /// Of these, those that pods have sent to Azure's services: by the pod's address and the service.
+    asked: Tally<(Ipv4Addr, Service)>,
 }
 
-/// Packets that the table has dropped.
-#[derive(Debug, Default)]
-struct Counts {
-    /// By the names of its counters.
-    dropped: BTreeMap<String, u64>,
-    /// Of these, those that pods have sent to Azure's services: by the pod's address and the service.
-    asked: BTreeMap<(Ipv4Addr, Service), u64>,
+/// Counts that begin anew with each table, and are taken apart from it.
+#[derive(Debug)]
+struct Tally<K> {
+    /// As they were read last.
+    seen: BTreeMap<K, u64>,
+    /// What has come to them since they were taken last, in this table and those before.
+    news: BTreeMap<K, u64>,
+}
+
+impl<K> Default for Tally<K> {
+    fn default() -> Self {
+        Tally { seen: BTreeMap::new(), news: BTreeMap::new() }
+    }
+}
+
+impl<K: Ord + Clone> Tally<K> {
+    /// Takes in the present values. A smaller one has begun anew.
+    fn read(&mut self, now: BTreeMap<K, u64>) {
+        for (name, &count) in &now {
+            let seen = self.seen.get(name).filter(|&&seen| seen <= count);
+            *self.news.entry(name.clone()).or_default() += count - seen.copied().unwrap_or_default();
+        }
+        self.seen = now;
+    }
+
+    fn take(&mut self) -> BTreeMap<K, u64> {
+        mem::take(&mut self.news)
+    }
 }
 
 /// What was put in place last.
@@ -106,8 +127,8 @@ impl Firewall {
 
     /// The table of this family, of which nothing is known yet but its changes from now on.
     pub fn hearing(family: Family, known: &watch::Sender<Known>) -> Firewall {
-        let (counted, kept) = (Counts::default(), Counts::default());
-        Firewall { family, known: known.clone(), put: None, counted, kept }
+        let (dropped, asked) = (Tally::default(), Tally::default());
+        Firewall { family, known: known.clone(), put: None, dropped, asked }
     }
 
     /// Puts `text`, a transaction that makes the table, in place unless it stands as after the last time: by
@@ -140,7 +161,8 @@ impl Firewall {
         self.keep_counts().await;
         self.put = Some(Put::Tried { text: text.to_owned(), ensured });
         nft(&["-f", "-"], text).await?.map_err(|refusal| Error::Refused(self.family, refusal))?;
-        self.counted = Counts::default();
+        // The new table counts from nought.
+        (self.dropped.seen, self.asked.seen) = (BTreeMap::new(), BTreeMap::new());
         // Of our own transaction, or a later one: its events, read late, cast no doubt.
         let now = generation().map_err(Error::Uncounted)?;
         let listing = list(self.family).await?;
@@ -169,38 +191,51 @@ impl Firewall {
         }
     }
 
-    /// The packets that the table has dropped since this was asked last, by the name of its counter.
-    pub async fn dropped(&mut self) -> Result<BTreeMap<String, u64>, Error> {
+    /// Counts what the table has dropped, if this process has put one in place. Fails if nft doesn't show it,
+    /// as when it is gone: what was counted before can be taken all the same.
+    pub async fn count(&mut self) -> Result<(), Error> {
+        if self.put.is_none() {
+            return Ok(());
+        }
         let listed = self.listed(&["counters", "table", self.family.word(), "vnetpool"]).await?;
-        add(&mut self.kept.dropped, news(&mut self.counted.dropped, dropped(&listed)));
-        Ok(mem::take(&mut self.kept.dropped))
+        self.dropped.read(dropped(&listed));
+        // Those that had asked in vain are read again: what goes out of the set and comes back begins with no
+        // packets.
+        if self.has_asked() || !self.asked.seen.is_empty() {
+            let listed = self.listed(&["set", self.family.word(), "vnetpool", ASKED]).await?;
+            self.asked.read(asked(&listed));
+        }
+        Ok(())
     }
 
-    /// Whether some had asked in vain when that was read last: they have to be read again, since what goes
-    /// out of the set and comes back begins with no packets.
-    pub fn knows_asked(&self) -> bool {
-        !self.counted.asked.is_empty() || !self.kept.asked.is_empty()
+    /// Whether packets were counted that Azure's services were asked by.
+    fn has_asked(&self) -> bool {
+        let packets = |service: &Service| self.dropped.news.get(service.word()).copied().unwrap_or_default();
+        Service::ALL.iter().any(|service| packets(service) > 0)
     }
 
-    /// The packets that pods have sent to Azure's services in vain since this was asked last, by the pod's
-    /// address and the service.
-    pub async fn asked(&mut self) -> Result<BTreeMap<(Ipv4Addr, Service), u64>, Error> {
-        let listed = self.listed(&["set", self.family.word(), "vnetpool", ASKED]).await?;
-        add(&mut self.kept.asked, news(&mut self.counted.asked, asked(&listed)));
-        Ok(mem::take(&mut self.kept.asked))
+    /// The dropped packets that were counted since this was taken last, by the name of their counter.
+    pub fn take_dropped(&mut self) -> BTreeMap<String, u64> {
+        self.dropped.take()
     }
 
-    /// Keeps the counts of a table of this process's that is about to be replaced, if it is still there and
-    /// can be read at once: pods wait for the table. Only the packets of the few milliseconds until then are
-    /// lost.
+    /// Of the packets that were counted since this was taken last, those that pods have sent to Azure's
+    /// services in vain, by the pod's address and the service.
+    pub fn take_asked(&mut self) -> BTreeMap<(Ipv4Addr, Service), u64> {
+        self.asked.take()
+    }
+
+    /// Counts what a table of this process's that is about to be replaced has dropped, if it is still there
+    /// and can be read at once: pods wait for the table. Only the packets of the few milliseconds until then
+    /// are lost.
     async fn keep_counts(&mut self) {
         if self.put.is_none() || self.family != Family::Inet {
             return;
         }
         match timeout(COUNTED, self.listed(&["table", self.family.word(), "vnetpool"])).await {
             Ok(Ok(listed)) => {
-                add(&mut self.kept.dropped, news(&mut self.counted.dropped, dropped(&listed)));
-                add(&mut self.kept.asked, news(&mut self.counted.asked, asked(&listed)));
+                self.dropped.read(dropped(&listed));
+                self.asked.read(asked(&listed));
             }
             Ok(Err(error)) => tracing::debug!(%error, "can't read what a table of nftables has counted"),
             Err(_) => tracing::debug!("what a table of nftables has counted wasn't read in time"),
@@ -235,21 +270,6 @@ fn asked(listed: &[Value]) -> BTreeMap<(Ipv4Addr, Service), u64> {
         Some(((pod.as_str()?.parse().ok()?, service), element["counter"]["packets"].as_u64()?))
     };
     elements.filter_map(packets).collect()
-}
-
-/// The increase since `before`, which becomes the present value. A smaller count has begun anew.
-fn news<K: Ord + Clone>(before: &mut BTreeMap<K, u64>, now: BTreeMap<K, u64>) -> BTreeMap<K, u64> {
-    let since = |name: &K, count: u64| {
-        let before = before.get(name).filter(|&&before| before <= count);
-        count - before.copied().unwrap_or_default()
-    };
-    let news = now.iter().map(|(name, &count)| (name.clone(), since(name, count))).collect();
-    *before = now;
-    news
-}
-
-fn add<K: Ord>(sum: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
-    more.into_iter().for_each(|(name, count)| *sum.entry(name).or_default() += count);
 }
 
 /// Removes the tables; fine if there are none.

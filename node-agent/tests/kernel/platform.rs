@@ -26,8 +26,13 @@ fn is_dropped(from: &Namespace, to: Ipv4Addr, port: u16) -> bool {
     from.connect_at(to, port).is_err_and(|error| error.kind() == ErrorKind::TimedOut)
 }
 
-fn dropped(world: &World, firewall: &mut Firewall) -> BTreeMap<String, u64> {
-    world.node.inside(|| block_on(firewall.dropped()).unwrap())
+type Dropped = BTreeMap<String, u64>;
+type Asked = BTreeMap<(Ipv4Addr, Service), u64>;
+
+/// What the table has dropped since this was asked last.
+fn counted(world: &World, firewall: &mut Firewall) -> (Dropped, Asked) {
+    world.node.inside(|| block_on(firewall.count()).unwrap());
+    (firewall.take_dropped(), firewall.take_asked())
 }
 
 fn pods_reach_only_the_resolver(wiring: Wiring) {
@@ -36,10 +41,10 @@ fn pods_reach_only_the_resolver(wiring: Wiring) {
     ensure(&world.node, &mut firewall, &rules(&["10.240.0.0/16"]));
     assert!(is_dropped(&world.pod, METADATA, PORT), "the metadata service");
     assert!(is_dropped(&world.pod, WIRE_SERVER, PORT), "the wire server");
-    let counts = dropped(&world, &mut firewall);
+    let (counts, _) = counted(&world, &mut firewall);
     assert!(counts["metadata"] > 0 && counts["wire_server"] > 0, "{counts:?}");
     assert_eq!(counts["loopback"], 0, "{counts:?}");
-    assert!(dropped(&world, &mut firewall).values().all(|&count| count == 0), "counted twice");
+    assert!(counted(&world, &mut firewall).0.values().all(|&count| count == 0), "counted twice");
     assert!(!ensure(&world.node, &mut firewall, &rules(&["10.240.0.0/16"])), "counting changes the table");
 
     let mut resolver = world.pod.connect_at(WIRE_SERVER, DNS).unwrap();
@@ -65,9 +70,7 @@ fn packets_that_want_azures_services_are_counted_by_pod_and_service() {
     let wanted = rules(&["10.240.0.0/16"]);
     ensure(&world.node, &mut firewall, &wanted);
     let (mut events, seen) = world.node.inside(|| (Events::open().unwrap(), generation().unwrap()));
-    let mut asked = || -> BTreeMap<(Ipv4Addr, Service), u64> {
-        world.node.inside(|| block_on(firewall.asked()).unwrap())
-    };
+    let mut asked = || counted(&world, &mut firewall).1;
     assert!(asked().is_empty());
     let ask = |pod: &Namespace, from: Ipv4Addr, to: Ipv4Addr| {
         let socket = pod.inside(|| UdpSocket::bind((from, 0)).unwrap());
@@ -109,32 +112,31 @@ fn packets_that_want_azures_services_are_counted_though_the_table_is_replaced_ri
     ensure(&world.node, &mut firewall, &first);
     let socket = world.pod.inside(|| UdpSocket::bind((POD, 0)).unwrap());
     let ask = || assert_eq!(socket.send_to(&[1], (METADATA, PORT)).unwrap(), 1);
-    let counted = |firewall: &mut Firewall| {
-        let asked = world.node.inside(|| block_on(firewall.asked()).unwrap());
+    let packets = |firewall: &mut Firewall| {
+        let (dropped, asked) = counted(&world, firewall);
         let asked: u64 = asked.values().sum();
-        assert_eq!(dropped(&world, firewall)["metadata"], asked);
+        assert_eq!(dropped["metadata"], asked);
         asked
     };
     (0..3).for_each(|_| ask());
     assert!(ensure(&world.node, &mut firewall, &second));
     ask();
-    assert!(firewall.knows_asked());
-    assert_eq!(counted(&mut firewall), 4);
+    assert_eq!(packets(&mut firewall), 4);
     // Counted before, it isn't counted again when the table goes.
     (0..2).for_each(|_| ask());
     world.node.run("nft flush chain inet vnetpool egress");
     assert!(ensure(&world.node, &mut firewall, &second));
-    assert_eq!(counted(&mut firewall), 2);
+    assert_eq!(packets(&mut firewall), 2);
     // Nor if nothing came of the new table.
     ask();
     let refused = world.node.inside(|| block_on(firewall.ensure("nonsense")));
     assert!(refused.is_err(), "{refused:?}");
     ask();
     ensure(&world.node, &mut firewall, &first);
-    assert_eq!(counted(&mut firewall), 2);
+    assert_eq!(packets(&mut firewall), 2);
     world.node.run("nft delete table inet vnetpool");
     ensure(&world.node, &mut firewall, &first);
-    assert_eq!(counted(&mut firewall), 0);
+    assert_eq!(packets(&mut firewall), 0);
 }
 
 /// With blocks on each slot of its NIC.
@@ -150,7 +152,7 @@ fn pods_that_want_azures_services_are_counted_however_many_addresses_the_node_ha
     world.node.run(&format!("nft -f {}", file.path().display()));
     let socket = world.pod.inside(|| UdpSocket::bind((POD, 0)).unwrap());
     socket.send_to(&[1], (METADATA, PORT)).unwrap();
-    let asked = world.node.inside(|| block_on(firewall.asked()).unwrap());
+    let (_, asked) = counted(&world, &mut firewall);
     assert_eq!(asked, BTreeMap::from([((POD, Service::Metadata), 1)]));
 }
 
@@ -240,9 +242,8 @@ fn no_translation_of_others_leads_the_network_to_the_platform() {
         for (port, to) in &PORTS[..2] {
             assert!(is_dropped(&world.vnet, NODE, *port), "{to}, {metadata:?}");
         }
-        let counts = dropped(&world, &mut firewall);
+        let (counts, asked) = counted(&world, &mut firewall);
         assert!(counts["metadata"] > 0 && counts["wire_server"] > 0, "{counts:?}");
-        let asked = world.node.inside(|| block_on(firewall.asked()).unwrap());
         assert!(asked.is_empty(), "no pod of this node asked: {asked:?}");
     }
     // A load balancer's probe of a node's port whose pod is elsewhere.
@@ -272,6 +273,6 @@ fn a_pod_reaches_nothing_on_the_nodes_loopback() {
     world.pod.run("ip address flush dev lo");
     world.pod.run("ip route add 127.0.0.1/32 via 169.254.1.1 dev eth0 onlink");
     assert!(is_dropped(&world.pod, Ipv4Addr::LOCALHOST, PORT));
-    let counts = dropped(&world, &mut firewall);
+    let (counts, _) = counted(&world, &mut firewall);
     assert!(counts["loopback"] > 0, "{counts:?}");
 }

@@ -28,7 +28,7 @@ impl Readiness {
         // Every pod waits for this. A ledger is mostly in this order already, so that sorting it takes less
         // time and memory than a table of hashes.
         let mut by_address: Vec<(Ipv4Addr, u32)> =
-            records.iter().zip(0..).map(|(record, index)| (record.entry().address, index)).collect();
+            records.iter().zip(0..).map(|(record, index)| (record.address(), index)).collect();
         by_address.sort_unstable();
         for same in by_address.chunk_by(|one, next| one.0 == next.0).filter(|same| same.len() > 1) {
             let each = same.iter().map(|&(_, index)| all[index as usize]);
@@ -72,13 +72,17 @@ impl Choice {
         let assigned = records.iter().filter(is_assigned);
         let mut in_use: Map<&str, u32> =
             Map::with_capacity_and_hasher(assigned.clone().count(), FixedState::default());
-        assigned.for_each(|record| *in_use.entry(&record.entry().name).or_default() += 1);
+        assigned.for_each(|record| *in_use.entry(record.name()).or_default() += 1);
         let readiness = Readiness::of(records, cooldown);
         let mut ready = Vec::with_capacity(records.len());
         let is_ready = |(index, _): &(usize, &Record)| readiness.is_ready(*index, now);
         ready.extend(records.iter().enumerate().filter(is_ready).map(|(index, record)| Candidate {
             index,
-            in_use: in_use.get(record.entry().name.as_str()).copied().unwrap_or_default(),
+            in_use: if in_use.is_empty() {
+                0
+            } else {
+                in_use.get(record.name()).copied().unwrap_or_default()
+            },
         }));
         Choice(ready)
     }
@@ -93,19 +97,19 @@ impl Choice {
     ///    can be given back (the cooldown of the address's last user has passed then);
     /// 3. the record that was freed first; before it any that was never used.
     pub(super) fn for_pod(&self, records: &[Record], pod_uid: &str) -> Option<usize> {
-        let may_go = self.0.iter().filter(|one| records[one.index].entry().is_for(pod_uid));
+        let may_go = self.0.iter().filter(|one| records[one.index].is_for(pod_uid));
         let best = may_go.min_by_key(|one| {
             let record = &records[one.index];
-            (record.entry().attached_to.is_none(), Reverse(one.in_use), record.freed())
+            (record.attached_to().is_none(), Reverse(one.in_use), record.freed())
         });
         best.map(|one| one.index)
     }
 
     /// The record of this index has just been assigned.
     pub(super) fn take(&mut self, records: &[Record], index: usize) {
-        let taken = records[index].entry();
-        self.0.retain(|one| records[one.index].entry().address != taken.address);
-        let is_of_block = |one: &&mut Candidate| records[one.index].entry().name == taken.name;
+        let taken = &records[index];
+        self.0.retain(|one| records[one.index].address() != taken.address());
+        let is_of_block = |one: &&mut Candidate| records[one.index].name() == taken.name();
         self.0.iter_mut().filter(is_of_block).for_each(|one| one.in_use += 1);
     }
 }

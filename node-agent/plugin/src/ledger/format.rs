@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use super::{Assignment, Ledger, Proof, Record, State, Tenant, Waiter};
 use line::Line;
-use reader::{Lines, Sound, count};
+use reader::{Lines, Sound};
 pub use reader::{Malformed, VERSIONS};
 use writer::{Text, Writer};
 
@@ -129,22 +129,22 @@ pub(super) fn read(text: &Arc<String>) -> Result<Ledger, Malformed> {
         freed_at: times.time()?,
         had_first_address: line("had-first-address")?.word()? == "yes",
         is_ruled: version < 3 || line("ruled")?.word()? == "yes",
-        records: Vec::with_capacity(count(text, b'\n')),
+        records: Vec::new(), // which grows in place: reading a record allocates nothing else, as a rule
         relinquished: Vec::new(),
         waiting: Vec::new(),
     };
     while let Some(mut words) = lines.next() {
         match words.word()? {
             "free" => {
-                let (entry, state) = (words.entry()?, State::Free { since: words.time()? });
+                let (entry, state) = (words.sound_entry()?, State::Free { since: words.time()? });
                 ledger.records.push(Record::read(entry, state, Line::of(text, lines.range())));
             }
             "withdrawn" => {
-                let (entry, state) = (words.entry()?, State::Withdrawn { since: words.time()? });
+                let (entry, state) = (words.sound_entry()?, State::Withdrawn { since: words.time()? });
                 ledger.records.push(Record::read(entry, state, Line::of(text, lines.range())));
             }
             "assigned" => {
-                let (entry, since) = (words.entry()?, words.number()?);
+                let (entry, since) = (words.sound_entry()?, words.number()?);
                 let (start, Sound { vanished, is_by_namespace }) = (words.at(), words.sound_tenant()?);
                 let tenant = Line::of(text, start..lines.end);
                 let state = State::Assigned(Assignment::read(since, vanished, is_by_namespace, tenant));

@@ -4,7 +4,7 @@ use std::{net::Ipv4Addr, ops::Deref, sync::OnceLock};
 
 use super::Millis;
 use super::format::line::Line;
-use super::format::reader;
+use super::format::reader::{self, SoundEntry};
 use super::tenant::{Entry, Proof, Tenant};
 use crate::sandbox::Sandbox;
 
@@ -14,7 +14,9 @@ use crate::sandbox::Sandbox;
 /// for the records that it changes, not for all that the node holds. Only the methods below can change it.
 #[derive(Clone, Debug)]
 pub struct Record {
-    entry: Entry,
+    address: Ipv4Addr,
+    /// Of an entry in its usual form no more than the address is parsed until the rest is needed.
+    entry: OnceLock<Box<Entry>>,
     state: State,
     line: Option<Line>,
 }
@@ -89,7 +91,7 @@ impl Assignment {
 
 impl PartialEq for Record {
     fn eq(&self, other: &Record) -> bool {
-        (&self.entry, &self.state) == (&other.entry, &other.state)
+        (self.entry(), &self.state) == (other.entry(), &other.state)
     }
 }
 
@@ -97,16 +99,46 @@ impl Eq for Record {}
 
 impl Record {
     pub(super) fn new(entry: Entry, state: State) -> Record {
-        Record { entry, state, line: None }
+        Record { address: entry.address, entry: OnceLock::from(Box::new(entry)), state, line: None }
     }
 
     /// A record as it was read from a line.
-    pub(super) fn read(entry: Entry, state: State, line: Line) -> Record {
-        Record { entry, state, line: Some(line) }
+    pub(super) fn read(entry: SoundEntry, state: State, line: Line) -> Record {
+        let (address, entry) = match entry {
+            SoundEntry::Usual(address) => (address, OnceLock::new()),
+            SoundEntry::Other(entry) => (entry.address, OnceLock::from(entry)),
+        };
+        Record { address, entry, state, line: Some(line) }
     }
 
     pub fn entry(&self) -> &Entry {
-        &self.entry
+        self.entry.get_or_init(|| {
+            let attached_to = None;
+            Box::new(Entry { name: self.name_in_line().to_owned(), address: self.address, attached_to })
+        })
+    }
+
+    pub(super) fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// The name of its entry.
+    pub(super) fn name(&self) -> &str {
+        self.entry.get().map_or_else(|| self.name_in_line(), |entry| &entry.name)
+    }
+
+    fn name_in_line(&self) -> &str {
+        self.line.as_ref().map_or("", |line| reader::name(line.as_str()))
+    }
+
+    /// UID of the only pod that may have it.
+    pub(super) fn attached_to(&self) -> Option<&str> {
+        self.entry.get().and_then(|entry| entry.attached_to.as_deref())
+    }
+
+    /// Whether the pod with this UID may have it. No pod has the empty UID.
+    pub(super) fn is_for(&self, pod_uid: &str) -> bool {
+        self.attached_to().is_none_or(|uid| uid == pod_uid)
     }
 
     pub fn state(&self) -> &State {
@@ -119,6 +151,7 @@ impl Record {
     }
 
     pub(super) fn set(&mut self, state: State) {
+        self.entry(); // while its line is there
         self.line = None;
         self.state = state;
     }
@@ -141,8 +174,7 @@ impl Record {
 
     /// Whether a pod uses this address although the spec no longer had it.
     pub(super) fn waits_for(&self, address: Ipv4Addr) -> bool {
-        self.entry.address == address
-            && matches!(&self.state, State::Assigned(assignment) if assignment.vanished)
+        self.address == address && matches!(&self.state, State::Assigned(assignment) if assignment.vanished)
     }
 
     /// The spec no longer has this entry, which was not relinquished.
@@ -158,9 +190,9 @@ impl Record {
 
     /// The spec has this entry, perhaps again.
     pub(super) fn come_back(&mut self, entry: &Entry) {
-        if self.entry != *entry {
-            self.line = None;
-            self.entry.clone_from(entry);
+        if self.entry() != entry {
+            (self.address, self.line) = (entry.address, None);
+            self.entry = OnceLock::from(Box::new(entry.clone()));
         }
         match &self.state {
             State::Assigned(assignment) if assignment.vanished => {

@@ -17,11 +17,6 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Whether the pod with this UID may have it. No pod has the empty UID.
-    pub(super) fn is_for(&self, pod_uid: &str) -> bool {
-        self.attached_to.as_deref().is_none_or(|uid| uid == pod_uid)
-    }
-
     /// Whether the record of `recorded` is of this entry of the spec. A record from a rebuild, in use and
     /// unnamed yet, takes the name that the spec has for its address.
     pub(super) fn is_recorded_as(&self, recorded: &Entry) -> bool {

@@ -1,7 +1,9 @@
 //! A program that stops right before each system call of its own, so that something happens there: it is
-//! killed, so that the call before was its last, or others act.
+//! killed, so that the call before was its last, or others act. Or it stops only before its end, which shows
+//! its memory.
 
 use std::{
+    fs,
     io::{Read, Write},
     ops::ControlFlow,
     os::unix::process::{CommandExt, ExitStatusExt},
@@ -9,6 +11,7 @@ use std::{
 };
 
 use nix::{
+    libc,
     sys::{
         ptrace::{self, Options},
         signal::Signal,
@@ -33,11 +36,7 @@ pub fn stop_before_each(
     input: &[u8],
     mut before: impl FnMut(usize) -> ControlFlow<()>,
 ) -> Option<Output> {
-    let mut child = spawn_traced(command);
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    let pid = Pid::from_raw(child.id().try_into().unwrap());
-    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Stopped(pid, Signal::SIGTRAP)), "it has just been started");
-    ptrace::setoptions(pid, Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL).unwrap();
+    let (mut child, pid) = spawn_traced(command, input, Options::PTRACE_O_TRACESYSGOOD);
     // A call stops it twice, as it is made and as it returns.
     for stop in 0.. {
         ptrace::syscall(pid, None).unwrap();
@@ -57,10 +56,45 @@ pub fn stop_before_each(
     None
 }
 
-fn spawn_traced(command: &mut Command) -> Child {
+/// The memory of a program, in KiB.
+#[derive(Debug)]
+pub struct Memory {
+    /// All that it held at most, with the pages of its own file.
+    pub most: u64,
+    /// What isn't a file's, at its end.
+    pub own: u64,
+}
+
+/// Runs a program with this input, which must succeed; gives its memory.
+pub fn memory(command: &mut Command, input: &[u8]) -> Memory {
+    let (child, pid) = spawn_traced(command, input, Options::PTRACE_O_TRACEEXIT);
+    ptrace::cont(pid, None).unwrap();
+    // Its memory is still there: it goes once the program runs on.
+    let stopped = waitpid(pid, None).unwrap();
+    let is_exit = matches!(stopped, WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXIT));
+    assert!(is_exit, "{stopped:?}");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let of = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        value.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    let memory = Memory { most: of("VmHWM"), own: of("RssAnon") };
+    ptrace::detach(pid, None).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    memory
+}
+
+/// Starts a program that this thread traces, up to its first instruction, and gives it this input.
+fn spawn_traced(command: &mut Command, input: &[u8], options: Options) -> (Child, Pid) {
     #[allow(unsafe_code)] // between fork and exec it makes one system call and allocates nothing
     unsafe {
         command.pre_exec(|| Ok(ptrace::traceme()?));
     }
-    command.spawn().unwrap()
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Stopped(pid, Signal::SIGTRAP)), "it has just been started");
+    ptrace::setoptions(pid, options | Options::PTRACE_O_EXITKILL).unwrap();
+    (child, pid)
 }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, process::Chil
 
 use tempfile::TempDir;
 
-use crate::node::{Node, Pod, finish};
+use crate::{
+    calls,
+    node::{Node, Pod, finish},
+};
 
 /// An invocation of the plugin that runs under strace.
 pub struct Traced {
@@ -106,4 +109,15 @@ fn a_verb_reads_the_ledger_once_and_writes_it_once() {
     }
     // The agent reads it with each inspection, and each waiting ADD with each change.
     assert!(size() < 50 * 250, "{} bytes for 250 free addresses", size());
+}
+
+/// Memory that it shares with nobody, of which each page costs a fault: pods wait for that.
+#[test]
+fn a_verb_holds_little_memory_of_its_own() {
+    let (node, pod) = (Node::holding(250), Pod::new("a"));
+    for verb in ["ADD", "DEL"] {
+        let config = node.config().to_string();
+        let held = node.netns.inside(|| calls::memory(&mut Node::call(verb, &pod), config.as_bytes()));
+        assert!(held.own <= 512, "{verb}: {held:?}");
+    }
 }

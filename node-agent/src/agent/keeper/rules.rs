@@ -1,7 +1,7 @@
 //! The part of an inspection that keeps the node's rules: forwarding, the nftables table, steering, closed
 //! ranges.
 
-use std::{fmt::Display, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, net::Ipv4Addr, time::Duration};
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
@@ -82,6 +82,8 @@ impl Keeper {
             Ok((message, uplink)) => (Verdict::yes(Reason::Applied, message), uplink),
             Err(Failure { reason, message }) => (Verdict::no(reason, message), None),
         };
+        // Whatever has failed, the last table counts on, and its addresses may soon be other pods'.
+        self.count_dropped().await;
         (Finding { type_: condition::RULES_APPLIED, verdict }, uplink)
     }
 
@@ -108,14 +110,8 @@ impl Keeper {
         let secondary = spec.interfaces.iter().find(|nic| nic.secondary);
         let link = secondary.and_then(|nic| name_of(&nic.mac));
         let steered = steer(spec, secondary, link).await?;
-        let put = self.put_table(&table).await;
-        if put.is_err() {
-            // The table before counts on, and its addresses may be other pods' once there is the next one.
-            self.count_dropped().await;
-        }
-        let unseen = put?;
+        let unseen = self.put_table(&table).await?;
         let lacks = self.put_arp_table().await;
-        self.count_dropped().await;
         self.close_ranges(spec).await?;
         let message = format!("forwarding is on and table inet vnetpool is in place{steered}{unseen}{lacks}");
         let uplink = uplinks.into_iter().next().map(|(_, uplink)| uplink);
@@ -184,30 +180,36 @@ impl Keeper {
 
     async fn count_dropped(&mut self) {
         let begun = file::now();
-        let dropped = self.tables.lock().await.inet.dropped().await;
-        let dropped = match dropped {
-            Ok(dropped) => dropped,
-            Err(error) => return tracing::warn!(%error, "can't count what table inet vnetpool drops"),
+        let (counted, dropped, asked) = {
+            let table = &mut self.tables.lock().await.inet;
+            let counted = table.count().await;
+            // Without a count these can wait, and have the pods looked for that are to be read next.
+            let dropped = if counted.is_ok() { table.take_dropped() } else { BTreeMap::new() };
+            (counted, dropped, table.take_asked())
         };
-        let is_service = |target: &str| Service::ALL.iter().any(|service| service.word() == target);
-        let is_new = |(target, packets): (&String, &u64)| is_service(target) && *packets > 0;
-        let has_news = dropped.iter().any(is_new) || self.tables.lock().await.inet.knows_asked();
-        let counted = if has_news { self.count_refused().await } else { Ok(()) };
+        let named = self.count_refused(asked);
         match counted {
-            Ok(()) => lock(&self.tenants).counted(begun),
-            Err(error) => tracing::warn!(%error, "it is unknown which pods ask Azure's services on the host"),
+            Ok(()) if named.is_ok() => lock(&self.tenants).counted(begun),
+            Ok(()) => {}
+            Err(error) => tracing::warn!(%error, "can't count what table inet vnetpool drops"),
+        }
+        if let Err(error) = named {
+            tracing::warn!(%error, "it is unknown which pods have asked Azure's services on the host");
         }
         dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
     }
 
-    /// Counts by pod the packets that were sent to Azure's services in vain.
-    async fn count_refused(&mut self) -> anyhow::Result<()> {
-        let asked = self.tables.lock().await.inet.asked().await?;
-        let (ledger, now) = (self.store.peek(), file::now());
+    /// Counts by pod the packets that were sent to Azure's services in vain. They are lost without the ledger
+    /// of the moment, since pods that have just come may have asked, too.
+    fn count_refused(&mut self, asked: BTreeMap<(Ipv4Addr, Service), u64>) -> Result<(), file::Error> {
+        let asked: Vec<_> = asked.into_iter().filter(|(_, packets)| *packets > 0).collect();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let (ledger, now) = (self.store.peek()?, file::now());
         let mut tenants = lock(&self.tenants);
-        // A pod that has just come may have asked, too.
-        ledger.iter().for_each(|ledger| tenants.see(ledger, now));
-        for ((address, service), packets) in asked.into_iter().filter(|(_, packets)| *packets > 0) {
+        tenants.see(&ledger, now);
+        for ((address, service), packets) in asked {
             let Some(pod) = tenants.only(address) else { continue };
             let refusal = Refusal { service, pod: pod.to_owned() };
             self.metrics.count_refused(&refusal, packets);

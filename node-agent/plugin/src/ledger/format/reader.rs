@@ -34,11 +34,18 @@ pub(in crate::ledger) fn tenant(words: &str) -> Tenant {
 /// Whether the tenant in these words is this sandbox.
 pub(in crate::ledger) fn is_tenant(words: &str, Sandbox { container_id, ifname }: &Sandbox) -> bool {
     let mut words = Words::of(words);
-    let is_next = |words: &mut Words<'_>, text: &str| match words.word() {
-        Ok(word) if word == "-" || word.starts_with('%') => decode(word).is_some_and(|word| word == text),
-        word => word == Ok(text),
+    let is_next = |words: &mut Words<'_>, text: &str| match words.rest {
+        // Most are others': their words needn't be read to an end.
+        Some(rest) if !is_encoded(rest) && !rest.starts_with(text) => false,
+        _ => words.text().is_ok_and(|word| word == text),
     };
     words.word().is_ok() && is_next(&mut words, container_id) && is_next(&mut words, ifname)
+}
+
+/// The name in the line of a record whose entry was found in its usual form.
+pub(in crate::ledger) fn name(line: &str) -> &str {
+    let mut words = Words::of(line);
+    words.word().and_then(|_| words.word()).unwrap_or_default()
 }
 
 /// A number with 1 in each byte.
@@ -70,6 +77,31 @@ pub(super) fn position(text: &str, wanted: u8) -> Option<usize> {
     };
     let in_rest = || Some(text.len() - rest.len() + rest.iter().position(|byte| *byte == wanted)?);
     eights.iter().enumerate().find_map(first).or_else(in_rest)
+}
+
+/// Whether a word, or what begins with it, isn't the text itself.
+fn is_encoded(word: &str) -> bool {
+    word.starts_with(['-', '%'])
+}
+
+/// The address in the one form in which it is written: the standard library is prepared for more.
+pub(super) fn address(word: &str) -> Option<Ipv4Addr> {
+    let (mut address, mut octet, mut octets, mut is_begun) = (0, 0, 1, false);
+    for byte in word.bytes() {
+        match byte {
+            b'0'..=b'9' if octet > 0 || !is_begun => {
+                (octet, is_begun) = (octet * 10 + u32::from(byte - b'0'), true);
+                if octet > u32::from(u8::MAX) {
+                    return None;
+                }
+            }
+            b'.' if is_begun => {
+                (address, octet, octets, is_begun) = (address << 8 | octet, 0, octets + 1, false);
+            }
+            _ => return None,
+        }
+    }
+    (octets == 4 && is_begun).then(|| Ipv4Addr::from(address << 8 | octet))
 }
 
 /// The text that a word encodes; `None` if it encodes none.
@@ -119,6 +151,13 @@ pub(super) struct Words<'a> {
     rest: Option<&'a str>,
 }
 
+/// An entry whose words were validated.
+pub(in crate::ledger) enum SoundEntry {
+    /// One without an attachment, whose name stands there as it is. It isn't parsed but for the address.
+    Usual(Ipv4Addr),
+    Other(Box<Entry>),
+}
+
 /// A tenant whose words were validated, but not parsed.
 pub(super) struct Sound {
     pub(super) vanished: bool,
@@ -159,11 +198,13 @@ impl<'a> Words<'a> {
         let rest = self.rest.ok_or(Malformed::Line(self.line))?;
         let blanks = count(rest, b' ');
         // `vanished` is the seventh word, and the network behind it may be missing.
-        if !matches!(blanks, 6 | 7) || rest.starts_with('/') || count(rest, b'%') > 0 {
+        if !matches!(blanks, 6 | 7) || rest.starts_with('/') || rest.as_bytes().contains(&b'%') {
             let (tenant, vanished) = self.tenant()?;
             return Ok(Sound { vanished, is_by_namespace: matches!(tenant.proof, Proof::Namespace { .. }) });
         }
-        let vanished = rest.rsplit(' ').nth(blanks - 6) == Some("vanished");
+        let until_vanished =
+            if blanks == 6 { Some(rest) } else { rest.rsplit_once(' ').map(|(rest, _)| rest) };
+        let vanished = until_vanished.is_some_and(|rest| rest.ends_with(" vanished"));
         Ok(Sound { vanished, is_by_namespace: false })
     }
 
@@ -190,9 +231,17 @@ impl<'a> Words<'a> {
         self.number().map(Some)
     }
 
-    pub(super) fn entry(&mut self) -> Result<Entry, Malformed> {
-        let (name, address, attached_to) = (self.text()?, self.number::<Ipv4Addr>()?, self.text()?);
-        Ok(Entry { name, address, attached_to: Some(attached_to).filter(|uid| !uid.is_empty()) })
+    pub(super) fn sound_entry(&mut self) -> Result<SoundEntry, Malformed> {
+        let start = self.rest;
+        let (name, number, attached_to) = (self.word()?, self.word()?, self.word()?);
+        let address = address(number).ok_or(Malformed::Line(self.line))?;
+        if attached_to == "-" && !is_encoded(name) {
+            return Ok(SoundEntry::Usual(address));
+        }
+        self.rest = start;
+        let (name, _, attached_to) = (self.text()?, self.word()?, self.text()?);
+        let attached_to = Some(attached_to).filter(|uid| !uid.is_empty());
+        Ok(SoundEntry::Other(Box::new(Entry { name, address, attached_to })))
     }
 
     pub(super) fn proof(&mut self) -> Result<Proof, Malformed> {

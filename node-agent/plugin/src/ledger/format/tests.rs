@@ -148,3 +148,30 @@ fn bytes_are_counted_at_every_place_and_their_neighbours_are_not() {
         assert_eq!(reader::count(&text, b'\n'), length, "{text:?}");
     }
 }
+
+#[test]
+fn an_address_is_read_in_no_other_form_than_the_standard_librarys() {
+    let words = [
+        "10.1.2.3",
+        "0.0.0.0",
+        "255.255.255.255",
+        "1.2.3",
+        "1.2.3.4.5",
+        "01.2.3.4",
+        "00.2.3.4",
+        "1.2.3.256",
+        "1.2.3.1000",
+        "1.2.3.",
+        ".1.2.3",
+        "1..2.3",
+        "1.2.3.a",
+        "1.2.3.-4",
+        "1.2.3.4 ",
+        "+1.2.3.4",
+        "",
+        "-",
+    ];
+    for word in words {
+        assert_eq!(reader::address(word), word.parse().ok(), "{word:?}");
+    }
+}
