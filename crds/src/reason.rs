@@ -185,6 +185,9 @@ table! {
     NodeGone: &[Ready], None, "The Node was deleted while its VM lives, so its addresses stay reserved.", Cluster,
         "Delete the VM, or register a Node of that name with that VM. If the VM is another machine, annotate the \
          NodeIPAllocation with `vnetpool.io/gone=true`.";
+    HeldByOthers: &[Ready], None,
+        "The object was deleted while its Node lives. It is made again once other clients' finalizers are off it.", Cluster,
+        "Find out whose finalizers the message names, if that lasts.";
     Moving: &[InterfaceFound], WARNING,
         "The node still has pods with addresses of its former pool's mode or range.", Cluster, "Drain the node.";
     ModeUnavailable: &[InterfaceFound], WARNING,

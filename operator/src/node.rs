@@ -10,7 +10,7 @@
 //!  observe/      the cluster's stores and the NIC: reads only
 //!  backend/      where addresses are reserved: NIC, instance of a scale set, route table
 //!  reads         which of these may be made
-//!  asking        requests outside of a node's service: for one that is gone, to a NIC that doesn't serve
+//!  asking, pending                  requests for a node that is gone, and to NICs that don't serve
 //!  policy, takeup                   which pool the node goes by
 //!  planner, scope, growth, attachments     what to do
 //!  pause         whether any of it may be done
@@ -40,6 +40,7 @@ mod need;
 mod observe;
 pub mod outlook;
 pub mod pause;
+mod pending;
 mod policy;
 mod progress;
 mod publish;
@@ -82,6 +83,7 @@ use observe::Seen;
 pub use observe::adopt::adoption;
 pub use observe::lost;
 use observe::recheck::{self, Recheck};
+use pending::Pending;
 pub use policy::follows;
 use progress::{Next, Progress, SOON};
 use reads::Reads;
@@ -170,7 +172,7 @@ async fn let_go(
         vacate::replace(ctx, allocation, memory).await
     };
     // Unless it waits for its turn to ask on behalf of all.
-    if !memory.setback.as_ref().is_some_and(|setback| setback.is_shared) {
+    if !memory.pending.is_shared() {
         stand_back(ctx, &name);
     }
     next
@@ -470,7 +472,9 @@ async fn settle_left(
 ) -> Result<(), Error> {
     let Some(seen) = progress.seen.as_mut().filter(|_| progress.pause.is_none()) else { return Ok(()) };
     let allocation = &progress.allocation;
-    let mut attempt = vacate::Attempt::of(ctx, allocation, &mut memory.absences, Turns::Left);
+    // All of it waits as one: for the node's next observation.
+    let (absences, mut pending) = (&mut memory.absences, Pending::default());
+    let mut attempt = vacate::Attempt::of(ctx, allocation, (absences, &mut pending), Turns::Left);
     let mut left_behind = vec![];
     for nic in &seen.left {
         if let Ended::InUse(vm) = attempt.end(nic.as_str(), None).await.map_err(Error::Left)? {

@@ -128,17 +128,17 @@ impl Refusals {
         }
         if held.is_some() {
             // It has something else to do first, and can't: its turns go to others.
-            for refusal in self.all.values_mut().filter(|refusal| refusal.is_turn_of(node)) {
+            for (_, refusal) in self.all.iter_mut().filter(|(of, one)| one.is_turn_at(of, (node, sites))) {
                 (refusal.turn, refusal.again_at, refusal.shared_at) = (None, now + AGAIN, now + AGAIN);
             }
         }
         held
     }
 
-    /// Whether a node that this was refused to still waits until it may try again: it isn't its turn, and the
-    /// refusal stands. The sites are those that it will ask for.
+    /// Whether a node that this was refused to still waits until it may try again: it isn't its turn there,
+    /// and the refusal stands. The sites are those that it will ask for.
     pub fn waits(&mut self, matter: &Matter, (node, sites): (&str, &[String])) -> bool {
-        if self.all.values().any(|refusal| refusal.is_turn_of(node)) {
+        if self.all.iter().any(|(of, one)| one.is_turn_at(of, (node, sites))) {
             return false;
         }
         let known = self.all.get_mut(matter);
@@ -147,8 +147,21 @@ impl Refusals {
         true
     }
 
+    /// Takes in the error of a node's request to these sites. Returns what is refused, and whether that holds
+    /// up all of a scope from now on; `None`: it shows nothing of others.
+    pub fn failed(
+        &mut self,
+        error: &Error,
+        (node, sites): (&str, &[String]),
+        now: Instant,
+    ) -> Option<(Matter, bool)> {
+        let matter = error.matter(sites)?;
+        let holds_all = self.refused(matter.clone(), (node, sites), error, now);
+        Some((matter, holds_all))
+    }
+
     /// A node's write to these sites was refused. Returns whether that holds up all of a scope from now on.
-    pub fn refused(
+    fn refused(
         &mut self,
         matter: Matter,
         (node, sites): (&str, &[String]),
@@ -160,7 +173,7 @@ impl Refusals {
         let tried = self.all.iter().filter(is_other).filter(|(_, one)| one.is_turn_of(node));
         let tried: Vec<Matter> = tried.map(|(other, _)| other.clone()).collect();
         // Whichever of them it tried for, it has its answer.
-        for refusal in self.all.values_mut().filter(|refusal| refusal.is_turn_of(node)) {
+        for (_, refusal) in self.all.iter_mut().filter(|(of, one)| one.is_turn_at(of, (node, sites))) {
             if now < refusal.shared_at {
                 // The last has met something else, too: those who seem to be held up by nothing else are.
                 refusal.again_at = now + AGAIN;
@@ -226,8 +239,21 @@ impl Refusals {
 
     /// A node has nothing to write, or can't.
     pub fn left(&mut self, node: &str, now: Instant) -> Woken {
+        self.leave(|_| true, node, now)
+    }
+
+    /// A node has nothing to write to these sites, or can't.
+    pub fn left_at(&mut self, sites: &[String], node: &str, now: Instant) -> Woken {
+        self.leave(|waits| is_part(waits, sites), node, now)
+    }
+
+    /// Takes a node out of those who wait, where what it waits to write is to be `left`.
+    fn leave(&mut self, left: impl Fn(&[String]) -> bool, node: &str, now: Instant) -> Woken {
         let mut free = vec![];
         for (matter, refusal) in &mut self.all {
+            if !refusal.waiting.get(node).is_none_or(|sites| left(sites)) {
+                continue;
+            }
             refusal.waiting.remove(node);
             if refusal.is_turn_of(node) {
                 refusal.turn = None;
@@ -337,6 +363,13 @@ impl Refusal {
         self.turn.as_ref().is_some_and(|given| given.node == node)
     }
 
+    /// The same of the node's request to these sites. A node that is gone makes several, which don't depend on
+    /// each other: what is refused to one shows nothing of the turn that it has for another.
+    fn is_turn_at(&self, matter: &Matter, (node, sites): (&str, &[String])) -> bool {
+        let is_about = || self.waiting.get(node).is_none_or(|waits| is_part(waits, sites));
+        self.is_turn_of(node) && (self.concerns(matter, sites) || is_about())
+    }
+
     /// Whether a node may try.
     fn is_due(&self, now: Instant) -> bool {
         self.turn.is_none() && now >= self.again_at
@@ -347,6 +380,12 @@ impl Refusal {
         let after = self.waiting.range::<str, _>((Bound::Excluded(self.last.as_str()), Bound::Unbounded));
         after.chain(&self.waiting).find(|(_, sites)| may(sites)).map(|(node, _)| node)
     }
+}
+
+/// Whether two requests are about the same: all that one of them is about is a part of the other.
+fn is_part(one: &[String], other: &[String]) -> bool {
+    let is_in = |all: &[String], of: &[String]| all.iter().all(|site| of.contains(site));
+    is_in(one, other) || is_in(other, one)
 }
 
 #[cfg(test)]

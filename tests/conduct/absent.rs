@@ -3,14 +3,17 @@
 use crate::Test;
 use crate::attachments::{attached, kept, pool};
 use crate::machines::{NODE, held, sizing, uniform, until_served};
-use crate::stage::{Stage, quick};
+use crate::nics;
+use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vnetpool_azure_sim::{Effect, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, condition, names};
+use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 use vnetpool_tests::wait::throughout;
@@ -20,6 +23,8 @@ pub const TESTS: &[Test] = crate::tests![
     a_node_deleted_while_its_instance_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
     a_node_registered_anew_keeps_its_record_while_it_has_no_provider_id,
     a_nic_left_without_its_vm_gives_everything_back,
+    a_success_that_takes_nothing_off_the_nic_of_a_gone_node_leaves_its_record,
+    a_gone_node_of_which_one_nic_is_in_use_and_another_has_gone_goes_on_reporting_the_first,
     a_nic_that_a_stranger_has_taken_keeps_its_object_until_a_person_gives_it_up,
     a_machine_whose_node_comes_back_under_another_name_keeps_no_object_under_the_old_one,
     a_transient_404_leaves_the_record_of_a_nics_addresses,
@@ -109,6 +114,59 @@ async fn a_nic_left_without_its_vm_gives_everything_back(plane: &ControlPlane) -
     stage.delete_node("n1").await?;
     stage.until_gone("n1").await?;
     ensure!(held(&stage, &vm.nic_id).is_empty(), "{:?}", held(&stage, &vm.nic_id));
+    Ok(())
+}
+
+async fn a_success_that_takes_nothing_off_the_nic_of_a_gone_node_leaves_its_record(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let vm = stage.node("n1", None).await?;
+    stage.bind("n1", 1).await?;
+    stage.until_offers("n1", 2).await?;
+    stage.sim.delete_vm("n1", true).await?;
+    let unchanged = Effect::Status { status: 200, body: stage.nic("n1"), headers: Default::default() };
+    let fault = stage.fault("PUT", "/n1-nic", None, unchanged);
+    stage.delete_node("n1").await?;
+    stage.until_condition("n1", condition::READY, "WithoutEffect").await?;
+    ensure!(!held(&stage, &vm.nic_id).is_empty(), "the NIC was written all the same");
+    stage.sim.lift_fault(fault)?;
+    stage.until_gone("n1").await?;
+    ensure!(held(&stage, &vm.nic_id).is_empty(), "{:?}", held(&stage, &vm.nic_id));
+    Ok(())
+}
+
+async fn a_gone_node_of_which_one_nic_is_in_use_and_another_has_gone_goes_on_reporting_the_first(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    stage.pool("default", json!({ "subnetID": nics::subnet("small"), "sizing": sizing })).await?;
+    nics::node(&stage, "n1", "nodes", "small", 0).await?;
+    stage.start_with(|config| config.waits.second_read = Duration::from_secs(3)).await?;
+    stage.until_offers("n1", 2).await?;
+    let body = json!({ "error": { "code": "ResourceNotFound", "message": "It could not be found." } });
+    let missing = Effect::Status { status: 404, body, headers: Default::default() };
+    let fault = stage.fault("GET", "/n1-second", None, missing);
+    stage.delete_node("n1").await?;
+    stage.until_condition("n1", condition::READY, "NodeGone").await?;
+    let struck = || stage.sim.faults().into_iter().find(|one| one.id == fault).map_or(0, |one| one.hits);
+    let (shown, before) = (Arc::new(Mutex::new(vec![])), struck());
+    let seen = shown.clone();
+    stage.follow(move |object: NodeIPAllocation| {
+        lock(&seen).extend(find(&object, condition::READY).map(|one| one.reason));
+    });
+    // An event of its object has the VM and both NICs read again.
+    stage.annotate::<NodeIPAllocation>("n1", names::RELEASE, Some("true")).await?;
+    stage.until_struck(fault, before + 1).await?;
+    throughout("it reports that the VM lives", Duration::from_secs(2), async || {
+        let shown = lock(&shown);
+        ensure!(shown.iter().all(|reason| reason == "NodeGone"), "{shown:?}");
+        Ok(())
+    })
+    .await?;
+    // Once asked is enough by now.
+    ensure!(struck() == before + 1, "asked for {} times", struck() - before);
     Ok(())
 }
 

@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
-use vnetpool_crds::condition::{ATTACHED, SELECTED};
-use vnetpool_crds::names::{BACKEND_POOLS, PUBLIC_ADDRESS, RELEASE};
+use vnetpool_azure_sim::Effect;
+use vnetpool_crds::condition::{ATTACHED, READY, SELECTED};
+use vnetpool_crds::names::{BACKEND_POOLS, FINALIZER, PUBLIC_ADDRESS, RELEASE};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::{eventually, throughout};
@@ -22,6 +23,7 @@ use vnetpool_tests::{eventually, throughout};
 pub const TESTS: &[Test] = crate::tests![
     a_pool_that_a_tool_prunes_in_any_way_takes_nothing_of_a_pod_and_ends_by_annotation,
     an_object_that_a_tool_prunes_in_any_way_is_made_again_and_takes_nothing_of_a_pod,
+    an_object_that_another_client_holds_is_made_again_with_all_that_it_recorded,
 ];
 
 /// It needs an API server of its own, and takes minutes.
@@ -33,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What there is of a pod that has a public address and a place in a backend pool.
 struct Living {
+    pod: String,
     addresses: BTreeSet<String>,
     public: String,
 }
@@ -44,13 +47,13 @@ impl Living {
         stage.pool("default", policy()).await?;
         stage.start_with(|config| config.waits.grace = HOUR).await?;
         stage.node("n1", None).await?;
-        stage.pod("n1", json!({ BACKEND_POOLS: "web", PUBLIC_ADDRESS: "true" })).await?;
+        let pod = stage.pod("n1", json!({ BACKEND_POOLS: "web", PUBLIC_ADDRESS: "true" })).await?;
         stage.until_condition("n1", ATTACHED, "Attached").await?;
         stage.until_holds("n1", 2).await?;
         let addresses = until_served(stage, "n1", 1).await?;
         let kept = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
         stage.sim.clear_log();
-        Ok(Living { addresses, public: kept.public_address.context("no public address")?.id })
+        Ok(Living { pod, addresses, public: kept.public_address.context("no public address")?.id })
     }
 
     /// The pod has all of it in Azure, and no one has touched that meanwhile.
@@ -90,7 +93,8 @@ fn policies() -> [(DeleteParams, Option<&'static str>); 3] {
     ]
 }
 
-/// Deletes an object so, and does what the collector does: it notices a new kind only after half a minute.
+/// Deletes an object so, and does what the collector does. It runs here, too, but comes to know our kinds only
+/// half a minute after they were made: from then on it may be the first.
 async fn prune<K>(stage: &Stage<'_>, name: &str, (params, turn): (DeleteParams, Option<&str>)) -> Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned,
@@ -102,6 +106,7 @@ where
     ensure!(deleted.finalizers().iter().any(|one| one == turn), "{:?}", deleted.meta());
     eventually("the collector has had its turn", PATIENCE, || async {
         let found = api.get_opt(name).await?.filter(|found| found.uid() == deleted.uid());
+        let found = found.filter(|found| found.finalizers().iter().any(|one| one == turn));
         let Some(object) = found else { return Ok(Some(())) };
         let rest: Vec<_> = object.finalizers().iter().filter(|one| *one != turn).collect();
         let patch =
@@ -156,6 +161,37 @@ async fn an_object_that_a_tool_prunes_in_any_way_is_made_again_and_takes_nothing
     let writes = stage.writes("n1");
     ensure!(writes.is_empty(), "{writes:?}");
     Ok(())
+}
+
+/// Its finalizer may stay for hours. Meanwhile a public address of a pod that is gone is in no other record.
+async fn an_object_that_another_client_holds_is_made_again_with_all_that_it_recorded(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    let pod = Living::on(&stage).await?;
+    let error = json!({ "code": "PublicIPAddressCannotBeDeleted", "message": "It is still allocated." });
+    let effect = Effect::Status { status: 400, body: json!({ "error": error }), headers: Default::default() };
+    let fault = stage.fault("DELETE", &pod.public, None, effect);
+    stage.remove("n1", &pod.pod).await?;
+    stage.until_condition("n1", ATTACHED, "AzureRefused").await?;
+    let api = Api::<NodeIPAllocation>::all(stage.client.clone());
+    let holds = async |finalizers: &[&str]| {
+        let patch = Patch::Merge(json!({ "metadata": { "finalizers": finalizers } }));
+        api.patch_metadata("n1", &PatchParams::default(), &patch).await
+    };
+    let before = holds(&[FINALIZER, "example.com/audit"]).await?.uid();
+    stage.delete_allocation("n1").await?;
+    let held = stage.until_condition("n1", READY, "HeldByOthers").await?;
+    ensure!(held.message.contains("example.com/audit"), "{}", held.message);
+    stage.sim.lift_fault(fault)?;
+    holds(&[FINALIZER]).await?;
+    let again = |seen: &NodeIPAllocation| (seen.uid() != before).then_some(());
+    stage.until("it is made again", "n1", again).await?;
+    eventually("the public address is deleted", PATIENCE, || async {
+        Ok((!stage.exists(&pod.public).await?).then_some(()))
+    })
+    .await?;
+    stage.until_holds("n1", 2).await
 }
 
 /// On a control plane of its own, which no other test finds without the kinds.

@@ -4,10 +4,13 @@ use crate::Test;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
+use std::time::Duration;
 use vnetpool_azure_sim::Effect;
 use vnetpool_crds::condition::{self, INTERFACE_FOUND, READY, RESERVED, SURPLUS};
+use vnetpool_crds::names::RELEASE;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::throughout;
 
 pub const TESTS: &[Test] = crate::tests![
     a_missing_permission_is_reported_once_and_ends_when_the_pool_is_edited,
@@ -210,6 +213,20 @@ async fn a_lock_on_the_group_is_met_by_one_node_that_is_gone_on_behalf_of_all(
     }
     let asked = || gone.iter().map(|node| stage.writes(node).len()).sum::<usize>();
     ensure!(asked() == 1, "{} asked for all", asked());
+    let reads = || {
+        let is_gone = |path: &str| gone.iter().any(|node| path.ends_with(&format!("/{node}-nic")));
+        stage.asked().iter().filter(|one| one.method == "GET" && is_gone(&one.path)).count()
+    };
+    let before = reads();
+    for node in gone {
+        stage.annotate::<NodeIPAllocation>(node, RELEASE, Some("true")).await?;
+    }
+    // A turn may come meanwhile.
+    throughout("woken they read nothing before it is told", Duration::from_secs(3), async || {
+        ensure!(reads() <= before + 1, "{} reads", reads() - before);
+        Ok(())
+    })
+    .await?;
     stage.sim.lift_fault(lock)?;
     stage.pool("default", pool(3)).await?;
     for node in gone {

@@ -20,6 +20,7 @@ pub const TESTS: &[Test] = crate::tests![
     each_node_gets_a_range_of_its_own_and_many_share_a_write,
     only_the_route_of_a_node_that_is_gone_is_removed,
     a_passing_404_of_the_table_leaves_the_record_of_a_gone_nodes_route,
+    a_success_that_leaves_the_route_of_a_gone_node_leaves_its_record_too,
     a_removed_route_is_put_back_with_the_same_range,
     a_pod_cidr_that_overlaps_the_vnet_or_another_pool_is_refused_by_name,
     a_pool_is_served_as_soon_as_the_older_one_with_its_range_is_deleted,
@@ -174,6 +175,25 @@ async fn a_passing_404_of_the_table_leaves_the_record_of_a_gone_nodes_route(
     for fault in faults {
         stage.sim.lift_fault(fault)?;
     }
+    stage.until_gone("n1").await?;
+    let left = routes(&stage, &table).await?;
+    ensure!(left.len() == 1, "a dead node's route stays, and is in no record: {left:?}");
+    Ok(())
+}
+
+async fn a_success_that_leaves_the_route_of_a_gone_node_leaves_its_record_too(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, table) = stage(plane).await?;
+    stage.node("n1", Some("nodes")).await?;
+    until_routed(&stage, "n1").await?;
+    let body = stage.get(&table).await?;
+    let unchanged = Effect::Status { status: 200, body, headers: Default::default() };
+    let fault = stage.fault("PUT", "/routeTables/", None, unchanged);
+    stage.sim.delete_vm("n1", true).await?;
+    stage.delete_node("n1").await?;
+    stage.until_condition("n1", READY, "WithoutEffect").await?;
+    stage.sim.lift_fault(fault)?;
     stage.until_gone("n1").await?;
     let left = routes(&stage, &table).await?;
     ensure!(left.len() == 1, "a dead node's route stays, and is in no record: {left:?}");

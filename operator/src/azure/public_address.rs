@@ -157,23 +157,21 @@ impl Azure {
         let call = call(Kind::Delete, urgency, id);
         let url = self.url(id, &self.versions.network);
         let answer = self.transport.send(&call, url.clone(), None, None).await;
-        let accepted = match answer.and_then(|answer| found(answer, id)) {
-            Err(error @ Error::NotFound { .. }) => return self.stays_gone(id).and(Err(error)),
-            answer => answer?,
+        let ended = match answer.and_then(|answer| found(answer, id)) {
+            Ok(accepted) => self.follow(&call, &url, &accepted).await,
+            Err(error) => Err(error),
         };
-        match self.follow(&call, &url, &accepted).await {
-            // Without the right to follow the operation, the address itself is polled, which is gone in the
-            // end.
-            Ok(Some(End::Operation)) | Err(Error::NotFound { .. }) => {}
-            // Whatever was answered, Azure hasn't begun, or has given up.
-            Ok(Some(End::Resource) | None) => {
-                let message = "it is there after it was deleted".to_owned();
-                return Err(Error::OutcomeUnknown { resource: call.resource.clone(), message });
+        match ended {
+            Ok(Some(End::Operation)) => {
+                info!("public address deleted");
+                self.stays_gone(id)
             }
-            Err(error) => return Err(error),
+            // Whatever was answered, Azure hasn't begun, or has given up.
+            Ok(Some(End::Resource) | None) => Err(Error::WithoutEffect { resource: id.to_string() }),
+            // Also where the operation couldn't be followed, so that the address was read in its stead.
+            Err(error @ Error::NotFound { .. }) => self.stays_gone(id).and(Err(error)),
+            Err(error) => Err(error),
         }
-        info!("public address deleted");
-        self.stays_gone(id)
     }
 
     fn stays_gone(&self, id: &ResourceId) -> Result<(), Error> {

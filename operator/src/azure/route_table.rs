@@ -188,7 +188,8 @@ pub(super) fn edit(document: &Value, changes: &[Change]) -> (Value, Vec<Result<(
 }
 
 impl Change {
-    fn removes(&self, route: &Route) -> bool {
+    /// Whether a route is to be gone afterwards.
+    pub fn removes(&self, route: &Route) -> bool {
         if !route.name.starts_with(IP_CONFIGURATION_PREFIX) {
             return false;
         }

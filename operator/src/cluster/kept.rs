@@ -90,6 +90,13 @@ pub fn node_digest(node: &Node) -> u64 {
     ))
 }
 
+/// Other clients' finalizers on an object that is to go: it stays until they have taken them off.
+pub fn held_by(allocation: &NodeIPAllocation) -> Vec<&str> {
+    let is_to_go = allocation.metadata.deletion_timestamp.is_some();
+    let all = allocation.finalizers().iter().filter(|one| is_to_go && *one != names::FINALIZER);
+    all.map(String::as_str).collect()
+}
+
 /// Everything that the agent reports, and nothing that the operator itself writes into `status`.
 pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
     let NodeIPAllocationStatus {
@@ -124,7 +131,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
         (
             &allocation.metadata.uid,
             allocation.metadata.generation,
-            allocation.metadata.deletion_timestamp.is_some(),
+            (allocation.metadata.deletion_timestamp.is_some(), held_by(allocation)),
             [names::GONE, names::RELEASE].map(|name| allocation.annotations().get(name)),
         ),
         (observed_generation, boot_id, held, assigned, cooling, free, waiting, pods, relinquished),
@@ -300,6 +307,23 @@ mod tests {
             .unwrap()
         };
         assert_ne!(allocation_digest(&with(&[])), allocation_digest(&with(&["vnp-1"])));
+    }
+
+    #[test]
+    fn what_keeps_an_object_that_is_to_go_is_news_and_a_finalizer_on_another_is_none() {
+        let with = |ends: Option<&str>, finalizers: &[&str]| -> NodeIPAllocation {
+            serde_json::from_value(json!({
+                "metadata": {"name": "n", "deletionTimestamp": ends, "finalizers": finalizers},
+                "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}
+            }))
+            .unwrap()
+        };
+        let ends = Some("2026-01-01T00:00:00Z");
+        let held = with(ends, &[names::FINALIZER, "orphan"]);
+        assert_eq!(held_by(&held), ["orphan"]);
+        assert_ne!(allocation_digest(&held), allocation_digest(&with(ends, &[names::FINALIZER])));
+        let [stays, marked] = [&[][..], &["other/one"]].map(|finalizers| with(None, finalizers));
+        assert_eq!(allocation_digest(&stays), allocation_digest(&marked));
     }
 
     #[test]

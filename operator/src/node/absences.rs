@@ -75,12 +75,18 @@ impl Absences {
         Absences { groups, ..Absences::default() }
     }
 
-    /// Takes note of the error of a request about the resource of this id. An error about another matter than
-    /// an absence shows that the resource is there.
+    /// Takes note of the error of a request about the resource of this id. Most errors about another matter
+    /// than an absence show that it is there.
     pub fn note(&mut self, id: &str, error: &Error, now: Instant) {
+        if leaves_open(error) {
+            return;
+        }
         let Some(what) = absent(error) else { return self.found(id) };
-        if matches!(error, Error::ScopeMissing { scope: Scope::Group, .. }) {
-            self.groups.insert(what.clone());
+        match error {
+            Error::ScopeMissing { scope: Scope::Group, .. } => drop(self.groups.insert(what.clone())),
+            // The identity may see none of its groups: what was reported of them counts for nothing.
+            Error::ScopeMissing { scope: Scope::Subscription, .. } => drop(self.groups.remove(&what)),
+            _ => {}
         }
         self.seen.entry(what).or_insert(now);
     }
@@ -164,6 +170,31 @@ fn absent(error: &Error) -> Option<String> {
     }
 }
 
+/// Whether an error shows neither that what was asked for is there nor that it isn't: Azure hasn't come to
+/// look for it, or its answer is lost. In a busy subscription such errors come all day long, and a record
+/// whose group has gone would never end if each began its day anew.
+///
+/// A refusal for a lack of rights isn't one of them: what an identity without them is told of absences may be
+/// due to that as well, so nothing that it was told before counts.
+fn leaves_open(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Throttled { .. }
+            | Error::Unavailable { .. }
+            | Error::OutcomeUnknown { .. }
+            | Error::MayComeBack { .. }
+            | Error::Credential { .. }
+            | Error::Unexpected { .. }
+            | Error::Arm { .. }
+            | Error::Config { .. }
+            | Error::DryRun { .. }
+            | Error::ProviderId { .. }
+            | Error::ResourceId(_)
+            | Error::Outgrown { .. }
+            | Error::Unconfirmed { .. }
+    )
+}
+
 /// Whether a resource is this one, or in it: both in lower case.
 fn is_in(this: &str, resource: &str) -> bool {
     resource.strip_prefix(this).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -222,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn two_nics_are_missed_side_by_side_and_any_other_answer_counts_anew() {
+    fn two_nics_are_missed_side_by_side_and_one_that_is_there_counts_anew() {
         let start = Instant::now();
         let both = noted(&[nic("a"), nic("b")], start);
         let proves = |absences: &Absences, error: &Error| {
@@ -298,6 +329,55 @@ mod tests {
         assert_eq!(since(&absences, hour(7)), Some(hour(6)));
         note(&mut absences, &Error::Stale { resource: id("g", "n") }, Instant::now());
         assert_eq!(since(&absences, hour(8)), None);
+    }
+
+    fn unanswered() -> [Error; 4] {
+        let (resource, message) = (|| id("g", "n"), || "m".to_owned());
+        let (retry_after, limit) = (MINUTE, crate::azure::Limit::Arm);
+        [
+            Error::Throttled { resource: resource(), message: message(), retry_after, limit },
+            Error::Unavailable { resource: resource(), message: message(), retry_after },
+            Error::OutcomeUnknown { resource: resource(), message: message() },
+            Error::Credential { message: message() },
+        ]
+    }
+
+    #[test]
+    fn the_day_of_a_missing_group_goes_on_in_a_busy_subscription_and_ends_with_the_right_to_know() {
+        let (start, epoch) = (Instant::now(), Timestamp::UNIX_EPOCH);
+        let mut absences = noted(&[scope("G")], start);
+        let first = object(absences.condition(&object(None), epoch));
+        for error in unanswered() {
+            absences.note(&id("g", "n"), &error, start);
+            let known = absences.condition(&first, epoch + MINUTE).expect(&error.to_string());
+            assert_eq!(known.last_transition_time.0, epoch, "{error}");
+            assert!(absences.prove(
+                &scope("g"),
+                &Recorded::of(&first, epoch + BELIEVED),
+                MINUTE,
+                false,
+                start + BELIEVED
+            ));
+        }
+        let denied = Error::Denied { action: "read".into(), scope: id("g", "n"), message: "m".into() };
+        let gone =
+            Error::ScopeMissing { resource: id("g", "n"), scope: Scope::Subscription, message: "m".into() };
+        for error in [denied, gone] {
+            let mut absences = absences.clone();
+            absences.note(&id("g", "n"), &error, start);
+            assert!(absences.condition(&first, epoch + MINUTE).is_none(), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_nic_is_missed_twice_though_azure_throttles_in_between() {
+        let start = Instant::now();
+        let mut absences = noted(&[nic("a")], start);
+        for error in unanswered() {
+            absences.note(&id("g", "a"), &error, start);
+        }
+        let none = Recorded::default();
+        assert!(absences.prove(&nic("a"), &none, MINUTE, false, start + MINUTE));
     }
 
     #[test]

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::PostParams;
+use kube::ResourceExt;
 use kube::runtime::Controller;
 use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
 use tracing::{info, warn};
 use vnetpool_apiserver::jittered;
-use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationSpec, names};
+use vnetpool_crds::NodeIPAllocationSpec;
 
+use super::publish;
 use crate::api_server::{CONFLICT, is_status};
 use crate::caught::or_later;
 use crate::context::{Context, Stop};
@@ -52,34 +52,28 @@ async fn admit(node: &Node, ctx: &Context) -> Result<Action, kube::Error> {
         return Ok(Action::await_change());
     };
     let started = Instant::now();
-    let mut first = NodeIPAllocation::new(
-        &name,
-        NodeIPAllocationSpec {
-            node_uid: uid,
-            boot_id: String::new(),
-            pool: pool.name_any(),
-            mode: pool.spec.mode,
-            route_table_id: None,
-            wiring: pool.spec.wiring,
-            target: 0,
-            sizing: Some(pool.spec.sizing.clone()),
-            cooldown: pool.spec.cooldown,
-            warm: pool.spec.sizing.warm,
-            report_holders: false,
-            pod_metadata_access: pool.spec.pod_metadata_access,
-            snat_exclusions: vec![],
-            elsewhere: 0,
-            taken_off_at: vec![],
-            interfaces: vec![],
-            detached_public_addresses: vec![],
-            stray_interfaces: vec![],
-        },
-    );
-    first.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
-    let params = PostParams { field_manager: Some(names::OPERATOR.into()), ..Default::default() };
-    // Created, not applied: one that exists by now, unseen by the watch, must keep its content.
-    match ctx.writes.urgent(Api::all(ctx.client.clone()).create(&params, &first)).await {
-        Ok(_) => info!(node = name, pool = first.spec.pool, "Node admitted"),
+    let first = NodeIPAllocationSpec {
+        node_uid: uid,
+        boot_id: String::new(),
+        pool: pool.name_any(),
+        mode: pool.spec.mode,
+        route_table_id: None,
+        wiring: pool.spec.wiring,
+        target: 0,
+        sizing: Some(pool.spec.sizing.clone()),
+        cooldown: pool.spec.cooldown,
+        warm: pool.spec.sizing.warm,
+        report_holders: false,
+        pod_metadata_access: pool.spec.pod_metadata_access,
+        snat_exclusions: vec![],
+        elsewhere: 0,
+        taken_off_at: vec![],
+        interfaces: vec![],
+        detached_public_addresses: vec![],
+        stray_interfaces: vec![],
+    };
+    match publish::create(ctx, &name, &first).await {
+        Ok(made) => info!(node = name, pool = made.spec.pool, "Node admitted"),
         Err(error) if is_status(&error, CONFLICT) => {}
         Err(error) => {
             ctx.metrics.reconciled("admit", "APIServer", started.elapsed());

@@ -10,7 +10,7 @@ use std::time::Instant;
 use kube::ResourceExt;
 use vnetpool_crds::NodeIPAllocation;
 
-use crate::azure::{self, Change, Nic, ResourceId, Urgency, Written};
+use crate::azure::{self, Change, Kind, Matter, Nic, ResourceId, Urgency, Written};
 use crate::context::Context;
 use crate::lock::lock;
 use crate::refusals::{self, Refusals};
@@ -29,12 +29,31 @@ pub enum Turns {
 pub struct Refused {
     pub error: azure::Error,
     /// All of a scope are refused the same, so that one tries on behalf of all.
-    pub is_shared: bool,
+    pub of_all: Option<OfAll>,
+}
+
+/// A refusal that holds up others, too.
+#[derive(Clone, Debug)]
+pub enum OfAll {
+    /// Of a request to these sites.
+    Scope { refusals: Arc<Mutex<Refusals>>, matter: Matter, sites: Vec<String> },
+    /// Of the deletion of this public address.
+    Deletion(ResourceId),
+}
+
+impl OfAll {
+    /// Whether the node still waits until it may try, or another has.
+    pub fn stands(&self, ctx: &Context, node: &str) -> bool {
+        match self {
+            OfAll::Scope { refusals, matter, sites } => lock(refusals).waits(matter, (node, sites)),
+            OfAll::Deletion(id) => ctx.azure.refusal_of_public_address(Kind::Delete, id).is_some(),
+        }
+    }
 }
 
 impl From<azure::Error> for Refused {
     fn from(error: azure::Error) -> Refused {
-        Refused { error, is_shared: false }
+        Refused { error, of_all: None }
     }
 }
 
@@ -83,6 +102,13 @@ impl<'a> Asking<'a> {
         F: Future<Output = Result<T, azure::Error>>,
     {
         let (node, now) = (self.node.as_str(), Instant::now());
+        let of_all = |matter| OfAll::Scope { refusals: refusals.clone(), matter, sites: sites.to_vec() };
+        // Its turn there, if it has one, shows nothing.
+        let leave = |now| {
+            if self.turns == Turns::Taken {
+                self.ctx.wake(&lock(refusals).left_at(sites, node, now));
+            }
+        };
         let held = match self.turns {
             Turns::Taken => lock(refusals).holds(sites, node, now),
             Turns::Left => {
@@ -95,44 +121,31 @@ impl<'a> Asking<'a> {
                 urgency.at_most_until(held)
             }
             Some((_, azure::Error::ScopeMissing { .. })) => urgency,
-            Some((_, error)) => {
+            Some((matter, error)) => {
                 let error = error.about(sites.first().map(String::as_str).unwrap_or_default());
-                return Err(Refused { error, is_shared: true });
+                return Err(Refused { error, of_all: Some(of_all(matter)) });
             }
         };
         let result = request(urgency).await;
         let now = Instant::now();
         match &result {
             Ok(done) if has_asked(done) => self.ctx.wake(&lock(refusals).passed(sites, now)),
-            Ok(_) => {}
+            Ok(_) => leave(now),
             Err(error) if error.is_given_up() => {}
-            Err(error) => return Err(self.refused(refusals, sites, error.clone(), now)),
+            // A record goes only when Azure has answered about it itself: this holds up no other.
+            Err(azure::Error::ScopeMissing { .. }) => leave(now),
+            Err(error) => {
+                let failed = lock(refusals).failed(error, (node, sites), now);
+                match failed {
+                    None => leave(now),
+                    Some((_, false)) => {}
+                    Some((matter, true)) => {
+                        return Err(Refused { error: error.clone(), of_all: Some(of_all(matter)) });
+                    }
+                }
+            }
         }
         result.map_err(Refused::from)
-    }
-
-    /// Records the meaning of a refusal for others.
-    fn refused(
-        &self,
-        refusals: &Mutex<Refusals>,
-        sites: &[String],
-        error: azure::Error,
-        now: Instant,
-    ) -> Refused {
-        let matter = match error {
-            azure::Error::ScopeMissing { .. } => None,
-            _ => error.matter(sites),
-        };
-        let Some(matter) = matter else {
-            if self.turns == Turns::Taken {
-                // Its turn, if it has one, shows nothing.
-                let woken = lock(refusals).left(&self.node, now);
-                self.ctx.wake(&woken);
-            }
-            return error.into();
-        };
-        let is_shared = lock(refusals).refused(matter, (&self.node, sites), &error, now);
-        Refused { error, is_shared }
     }
 }
 
@@ -149,10 +162,18 @@ mod tests {
         Asking::of(ctx, &serde_json::from_value(object).unwrap(), turns)
     }
 
-    /// Whether a write of this node is sent. Azure answers this.
-    async fn is_sent(ctx: &Context, node: &str, turns: Turns, answer: Result<(), Error>) -> bool {
-        let site =
-            sample_nic(&[]).id.key().replace("/networkinterfaces/", &format!("/networkinterfaces/{node}-"));
+    fn group(name: &str) -> String {
+        format!("/subscriptions/s/resourcegroups/{name}")
+    }
+
+    /// Whether a write of this node to its NIC in a group is sent. Azure answers this.
+    async fn is_sent_to(
+        (ctx, in_group): (&Context, &str),
+        node: &str,
+        turns: Turns,
+        answer: Result<(), Error>,
+    ) -> bool {
+        let site = format!("{in_group}/providers/microsoft.network/networkinterfaces/{node}");
         let mut is_sent = false;
         let request = |_| {
             is_sent = true;
@@ -163,9 +184,16 @@ mod tests {
         is_sent
     }
 
+    async fn is_sent(ctx: &Context, node: &str, turns: Turns, answer: Result<(), Error>) -> bool {
+        is_sent_to((ctx, &group("g")), node, turns, answer).await
+    }
+
+    fn locked_in(scope: &str) -> Result<(), Error> {
+        Err(Error::Locked { resource: "nic".into(), scope: scope.into(), message: "m".into() })
+    }
+
     fn locked() -> Result<(), Error> {
-        let scope = sample_nic(&[]).id.group();
-        Err(Error::Locked { resource: "nic".into(), scope, message: "m".into() })
+        locked_in(&group("g"))
     }
 
     #[tokio::test]
@@ -180,6 +208,33 @@ mod tests {
         assert!(!is_sent(&ctx, "n2", Turns::Taken, Ok(())).await);
         assert!(is_sent(&ctx, "n1", Turns::Taken, Ok(())).await);
         assert!(is_sent(&ctx, "n2", Turns::Taken, Ok(())).await, "it has ended");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_gone_keeps_its_turn_in_a_group_whatever_becomes_of_its_nic_in_another() {
+        let [g, h] = ["g", "h"].map(group);
+        let gone = || Err(Error::NotFound { resource: "nic".into(), message: "m".into() });
+        for of_g in [locked_in(&g), gone()] {
+            let ctx = Context::sample();
+            for group in [&g, &h] {
+                assert!(is_sent_to((&ctx, group), "n0", Turns::Taken, locked_in(group)).await);
+                assert!(!is_sent_to((&ctx, group), "n1", Turns::Taken, Ok(())).await);
+            }
+            let later = Instant::now() + Duration::from_secs(100);
+            assert_eq!(lock(&ctx.refusals.writes).tick(later), ["n1", "n1"]);
+            assert!(is_sent_to((&ctx, &g), "n1", Turns::Taken, of_g.clone()).await);
+            assert!(is_sent_to((&ctx, &h), "n1", Turns::Taken, locked_in(&h)).await, "{of_g:?}");
+        }
+        // It has its turn in one of them only.
+        let ctx = Context::sample();
+        for group in [&g, &h] {
+            assert!(is_sent_to((&ctx, group), "n0", Turns::Taken, locked_in(group)).await);
+        }
+        assert!(!is_sent_to((&ctx, &h), "n1", Turns::Taken, Ok(())).await);
+        let later = Instant::now() + Duration::from_secs(100);
+        lock(&ctx.refusals.writes).tick(later);
+        assert!(!is_sent_to((&ctx, &g), "n1", Turns::Taken, Ok(())).await);
+        assert!(is_sent_to((&ctx, &h), "n1", Turns::Taken, Ok(())).await, "the other has taken its turn");
     }
 
     #[tokio::test]

@@ -23,6 +23,9 @@ pub enum Error {
     Report(#[source] kube::Error),
     #[error("object not removed: {0}")]
     Delete(#[source] kube::Error),
+    /// An object that was to be made again.
+    #[error("the object hasn't gone yet")]
+    StillThere,
     #[error("taint not changed: {0}")]
     Taint(#[source] kube::Error),
     #[error("{0}")]
@@ -43,6 +46,7 @@ impl Error {
             Error::Publish(_)
             | Error::Report(_)
             | Error::Delete(_)
+            | Error::StillThere
             | Error::Taint(_)
             | Error::Pods(Unproved::Asked(_)) => "APIServer",
             Error::Pods(Unproved::Behind) => "Behind",
@@ -68,6 +72,7 @@ impl Error {
             Error::Publish(error) | Error::Report(error) | Error::Delete(error) | Error::Taint(error) => {
                 is_status(error, CONFLICT)
             }
+            Error::StillThere => true,
             Error::Find(_)
             | Error::Left(_)
             | Error::Write(_)

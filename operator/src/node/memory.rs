@@ -21,6 +21,7 @@ use super::absences::Absences;
 use super::blame::Part;
 use super::lag::Lag;
 use super::mending::Mending;
+use super::pending::Pending;
 use super::recalled::Recalled;
 use super::setback::{Setback, Stage};
 use super::strays::Strays;
@@ -65,6 +66,8 @@ pub struct Memory {
     pub vacant_since: Option<Instant>,
     /// The resources that Azure reports as absent.
     pub absences: Absences,
+    /// What Azure has refused of the resources that it leaves behind.
+    pub pending: Pending,
     /// Reconciles in a row that the API server or their deadline has ended.
     pub failures: u32,
     pub attaching: Attaching,
@@ -92,6 +95,7 @@ impl Memory {
             lacks_pods_since: None,
             vacant_since: None,
             absences: Absences::of(allocation),
+            pending: Pending::default(),
             failures: 0,
             attaching: Attaching::default(),
             reports: Reports::default(),

@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
+use tokio::time::sleep;
 use tracing::{info, warn};
+use vnetpool_apiserver::{doubled, jittered};
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
 use vnetpool_crds::condition::{self, ADOPTED};
 use vnetpool_crds::names;
@@ -18,10 +21,11 @@ use super::memory::known::Known;
 use super::observe::Seen;
 use super::observe::taken_off;
 use super::strays::Strays;
-use crate::api_server::{NOT_FOUND, is_status};
+use crate::api_server::{CONFLICT, NOT_FOUND, is_status};
 use crate::azure::ResourceId;
 use crate::cluster::kept;
 use crate::context::Context;
+use crate::deadline::uncounted;
 use crate::planner::{Plan, attachments};
 
 /// The next `spec`. Parts that aren't known now stay as they were.
@@ -104,8 +108,7 @@ pub async fn publish(
     if in_order(&allocation.spec) == in_order(&spec) {
         return Ok(allocation);
     }
-    let version = allocation.resource_version();
-    let answer = apply(ctx, &allocation.name_any(), version, &spec).await.map_err(Error::Publish)?;
+    let answer = apply(ctx, &allocation, &spec).await.map_err(Error::Publish)?;
     info!(target = spec.target, held = spec.addresses(), "published");
     let answer = Arc::new(answer);
     ctx.cluster.answered(&answer);
@@ -113,13 +116,13 @@ pub async fn publish(
     Ok(answer)
 }
 
-/// Server-side apply: of an object that must be at `version`, or of a new one.
+/// Server-side apply to an object that must be as it is `there`.
 async fn apply(
     ctx: &Context,
-    name: &str,
-    version: Option<String>,
+    there: &NodeIPAllocation,
     spec: &NodeIPAllocationSpec,
 ) -> kube::Result<NodeIPAllocation> {
+    let (name, version) = (there.name_any(), there.resource_version());
     let object = json!({
         "apiVersion": NodeIPAllocation::api_version(&()),
         "kind": NodeIPAllocation::kind(&()),
@@ -128,9 +131,44 @@ async fn apply(
     });
     let params = PatchParams::apply(names::OPERATOR).force();
     let api = allocations(ctx);
-    let mut answer = ctx.writes.urgent(api.patch(name, &params, &Patch::Apply(&object))).await?;
+    let mut answer = ctx.writes.urgent(api.patch(&name, &params, &Patch::Apply(&object))).await?;
     kept::strip_allocation(&mut answer);
     Ok(answer)
+}
+
+/// Makes an object with this policy, and without anything else of `spec`. Created, not applied: one that
+/// exists by now, unseen by the watch, must keep its content.
+///
+/// # Errors
+/// A conflict if there is one of that name.
+pub async fn create(
+    ctx: &Context,
+    name: &str,
+    spec: &NodeIPAllocationSpec,
+) -> kube::Result<NodeIPAllocation> {
+    let mut object = NodeIPAllocation::new(name, lasting(spec));
+    object.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
+    let params = PostParams { field_manager: Some(names::OPERATOR.into()), ..Default::default() };
+    ctx.writes.urgent(allocations(ctx).create(&params, &object)).await
+}
+
+/// The fields that no later `spec` lacks. Who creates a field goes on to own it beside those who apply it: an
+/// apply could take nothing else out again.
+fn lasting(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
+    NodeIPAllocationSpec {
+        boot_id: String::new(),
+        route_table_id: None,
+        target: 0,
+        warm: 0,
+        report_holders: false,
+        snat_exclusions: vec![],
+        elsewhere: 0,
+        taken_off_at: vec![],
+        interfaces: vec![],
+        detached_public_addresses: vec![],
+        stray_interfaces: vec![],
+        ..spec.clone()
+    }
 }
 
 /// The same content in one order: the API server doesn't promise to keep that of lists with keys.
@@ -158,27 +196,75 @@ pub async fn begin_to_replace(ctx: &Context, allocation: &NodeIPAllocation) -> R
 }
 
 /// Lets an object go that was deleted while its Node lives, and makes it again with the same content but for
-/// `interfaces`.
+/// `interfaces`. It has no finalizer but ours: as long as it has another, none can take its place, and it is
+/// the only record of what it names.
 ///
 /// The object's status is lost with it, and so is the list of relinquished names. Therefore it is made
 /// without a bootID, so that no agent builds a new ledger from it before the NIC has been read again, when
 /// every earlier release is known to be done or not.
+///
+/// # Errors
+/// It is still there, and still recorded.
 pub async fn replace(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     interfaces: Vec<Interface>,
 ) -> Result<(), Error> {
-    let name = allocation.name_any();
-    drop_finalizer(ctx, allocation).await?;
     let spec = NodeIPAllocationSpec {
         boot_id: String::new(),
         detached_public_addresses: detached(allocation.spec.public_addresses(), &interfaces),
         interfaces,
         ..allocation.spec.clone()
     };
-    apply(ctx, &name, None, &spec).await.map_err(Error::Publish)?;
-    info!("object was deleted though its Node lives: made again");
+    drop_finalizer(ctx, allocation).await?;
+    if let Some(again) = make_again(ctx, allocation, &spec).await? {
+        ctx.cluster.answered(&Arc::new(again));
+        info!("object was deleted though its Node lives: made again");
+    }
     Ok(())
+}
+
+/// The first wait between two attempts to make an object again, and the longest.
+const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(16);
+
+/// Makes an object with this content in the place of one that is gone. By now this is the only record of it,
+/// so it is tried until it has succeeded. `None`: somebody has made another, perhaps this operator, whose
+/// cache still shows the one that is gone.
+///
+/// It is created without what it records, and that is applied at the very version that was created. One that
+/// records nothing is no other: [`admit`](super::admit) may have made it meanwhile.
+async fn make_again(
+    ctx: &Context,
+    gone: &NodeIPAllocation,
+    spec: &NodeIPAllocationSpec,
+) -> Result<Option<NodeIPAllocation>, Error> {
+    let (name, mut failures) = (gone.name_any(), 0);
+    loop {
+        let created = match create(ctx, &name, spec).await {
+            Err(error) if is_status(&error, CONFLICT) => allocations(ctx).get(&name).await,
+            created => created,
+        };
+        let applied = match created {
+            Ok(there) if there.uid() == gone.uid() => return Err(Error::StillThere),
+            Ok(there) if records_nothing(&there.spec) => apply(ctx, &there, spec).await,
+            Ok(_) => return Ok(None),
+            Err(error) => Err(error),
+        };
+        match applied {
+            Ok(again) => return Ok(Some(again)),
+            Err(error) => warn!(%error, "object not made again yet"),
+        }
+        uncounted(sleep(jittered(doubled(AGAIN, failures, AGAIN_AT_MOST)))).await;
+        failures += 1;
+    }
+}
+
+/// Whether nothing of Azure's is in no other record than this.
+fn records_nothing(spec: &NodeIPAllocationSpec) -> bool {
+    let NodeIPAllocationSpec { interfaces, detached_public_addresses, stray_interfaces, .. } = spec;
+    let is_empty = interfaces.is_empty() && stray_interfaces.is_empty() && spec.route_table_id.is_none();
+    is_empty && detached_public_addresses.is_empty()
 }
 
 /// Deletes the object for good: its NIC has no reservation of ours any more.
@@ -225,7 +311,15 @@ fn allocations(ctx: &Context) -> Api<NodeIPAllocation> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::lock;
     use crate::resource_id::sample_public_address;
+    use axum::extract::State;
+    use axum::http::{HeaderMap, Method, StatusCode};
+    use axum::{Json, Router};
+    use kube::Client;
+    use serde_json::Value;
+    use std::sync::Mutex;
+    use tokio::net::TcpListener;
 
     fn public(uid: &str) -> String {
         sample_public_address(uid).to_string()
@@ -248,5 +342,151 @@ mod tests {
         assert_eq!(detached(&["a", "b"]), [""; 0]);
         assert_eq!(detached(&["a"]), [public("b")]);
         assert_eq!(detached(&[]), [public("a"), public("b")]);
+    }
+
+    /// What an API server has of one object.
+    #[derive(Debug, Default)]
+    struct Store {
+        object: Option<Value>,
+        /// It is made as soon as there is none.
+        next: Option<Value>,
+        /// So often it fails to make one.
+        fails: u32,
+        /// The changes that were asked for, and how they were answered.
+        asked: Vec<(Method, u16)>,
+    }
+
+    fn object(uid: &str, spec: Value) -> Value {
+        let mut all = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        all.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        json!({
+            "apiVersion": NodeIPAllocation::api_version(&()), "kind": NodeIPAllocation::kind(&()),
+            "metadata": {"name": "n", "uid": uid, "resourceVersion": "7", "finalizers": [names::FINALIZER]},
+            "spec": all,
+        })
+    }
+
+    /// As the API server does it, as far as it is asked to.
+    async fn answer(
+        State(store): State<Arc<Mutex<Store>>>,
+        method: Method,
+        headers: HeaderMap,
+        body: String,
+    ) -> (StatusCode, Json<Value>) {
+        let mut store = lock(&store);
+        let sent: Value = serde_json::from_str(&body).unwrap_or_default();
+        let is_apply = headers.get("content-type").is_some_and(|one| one == "application/apply-patch+yaml");
+        let makes = method == Method::POST || (is_apply && store.object.is_none());
+        let (code, answer) = match (&method, &mut store.object) {
+            _ if makes && store.fails > 0 => {
+                store.fails -= 1;
+                (500, None)
+            }
+            (&Method::GET, there) => (if there.is_some() { 200 } else { 404 }, there.clone()),
+            (&Method::POST, Some(_)) => (409, None),
+            (_, None) if makes => {
+                let mut made = sent;
+                made["metadata"]["uid"] = json!("again");
+                made["metadata"]["resourceVersion"] = json!("8");
+                store.object = Some(made.clone());
+                (201, Some(made))
+            }
+            (_, None) => (404, None),
+            (_, Some(there)) => {
+                let version = &sent["metadata"]["resourceVersion"];
+                if !version.is_null() && *version != there["metadata"]["resourceVersion"] {
+                    (409, None)
+                } else if is_apply {
+                    there["spec"] = sent["spec"].clone();
+                    (200, Some(there.clone()))
+                } else {
+                    assert_eq!(sent["metadata"]["finalizers"], json!([]));
+                    let gone = store.object.take();
+                    store.object = store.next.take();
+                    (200, gone)
+                }
+            }
+        };
+        if method != Method::GET {
+            store.asked.push((method, code));
+        }
+        let refused = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "",
+            "reason": "", "code": code});
+        (StatusCode::from_u16(code).unwrap(), Json(answer.unwrap_or(refused)))
+    }
+
+    /// Has the object of UID "old", which records this, made again, and gives what there is then.
+    async fn replaced(store: Store) -> Store {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let store = Arc::new(Mutex::new(store));
+        let routes = Router::new().fallback(answer).with_state(store.clone());
+        let server = tokio::spawn(async move { axum::serve(listener, routes).await });
+        let client = Client::try_from(kube::Config::new(url)).unwrap();
+        let ctx = Context { client, ..Context::sample() };
+        let old = object(
+            "old",
+            json!({"bootID": "b", "target": 4, "strayInterfaces": ["s"], "detachedPublicAddresses": [public("a")]}),
+        );
+        replace(&ctx, &serde_json::from_value(old).unwrap(), vec![]).await.unwrap();
+        server.abort();
+        std::mem::take(&mut lock(&store))
+    }
+
+    fn old() -> Option<Value> {
+        Some(object("old", json!({})))
+    }
+
+    /// Whether it is this one, with all that the old one recorded.
+    fn has_all(store: &Store, uid: &str) {
+        let there = store.object.as_ref().unwrap();
+        assert_eq!(there["metadata"]["uid"], uid, "{store:?}");
+        let spec = &there["spec"];
+        let records = [&spec["strayInterfaces"][0], &spec["detachedPublicAddresses"][0], &spec["bootID"]];
+        assert_eq!(records, [&json!("s"), &json!(public("a")), &json!("")], "{store:?}");
+    }
+
+    #[tokio::test]
+    async fn an_object_that_goes_is_made_again_however_often_that_fails_for_nothing_else_has_its_record() {
+        let store = replaced(Store { object: old(), fails: 1, ..Store::default() }).await;
+        has_all(&store, "again");
+        assert_eq!(store.asked.iter().filter(|(method, _)| *method == Method::POST).count(), 2, "{store:?}");
+    }
+
+    #[tokio::test]
+    async fn a_blank_object_that_is_made_as_soon_as_the_old_one_goes_gets_all_that_that_recorded() {
+        let blank = object("admitted", json!({"warm": 1}));
+        let store = replaced(Store { object: old(), next: Some(blank), ..Store::default() }).await;
+        has_all(&store, "admitted");
+    }
+
+    #[tokio::test]
+    async fn a_reconcile_that_sees_an_object_that_has_gone_leaves_the_new_one_as_it_is() {
+        let newer = object(
+            "new",
+            json!({"bootID": "b", "interfaces": [
+            {"id": "i", "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}}]}),
+        );
+        let store = replaced(Store { object: Some(newer.clone()), ..Store::default() }).await;
+        assert_eq!((store.object.as_ref(), &store.asked[..]), (Some(&newer), &[(Method::POST, 409)][..]));
+    }
+
+    #[test]
+    fn what_is_created_has_no_field_that_a_later_spec_may_lack() {
+        let spec = json!({"nodeUID": "u", "bootID": "b", "pool": "p", "cooldown": "30s", "warm": 3, "elsewhere": 2,
+            "routeTableID": "t", "reportHolders": true, "snatExclusions": ["10.0.0.0/8"], "target": 4,
+            "takenOffAt": ["2026-01-01T00:00:00Z"], "strayInterfaces": ["s"],
+            "detachedPublicAddresses": ["p"], "interfaces": [
+                {"id": "i", "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}}],
+            "sizing": vnetpool_crds::pool::Sizing::default()});
+        let created = serde_json::to_value(lasting(&serde_json::from_value(spec).unwrap())).unwrap();
+        let least = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        let least: NodeIPAllocationSpec = serde_json::from_value(least).unwrap();
+        let always = serde_json::to_value(least).unwrap();
+        let names = |one: &Value| one.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+        // An object that has once had a sizing keeps one.
+        assert_eq!(&names(&created) - &names(&always), BTreeSet::from(["sizing".to_owned()]));
+        assert_eq!((&created["target"], &created["bootID"]), (&json!(0), &json!("")));
     }
 }

@@ -67,15 +67,16 @@ impl<'a> Reads<'a> {
         if let Some(matter) = &self.held_by {
             return own.of(matter.clone()).shared();
         }
-        let Some(matter) = error.matter(&self.sites) else {
-            // Its turn, if it has one, shows nothing.
-            stand_back(self.ctx, self.node, now);
-            return own;
-        };
-        let met = (self.node, self.sites.as_slice());
-        let holds_all = lock(&self.ctx.refusals.reads).refused(matter.clone(), met, error, now);
-        let own = own.of(matter);
-        if holds_all { own.shared() } else { own }
+        let failed = lock(&self.ctx.refusals.reads).failed(error, (self.node, &self.sites), now);
+        match failed {
+            None => {
+                // Its turn, if it has one, shows nothing.
+                stand_back(self.ctx, self.node, now);
+                own
+            }
+            Some((matter, true)) => own.of(matter).shared(),
+            Some((matter, false)) => own.of(matter),
+        }
     }
 }
 

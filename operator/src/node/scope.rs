@@ -79,11 +79,12 @@ pub fn refused(
     (error, own): (&Error, Setback),
     now: Instant,
 ) -> Setback {
-    let sites = sites(seen, change);
-    let Some(matter) = error.matter(&sites) else { return own };
-    let holds_all = lock(&ctx.refusals.writes).refused(matter.clone(), (node, &sites), error, now);
-    let own = own.of(matter);
-    if holds_all { own.without_wait(now) } else { own }
+    let failed = lock(&ctx.refusals.writes).failed(error, (node, &sites(seen, change)), now);
+    match failed {
+        None => own,
+        Some((matter, true)) => own.of(matter).without_wait(now),
+        Some((matter, false)) => own.of(matter),
+    }
 }
 
 /// The same urgency, but it ends when others are refused the same: a thousand calls may wait for their turn

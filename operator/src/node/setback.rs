@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use crate::azure::{Error, Matter, Remedy};
-use vnetpool_apiserver::doubled;
+use vnetpool_apiserver::{doubled, jittered};
 use vnetpool_crds::reason::Reason;
 
 /// The attempt that failed.
@@ -110,7 +110,8 @@ impl Setback {
     }
 
     /// The same of an error that may concern many. If it does (`is_shared`), one tries on behalf of all:
-    /// nobody waits ever longer, nor anew each time that the refusal is met.
+    /// nobody waits ever longer, nor anew each time that the refusal is met. Those who meet it in the same
+    /// moment come back one after the other.
     pub fn of_many(
         last: Option<&Setback>,
         stage: Stage,
@@ -123,7 +124,8 @@ impl Setback {
         }
         let own = Setback::after(None, stage, error, now).shared();
         let before = last.filter(|last| last.is_shared && last.holds(now));
-        Setback { until: before.map_or(own.until, |last| last.until), ..own }
+        let until = before.map_or_else(|| now + jittered(own.until - now), |last| last.until);
+        Setback { until, ..own }
     }
 
     pub fn of(self, matter: Matter) -> Setback {
@@ -169,6 +171,7 @@ impl Setback {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     fn denied() -> Error {
         Error::Denied { action: "a".into(), scope: "s".into(), message: "m".into() }
@@ -225,6 +228,19 @@ mod tests {
         let used_up = Error::PublicAddressesUsedUp { resource: "r".into(), message: "m".into() };
         let setback = met_again(Setback::after(None, Stage::Write, &used_up, now), &used_up, 20, now);
         assert_eq!((setback.until - now, setback.needs_change), (Duration::from_secs(120), true));
+    }
+
+    #[test]
+    fn those_who_are_refused_the_same_in_one_moment_come_back_one_after_the_other() {
+        let now = Instant::now();
+        let waits =
+            |last: Option<&Setback>| Setback::of_many(last, Stage::Write, &denied(), true, now).until - now;
+        let own = Setback::after(None, Stage::Write, &denied(), now).until - now;
+        let all: HashSet<Duration> = (0..100).map(|_| waits(None)).collect();
+        assert!(all.len() > 50 && all.iter().all(|wait| (own / 2..=own).contains(wait)), "{all:?}");
+        // Met again in between, it waits no longer.
+        let first = Setback::of_many(None, Stage::Write, &denied(), true, now);
+        assert_eq!(waits(Some(&first)), first.until - now);
     }
 
     #[test]

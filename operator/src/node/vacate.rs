@@ -12,13 +12,15 @@ use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, names};
 
 use super::absences::{Absences, Recorded, is_confirmed_gone};
-use super::asking::{Asking, Refused, Turns};
+use super::asking::{Asking, OfAll, Refused, Turns};
 use super::error::Error;
 use super::memory::Memory;
+use super::pending::Pending;
 use super::progress::{Next, SOON};
 use super::setback::{Setback, Stage};
 use super::{backend, growth, pause, publish, report};
 use crate::azure::{self, Change, Kind, Priority, ResourceId, Urgency};
+use crate::cluster::kept;
 use crate::context::Context;
 
 /// How soon to check again whether the VM still lives. Mostly it is about to go; the longer it stays, the
@@ -36,27 +38,29 @@ pub async fn vacate(
     let now = Instant::now();
     if memory.vacant_since.is_none() {
         // A setback of the node's service doesn't delay its end.
-        memory.setback = None;
+        (memory.setback, memory.pending) = (None, Pending::default());
     }
     let since = *memory.vacant_since.get_or_insert(now);
     if let Some(pause) = pause::of(&ctx.cluster, allocation) {
         report::paused(ctx, allocation, &memory.absences, &pause).await?;
         return Ok(Next::After(LATEST));
     }
-    if let Some(wait) = held_back(allocation, memory, now) {
+    if let Some(wait) = held_back(ctx, allocation, memory, now) {
         return Ok(Next::After(wait));
     }
     let gone = format!("Node {} is gone", allocation.name_any());
     let strays = memory.strays.nics().to_vec();
-    let mut attempt = Attempt::of(ctx, allocation, &mut memory.absences, Turns::Taken);
+    let mut attempt = Attempt::of(ctx, allocation, (&mut memory.absences, &mut memory.pending), Turns::Taken);
     let (in_use, refusal) = match attempt.all(&strays).await {
-        Ok(in_use) => (in_use, attempt.refusal()),
-        Err(error) => (None, Some(error.into())),
+        Ok(in_use) => {
+            memory.setback = None;
+            (in_use, attempt.refusal())
+        }
+        Err(error) => (None, Some(put_off(&mut memory.setback, error))),
     };
     if let Some(refusal) = refusal {
-        return refused(ctx, allocation, memory, (refusal, &gone), now).await;
+        return refused(ctx, allocation, memory, (refusal, &gone)).await;
     }
-    memory.setback = None;
     let Some(vm) = in_use else {
         // Another client may write the object in that moment: then returned addresses are counted once, and a
         // resource that was found to be absent stays so, when it is tried again.
@@ -64,7 +68,6 @@ pub async fn vacate(
         growth::gone(ctx, allocation);
         return Ok(Next::Gone);
     };
-    memory.absences.clear();
     let message = format!(
         "there is no Node {} any more, but its VM {vm} lives, so its addresses stay reserved. They are given back when the \
          VM is deleted; a new Node of that name takes them over. If that VM is another machine, and what the NIC holds is to \
@@ -95,49 +98,55 @@ fn nics<'a>(
     named.iter().map(|one| (one.id.as_str(), Some(one.mac.as_str()))).chain(others)
 }
 
-/// How long an error still holds this object's end back. A person's annotation ends that at once, if it is
-/// about what that confirms.
-fn held_back(allocation: &NodeIPAllocation, memory: &Memory, now: Instant) -> Option<Duration> {
-    let is_confirmed = is_confirmed_gone(allocation);
-    // What many are refused is decided anew each time.
-    let setback = memory.setback.as_ref().filter(|setback| setback.holds(now) && !setback.is_shared)?;
-    let is_ended = is_confirmed && (setback.reason == Reason::ScopeMissing || setback.is_in_use);
-    (!is_ended).then(|| setback.until - now)
+/// How long all of an object's resources still wait.
+fn held_back(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    memory: &Memory,
+    now: Instant,
+) -> Option<Duration> {
+    // What many were refused of the node's service holds nothing back here.
+    let own = memory.setback.as_ref().filter(|setback| setback.holds(now) && !setback.is_shared);
+    own.map(|setback| setback.until - now).or_else(|| memory.pending.wait((ctx, allocation), now))
+}
+
+/// An error that ends an attempt early holds all of the object's resources back.
+fn put_off(setback: &mut Option<Setback>, error: azure::Error) -> Refused {
+    if !error.is_given_up() {
+        *setback = Some(Setback::after(setback.as_ref(), Stage::Find, &error, Instant::now()));
+    }
+    error.into()
 }
 
 async fn refused(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     memory: &mut Memory,
-    (Refused { error, is_shared }, why): (Refused, &str),
-    now: Instant,
+    (Refused { error, of_all }, why): (Refused, &str),
 ) -> Result<Next, Error> {
     if error.is_given_up() {
         // A person has paused the node while a write waited for its turn, or others were refused the same.
         return Ok(Next::After(SOON));
     }
-    if Recorded::of(allocation, Timestamp::now()).lacks_second_read(&error) {
-        let message = format!(
+    let wait = held_back(ctx, allocation, memory, Instant::now()).unwrap_or(SOON);
+    let lacks_second_read = Recorded::of(allocation, Timestamp::now()).lacks_second_read(&error);
+    let message = if lacks_second_read {
+        format!(
             "{why}, and Azure doesn't find what this object records. That may pass, so it is asked again in {} s before the \
              record goes. {error}",
             ctx.waits.second_read.as_secs()
-        );
-        memory.setback = None;
-        report::vacant(ctx, allocation, &memory.absences, error.reason(), message).await?;
-        return Ok(Next::After(ctx.waits.second_read));
-    }
-    let setback = Setback::of_many(memory.setback.as_ref(), Stage::Find, &error, is_shared, now);
-    let wait = setback.until - now;
-    memory.setback = Some(setback);
-    let message = format!("{why}, but: {error}");
+        )
+    } else {
+        format!("{why}, but: {error}")
+    };
     report::vacant(ctx, allocation, &memory.absences, error.reason(), message).await?;
     // It is woken when it may try on behalf of all, or when another has succeeded.
-    if is_shared { Ok(Next::After(wait)) } else { Err(Error::Find(error)) }
+    if lacks_second_read || of_all.is_some() { Ok(Next::After(wait)) } else { Err(Error::Find(error)) }
 }
 
-/// An object that was deleted while its Node lives: let go, and made again. First the addresses that its node
-/// has given up leave the NIC. The list of them goes with the object, and a node that then lost its ledger,
-/// too, could hand out an address whose release is still on its way to Azure.
+/// An object that was deleted while its Node lives: let go, and made again, once nobody else holds it. First
+/// the addresses that its node has given up leave the NIC. The list of them goes with the object, and a node
+/// that then lost its ledger, too, could hand out an address whose release is still on its way to Azure.
 pub async fn replace(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -151,19 +160,32 @@ pub async fn replace(
         report::paused(ctx, allocation, &memory.absences, &pause).await?;
         return Ok(Next::After(LATEST));
     }
-    if let Some(wait) = held_back(allocation, memory, now) {
+    let held_by = kept::held_by(allocation);
+    if !held_by.is_empty() {
+        let message = format!(
+            "somebody deleted this object while its Node lives; it is made again once others have taken their finalizers off \
+             it: {}. Find out whose they are, if that lasts",
+            held_by.join(", ")
+        );
+        report::vacant(ctx, allocation, &memory.absences, Reason::HeldByOthers, message).await?;
+        return Ok(Next::After(LATEST));
+    }
+    if let Some(wait) = held_back(ctx, allocation, memory, now) {
         return Ok(Next::After(wait));
     }
-    let mut attempt = Attempt::of(ctx, allocation, &mut memory.absences, Turns::Taken);
+    let mut attempt = Attempt::of(ctx, allocation, (&mut memory.absences, &mut memory.pending), Turns::Taken);
     let (interfaces, refusal) = match attempt.release_relinquished().await {
-        Ok(Some(interfaces)) => (interfaces, attempt.refusal()),
+        Ok(Some(interfaces)) => {
+            memory.setback = None;
+            (interfaces, attempt.refusal())
+        }
         // A new one begins with its NIC's content.
         Ok(None) => return Ok(Next::Gone),
-        Err(Error::Find(error)) => (vec![], Some(error.into())),
+        Err(Error::Find(error)) => (vec![], Some(put_off(&mut memory.setback, error))),
         Err(error) => return Err(error),
     };
     if let Some(refusal) = refusal {
-        return refused(ctx, allocation, memory, (refusal, WHY), now).await;
+        return refused(ctx, allocation, memory, (refusal, WHY)).await;
     }
     publish::replace(ctx, allocation, interfaces).await?;
     Ok(Next::Gone)
@@ -177,6 +199,7 @@ pub struct Attempt<'a> {
     allocation: &'a NodeIPAllocation,
     asking: Asking<'a>,
     absences: &'a mut Absences,
+    pending: &'a mut Pending,
     refused: Vec<Refused>,
 }
 
@@ -203,11 +226,11 @@ impl<'a> Attempt<'a> {
     pub fn of(
         ctx: &'a Context,
         allocation: &'a NodeIPAllocation,
-        absences: &'a mut Absences,
+        (absences, pending): (&'a mut Absences, &'a mut Pending),
         turns: Turns,
     ) -> Attempt<'a> {
         let asking = Asking::of(ctx, allocation, turns);
-        Attempt { ctx, allocation, asking, absences, refused: vec![] }
+        Attempt { ctx, allocation, asking, absences, pending, refused: vec![] }
     }
 
     /// What was refused, if anything was. An error that a second answer doesn't turn into a proof comes
@@ -219,23 +242,36 @@ impl<'a> Attempt<'a> {
         (!self.refused.is_empty()).then(|| self.refused.swap_remove(first))
     }
 
+    /// Whether the resource of this id isn't to be asked for yet. What was refused of it still counts.
+    fn waits_for(&mut self, id: &str) -> bool {
+        let waits = self.pending.refusal(id, (self.ctx, self.allocation), Instant::now());
+        self.refused.extend(waits.cloned());
+        waits.is_some()
+    }
+
     /// Takes in Azure's answer about the resource of this id.
     ///
     /// # Errors
     /// Nothing can be asked of Azure now, or nothing is to be.
     fn learn<T>(&mut self, id: &str, answer: Result<T, Refused>) -> Result<Answer<T>, azure::Error> {
         let refused = match answer {
-            Ok(done) => return Ok(Answer::Done(done)),
+            Ok(done) => {
+                self.pending.ended(id);
+                return Ok(Answer::Done(done));
+            }
             Err(refused) if refused.error.is_given_up() => return Err(refused.error),
             Err(refused) => refused,
         };
         let (error, now) = (&refused.error, Instant::now());
         let recorded = Recorded::of(self.allocation, Timestamp::now());
         let is_confirmed = is_confirmed_gone(self.allocation);
-        if self.absences.prove(error, &recorded, self.ctx.waits.second_read, is_confirmed, now) {
+        let second_read = self.ctx.waits.second_read;
+        if self.absences.prove(error, &recorded, second_read, is_confirmed, now) {
+            self.pending.ended(id);
             return Ok(Answer::Gone);
         }
-        if !refused.is_shared {
+        // Of what others were refused Azure hasn't answered.
+        if refused.of_all.is_none() {
             self.absences.note(id, error, now);
         }
         match error {
@@ -243,6 +279,8 @@ impl<'a> Attempt<'a> {
             | azure::Error::Unavailable { .. }
             | azure::Error::Credential { .. } => Err(refused.error),
             _ => {
+                let wait = recorded.lacks_second_read(error).then_some(second_read);
+                self.pending.refused(id, &refused, wait, now);
                 self.refused.push(refused);
                 Ok(Answer::Refused)
             }
@@ -288,22 +326,37 @@ impl<'a> Attempt<'a> {
     /// one's id: the old one is gone. A public address that something else has is left to that if a person
     /// says so.
     pub async fn end(&mut self, id: &str, mac: Option<&str>) -> Result<Ended, azure::Error> {
+        if self.waits_for(id) {
+            return Ok(Ended::Unknown);
+        }
         let nic: ResourceId = match id.parse() {
             Ok(nic) => nic,
             Err(error) => {
-                self.refused.push(azure::Error::from(error).into());
+                self.learn::<()>(id, Err(azure::Error::from(error).into()))?;
                 return Ok(Ended::Unknown);
             }
         };
+        if self.waits_for_public_addresses(&nic) {
+            return Ok(Ended::Unknown);
+        }
         let settled = self.settle(&nic, mac).await;
         match self.learn(id, settled)? {
             Answer::Done(Some(vm)) => return Ok(Ended::InUse(vm)),
             Answer::Done(None) | Answer::Gone => {}
             Answer::Refused => return Ok(Ended::Unknown),
         }
-        let is_confirmed = is_confirmed_gone(self.allocation);
-        self.delete(public_addresses(self.allocation, &nic), is_confirmed).await?;
+        self.delete(public_addresses(self.allocation, &nic), is_confirmed_gone(self.allocation)).await?;
         Ok(Ended::Nothing)
+    }
+
+    /// Whether a NIC has public addresses, and all of them still wait. Their deletion comes after all else, so
+    /// the NIC needn't be read again.
+    fn waits_for_public_addresses(&mut self, nic: &ResourceId) -> bool {
+        let (mut count, mut waiting) = (0, 0);
+        for id in public_addresses(self.allocation, nic) {
+            (count, waiting) = (count + 1, waiting + usize::from(self.waits_for(id)));
+        }
+        count > 0 && waiting == count
     }
 
     /// The NIC's part of it. Returns the VM that still has it.
@@ -324,7 +377,12 @@ impl<'a> Attempt<'a> {
         let leave: Vec<ResourceId> = groups.filter_map(|group| group.parse().ok()).collect();
         if !release.is_empty() || !leave.is_empty() {
             let change = Change { release, leave, ..Change::default() };
-            self.asking.write(&nic, &change, give_back(ctx, allocation)).await?;
+            let written = self.asking.write(&nic, &change, give_back(ctx, allocation)).await?;
+            // An answer alone releases nothing.
+            let is_held = written.ip_configurations.iter().any(|one| change.release.contains(&one.name));
+            if is_held || written.groups.iter().any(|group| change.leave.contains(group)) {
+                return Err(azure::Error::WithoutEffect { resource: id.to_string() }.into());
+            }
         }
         ctx.azure.forget(id);
         Ok(None)
@@ -334,7 +392,9 @@ impl<'a> Attempt<'a> {
     /// addresses that have lost their ipConfigurations.
     async fn leave(&mut self) -> Result<(), azure::Error> {
         let (ctx, allocation) = (self.ctx, self.allocation);
-        if let Some(table) = &allocation.spec.route_table_id {
+        if let Some(table) = &allocation.spec.route_table_id
+            && !self.waits_for(table)
+        {
             let leave = |urgency| backend::leave(ctx, allocation, table, urgency);
             let (refusals, sites) = (&ctx.refusals.writes, [table.to_ascii_lowercase()]);
             let urgency = give_back(ctx, allocation);
@@ -355,6 +415,9 @@ impl<'a> Attempt<'a> {
     ) -> Result<(), azure::Error> {
         let (ctx, allocation) = (self.ctx, self.allocation);
         for id in all {
+            if self.waits_for(id) {
+                continue;
+            }
             let deleted = match id.parse() {
                 Ok(id) => ctx.azure.delete_public_address(&id, give_back(ctx, allocation)).await,
                 Err(error) => Err(azure::Error::from(error)),
@@ -389,6 +452,9 @@ impl<'a> Attempt<'a> {
             if release.is_empty() && !has_addresses {
                 continue;
             }
+            if self.waits_for(&interface.id) {
+                continue;
+            }
             let id = interface.id.parse().map_err(azure::Error::from).map_err(Error::Find)?;
             let read = self.asking.read(&id, Priority::NewNode).await;
             let Answer::Done(mut nic) = self.learn(&interface.id, read).map_err(Error::Find)? else {
@@ -417,9 +483,11 @@ impl<'a> Attempt<'a> {
 
 /// An error of the deletion of a public address.
 fn of_public_address(ctx: &Context, id: &str, error: azure::Error) -> Refused {
-    let of_all = id.parse().ok().and_then(|id| ctx.azure.refusal_of_public_address(Kind::Delete, &id));
-    let is_shared = of_all.is_some_and(|all| all.reason() == error.reason());
-    Refused { error, is_shared }
+    let of_all = id.parse().ok().filter(|id| {
+        let of_all = ctx.azure.refusal_of_public_address(Kind::Delete, id);
+        of_all.is_some_and(|all| all.reason() == error.reason())
+    });
+    Refused { error, of_all: of_all.map(OfAll::Deletion) }
 }
 
 /// What the object records of a NIC.

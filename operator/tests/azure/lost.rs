@@ -10,7 +10,7 @@ use vnetpool_azure_sim::Effect;
 use vnetpool_operator::azure::{Error, Freshness, LATE, NewPublicAddress, Priority, Remedy, ResourceId};
 
 use crate::script::{Script, answer, client, pass};
-use crate::scripted::{GROUP, arm_error, id};
+use crate::scripted::{GROUP, OPERATION, arm_error, id};
 use crate::simulated::{World, names};
 
 fn status(status: u16) -> Effect {
@@ -151,10 +151,36 @@ async fn a_public_address_that_is_there_after_its_deletion_is_not_taken_for_gone
             script.next(answer(200, there.clone()));
         }
         let error = azure.delete_public_address(&public, Priority::GiveBack).await.unwrap_err();
-        assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
+        assert!(matches!(error, Error::WithoutEffect { .. }), "{error}");
     }
-    script.next(answer(200, Value::Null).with("retry-after", 1));
-    script.next(answer(404, arm_error("ResourceNotFound")));
+}
+
+/// Azure takes the deletion of a public address, and has ended it.
+fn deletion_ends(script: &Script) {
+    let operation = format!("{}{OPERATION}", script.url);
+    script
+        .next(answer(202, Value::Null).with("azure-asyncoperation", operation).with("retry-after", 1))
+        .next(answer(200, json!({ "status": "Succeeded" })));
+}
+
+#[tokio::test]
+async fn a_deletion_that_was_taken_is_no_proof_before_its_operation_has_ended() {
+    let public: ResourceId = format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-pod").parse().unwrap();
+    let script = Script::start().await;
+    let azure = script.azure();
+    let missing = || answer(404, arm_error("ResourceNotFound"));
+    // There is no operation to follow, or Azure has forgotten it: the address is read instead.
+    let operation = format!("{}{OPERATION}", script.url);
+    script.next(answer(202, Value::Null).with("retry-after", 1)).next(missing());
+    script
+        .next(answer(202, Value::Null).with("azure-asyncoperation", operation).with("retry-after", 1))
+        .next(missing())
+        .next(missing());
+    for _ in 0..2 {
+        let error = azure.delete_public_address(&public, Priority::GiveBack).await.unwrap_err();
+        assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    }
+    deletion_ends(&script);
     azure.delete_public_address(&public, Priority::GiveBack).await.unwrap();
 }
 
@@ -186,8 +212,7 @@ async fn a_public_address_whose_making_got_no_answer_is_gone_for_good_a_minute_l
     drop(reserved);
     // It isn't there yet, and then it is.
     script.next(answer(404, arm_error("ResourceNotFound")));
-    script.next(answer(200, Value::Null).with("retry-after", 1));
-    script.next(answer(404, arm_error("ResourceNotFound")));
+    deletion_ends(&script);
     for _ in 0..2 {
         let error = azure.delete_public_address(&public, Priority::GiveBack).await.unwrap_err();
         let Remedy::RetryAfter(wait) = error.remedy() else { panic!("{error}") };
@@ -197,7 +222,6 @@ async fn a_public_address_whose_making_got_no_answer_is_gone_for_good_a_minute_l
     script.next(answer(404, arm_error("ResourceNotFound")));
     let error = azure.delete_public_address(&public, Priority::GiveBack).await.unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
-    script.next(answer(200, Value::Null).with("retry-after", 1));
-    script.next(answer(404, arm_error("ResourceNotFound")));
+    deletion_ends(&script);
     azure.delete_public_address(&public, Priority::GiveBack).await.unwrap();
 }

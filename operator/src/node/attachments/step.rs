@@ -95,8 +95,8 @@ fn detached(nic: &Nic, names: &[String]) -> Result<(), azure::Error> {
     }
 }
 
-/// All at once. Each answer is remembered, whatever became of the others. One that isn't found, or that only
-/// a person can help to, waits alone.
+/// Each answer is remembered, whatever became of the others. One that isn't found, or that only a person can
+/// help to, waits alone.
 ///
 /// # Errors
 /// The last that may pass.
@@ -106,19 +106,34 @@ async fn read_public(
     ids: Vec<ResourceId>,
     urgency: Urgency,
 ) -> Result<(), azure::Error> {
-    let found = join_all(ids.iter().map(|id| ctx.azure.public_address(id, &urgency))).await;
     let mut outcome = Ok(());
-    for (id, found) in ids.into_iter().zip(found) {
-        match found {
-            Ok(public) => attaching.ended(&id, Some(shown(public))),
-            Err(error) if is_for_a_person(&error) => {
-                let is_shared = ctx.azure.refusal_of_public_address(azure::Kind::Read, &id).is_some();
-                attaching.not_read(&id, &error, is_shared, Instant::now());
-            }
-            Err(error) => outcome = Err(error),
+    for (id, error) in read_all(ctx, attaching, ids, &urgency).await {
+        if is_for_a_person(&error) {
+            let is_shared = ctx.azure.refusal_of_public_address(azure::Kind::Read, &id).is_some();
+            attaching.not_read(&id, &error, is_shared, Instant::now());
+        } else {
+            outcome = Err(error);
         }
     }
     outcome
+}
+
+/// Reads public addresses, all at once, and remembers those that are there. Returns the errors of the others.
+async fn read_all(
+    ctx: &Context,
+    attaching: &mut Attaching,
+    ids: Vec<ResourceId>,
+    urgency: &Urgency,
+) -> Vec<(ResourceId, azure::Error)> {
+    let found = join_all(ids.iter().map(|id| ctx.azure.public_address(id, urgency))).await;
+    let mut failed = vec![];
+    for (id, found) in ids.into_iter().zip(found) {
+        match found {
+            Ok(public) => attaching.ended(&id, Some(shown(public))),
+            Err(error) => failed.push((id, error)),
+        }
+    }
+    failed
 }
 
 fn shown(PublicAddress { id, address, dns_name }: PublicAddress) -> allocation::PublicAddress {
@@ -178,15 +193,13 @@ async fn lost(
     if !matches!(error, azure::Error::Unattachable { .. }) || ids.is_empty() {
         return Ok(false);
     }
-    let found = join_all(ids.iter().map(|id| ctx.azure.public_address(id, &urgency))).await;
     let mut missed = HashSet::new();
-    for (id, found) in ids.into_iter().zip(found) {
-        match found {
-            Ok(public) => attaching.ended(&id, Some(shown(public))),
-            Err(error) if error.is_given_up() => return Err(error),
-            Err(azure::Error::NotFound { .. }) => drop(missed.insert(id)),
+    for (id, error) in read_all(ctx, attaching, ids, &urgency).await {
+        match error {
+            azure::Error::NotFound { .. } => drop(missed.insert(id)),
+            error if error.is_given_up() => return Err(error),
             // It is as it was.
-            Err(_) => {}
+            _ => {}
         }
     }
     Ok(attaching.make_anew(&missed))

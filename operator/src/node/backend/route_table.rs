@@ -194,7 +194,7 @@ fn is_met(claim: &Claim, table: &RouteTable) -> bool {
 /// Removes the routes of a node that is gone from the table. Returns whether that took a write.
 ///
 /// # Errors
-/// Azure's. That it doesn't find the table proves nothing by itself.
+/// Azure's. That it doesn't find the table proves nothing by itself, nor does an answer that shows a route.
 pub async fn leave(
     ctx: &Context,
     allocation: &NodeIPAllocation,
@@ -208,7 +208,11 @@ pub async fn leave(
         names: spec.ip_configurations().map(|one| one.name.clone()).collect(),
         next_hop: next_hop.unwrap_or(Ipv4Addr::UNSPECIFIED),
     };
-    ctx.azure.change_routes(&table.parse()?, change, urgency).await.map(|written| written.was_sent)
+    let written = ctx.azure.change_routes(&table.parse()?, change.clone(), urgency).await?;
+    if written.routes.iter().any(|route| change.removes(route)) {
+        return Err(azure::Error::WithoutEffect { resource: table.to_owned() });
+    }
+    Ok(written.was_sent)
 }
 
 /// How often each table is read, a little less often than the known state of it expires.
