@@ -289,6 +289,8 @@ impl Azure {
         let places = Places::of_nic(change);
         let urgency = self.begin_to_ask(&places, id, urgency.into())?;
         let written = self.write_nic(id, change, urgency).await;
+        let written =
+            written.map_err(|error| if change.restore.is_empty() { error.of_no_address() } else { error });
         if written.as_ref().map_or(true, |written| written.was_sent) {
             self.refused.learn(&places, id, written.as_ref().map(|_| ()), Instant::now());
         }

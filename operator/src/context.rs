@@ -89,7 +89,7 @@ impl Default for Waits {
 impl Context {
     /// As of the moment this process begins to lead.
     pub fn new(
-        (client, writes): (Client, Arc<Writes>),
+        client: Client,
         events: Events,
         azure: Arc<Azure>,
         metrics: Arc<Metrics>,
@@ -99,7 +99,7 @@ impl Context {
     ) -> Context {
         Context {
             networks: Arc::new(Networks::new(azure.clone())),
-            writes,
+            writes: Arc::default(),
             beside: Arc::default(),
             shortages: Arc::default(),
             scarcity: Arc::default(),
@@ -121,9 +121,15 @@ impl Context {
     /// In a cluster without an API server, beside an Azure that is never asked.
     #[cfg(test)]
     pub fn sample() -> Context {
+        Context::sample_at(None)
+    }
+
+    /// The same; Azure and its metadata service are at `endpoint`.
+    #[cfg(test)]
+    pub fn sample_at(endpoint: Option<reqwest::Url>) -> Context {
         let (cluster, waker, ..) =
             Cluster::watch(&Context::sample_client(), &Arc::default(), &Default::default());
-        Context::sample_of((cluster, waker), None)
+        Context::sample_of((cluster, waker), endpoint)
     }
 
     #[cfg(test)]
@@ -132,10 +138,10 @@ impl Context {
         Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap()
     }
 
-    /// The same with this view of the cluster; Azure and its metadata service are at `endpoint`.
+    /// The same with this view of the cluster.
     #[cfg(test)]
     pub fn sample_of(view: (Cluster, Waker), endpoint: Option<reqwest::Url>) -> Context {
-        use crate::{azure, leader::Tenure};
+        use crate::azure;
         let client = Context::sample_client();
         let azure = Azure::new(&azure::Config {
             cloud: azure::Cloud::Public,
@@ -146,14 +152,25 @@ impl Context {
             budget_percent: 80,
             dry_run: false,
         });
-        let writes = Arc::new(Writes::new(Tenure::new(tokio::time::Instant::now())));
         let (events, _) = Events::new(client.clone(), "us", |_| None);
         let azure = Arc::new(azure.unwrap());
-        Context::new((client, writes), events, azure, Arc::default(), view, (None, false), Waits::default())
+        Context::new(client, events, azure, Arc::default(), view, (None, false), Waits::default())
     }
 
     /// Requeues these nodes.
     pub fn wake(&self, nodes: &[String]) {
         nodes.iter().for_each(|node| self.waker.allocation(node));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_waits_are_those_that_are_documented() {
+        let Waits { second_read, deadline, late, grace, unlisted, scarce } = Waits::default();
+        let seconds = [second_read, deadline, late, grace, unlisted, scarce].map(|wait| wait.as_secs());
+        assert_eq!(seconds, [60, 300, 60, 900, 900, 60]);
     }
 }

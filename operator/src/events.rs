@@ -2,20 +2,21 @@
 //! our own kind.
 
 mod digest;
+mod publisher;
 
 use crate::azure::{Attached, ResourceId};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{Event, EventType};
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::time::{Instant, sleep_until};
-use tracing::warn;
 
 use vnetpool_crds::reason::{Loudness, Reason};
 use vnetpool_crds::refusal::{self, Refusal, Service};
 
 use digest::{Digest, Reported, node_of};
+use publisher::Publisher;
 
 /// Publishes Events about objects. No task waits for it: a pod may be waiting for the next step.
 pub struct Events {
@@ -23,9 +24,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// The publisher, and the task that delivers its Events in order; the task ends when all are delivered
-    /// and no publisher is left. An Event that can't be delivered is logged and given up: it changes nothing.
-    /// `instance` distinguishes replicas; `pool_of` gives the pool of a node.
+    /// The queue, and the task that publishes its Events in order, each once; the task ends when all are
+    /// published and no queue is left. `instance` distinguishes replicas; `pool_of` gives the pool of a node.
     pub fn new<P>(
         client: Client,
         instance: &str,
@@ -34,9 +34,7 @@ impl Events {
     where
         P: Fn(&str) -> Option<ObjectReference> + Send + Sync,
     {
-        let reporter =
-            Reporter { controller: vnetpool_crds::names::OPERATOR.into(), instance: Some(instance.into()) };
-        let recorder = Recorder::new(client, reporter);
+        let mut publisher = Publisher::new(client, instance);
         let (queue, mut reported) = mpsc::unbounded_channel::<Reported>();
         let deliver = async move {
             let (mut digest, mut news) = (Digest::default(), vec![]);
@@ -44,7 +42,7 @@ impl Events {
                 tokio::select! {
                     count = reported.recv_many(&mut news, usize::MAX) => if count == 0 { break },
                     () = until(digest.due()) => {
-                        publish(&recorder, digest.ended(Instant::now())).await;
+                        publish(&mut publisher, digest.ended(Instant::now())).await;
                         continue;
                     }
                 }
@@ -54,9 +52,9 @@ impl Events {
                     let pool = node_of(&next.0).and_then(&pool_of);
                     digest.admit(next, pool, now)
                 });
-                publish(&recorder, admitted.collect::<Vec<_>>()).await;
+                publish(&mut publisher, admitted.collect::<Vec<_>>()).await;
             }
-            publish(&recorder, digest.rest()).await;
+            publish(&mut publisher, digest.rest()).await;
         };
         (Events { queue }, deliver)
     }
@@ -75,12 +73,10 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-async fn publish(recorder: &Recorder, events: impl IntoIterator<Item = Reported>) {
+async fn publish(publisher: &mut Publisher, events: impl IntoIterator<Item = Reported>) {
     for (about, event) in events {
         for object in about {
-            if let Err(error) = recorder.publish(&event, &object).await {
-                warn!(object = object.name, reason = event.reason, %error, "Event not published");
-            }
+            publisher.publish(&event, &object).await;
         }
     }
 }

@@ -43,6 +43,7 @@ mod refusals;
 pub mod reserved;
 mod resource_id;
 mod rollout;
+mod rounds;
 mod scarcity;
 mod shortage;
 pub mod telemetry;

@@ -370,7 +370,7 @@ async fn write(
     Box::pin(report::report(ctx, progress, node, memory)).await?;
     let announcement = Announcement::of(ctx, progress, node);
     let outcome = write::write(ctx, progress, node, memory, |write| announcement.before(write)).await;
-    announcement.take_in(ctx, progress, node, memory)?;
+    announcement.take_in(ctx, progress, memory)?;
     outcome.map_err(Error::Write)
 }
 

@@ -34,7 +34,7 @@ use crate::lock::lock;
 use crate::metrics::{self, Metrics};
 use crate::rollout::Rollouts;
 use crate::scarcity::Scarcity;
-use crate::writes::Writes;
+use crate::writes;
 use crate::{admin, node, pool};
 
 /// The Lease's name.
@@ -147,13 +147,13 @@ async fn serve(
     // Only the leader serves the nodes' states, or each would be counted once for every replica.
     metrics::watch(&metrics, &cluster);
     let tenure = leadership.tenure();
-    let writes = Arc::new(Writes::new(tenure.clone()));
+    let fenced = writes::fenced(client.clone(), tenure.clone());
     let may_write = tenure.clone();
     azure.begin_to_lead(move || may_write.is_sure(), config.waits.late);
 
     let (events, mut delivery) = deliver(config, client, &cluster, &health);
     let ctx = Arc::new(Context::new(
-        (client.clone(), writes),
+        fenced,
         events,
         azure,
         metrics,
@@ -293,10 +293,12 @@ async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) -> Result<
             pool::run(ctx.clone(), pools, stop),
         )
     };
+    let allocations = || ctx.cluster.allocations().state();
+    let tables = node::backend::watch(&ctx.azure, allocations, |node| ctx.waker.allocation(node));
     tokio::select! {
         _ = controllers => {}
         () = report(&ctx, unreadable) => {}
-        () = node::backend::watch(&ctx.azure, &ctx.cluster, |node| ctx.waker.allocation(node)) => {}
+        () = tables => {}
     }
     Ok(())
 }

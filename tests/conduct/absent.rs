@@ -8,7 +8,7 @@ use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vnetpool_azure_sim::{Effect, VmInfo};
@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_nic_that_a_stranger_has_taken_keeps_its_object_until_a_person_gives_it_up,
     a_machine_whose_node_comes_back_under_another_name_keeps_no_object_under_the_old_one,
     a_transient_404_leaves_the_record_of_a_nics_addresses,
+    an_old_answer_about_a_nic_leaves_the_record_of_its_addresses,
     a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_confirms,
     a_subscription_that_is_not_found_for_a_while_costs_living_nodes_nothing,
     the_next_leader_goes_on_counting_for_how_long_a_resource_group_has_been_gone,
@@ -235,6 +236,27 @@ async fn a_transient_404_leaves_the_record_of_a_nics_addresses(plane: &ControlPl
     stage.until_offers("n1", 3).await?;
     let before = held(&stage, &vm.nic_id);
     not_found(&stage, "ResourceNotFound", Some(1));
+    stage.delete_node("n1").await?;
+    stage.until_condition("n1", condition::READY, "NodeGone").await?;
+    ensure!(held(&stage, &vm.nic_id) == before, "{before:?} became {:?}", held(&stage, &vm.nic_id));
+    ensure!(stage.sim.faults().iter().all(|fault| fault.hits == 1), "{:?}", stage.sim.faults());
+    Ok(())
+}
+
+/// As the NIC was before it had a VM.
+async fn an_old_answer_about_a_nic_leaves_the_record_of_its_addresses(plane: &ControlPlane) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let vm = stage.node("n1", None).await?;
+    stage.bind("n1", 2).await?;
+    until_served(&stage, "n1", 2).await?;
+    stage.until_offers("n1", 3).await?;
+    let before = held(&stage, &vm.nic_id);
+    let mut body = stage.nic("n1");
+    let properties = body["properties"].as_object_mut().context("no properties")?;
+    properties.remove("virtualMachine").context("it has no VM")?;
+    let all = properties.get_mut("ipConfigurations").and_then(Value::as_array_mut);
+    all.context("no ipConfigurations")?.truncate(1);
+    stage.fault("GET", "/n1-nic", Some(1), Effect::Garble { body });
     stage.delete_node("n1").await?;
     stage.until_condition("n1", condition::READY, "NodeGone").await?;
     ensure!(held(&stage, &vm.nic_id) == before, "{before:?} became {:?}", held(&stage, &vm.nic_id));

@@ -16,6 +16,7 @@ use vnetpool_tests::wait::throughout;
 pub const TESTS: &[Test] = crate::tests![
     addresses_wiped_off_a_nic_under_their_pods_are_restored_by_the_first_write,
     an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named,
+    an_address_that_its_subnet_does_not_have_by_now_is_asked_for_once_and_its_pod_is_named,
     lost_addresses_that_azure_refuses_keep_no_other_from_pods,
     a_release_goes_on_while_a_restore_is_refused,
     lost_addresses_that_a_full_network_has_no_room_for_are_not_asked_for_again_and_again,
@@ -78,18 +79,51 @@ async fn an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_
     let lost = stranger.address.to_string();
     ensure!(before.contains(&lost), "{lost} is none of {before:?}");
     stage.bind("n1", 1).await?;
-    let (missing, before) = (lost.clone(), before);
-    let rest = move |seen: &NodeIPAllocation| {
+    until_given_up(&stage, "n1", &before, &lost).await
+}
+
+/// Waits until all of these addresses but one are back; that one was asked for once, and its pod is named.
+async fn until_given_up(stage: &Stage<'_>, node: &str, before: &BTreeSet<String>, lost: &str) -> Result<()> {
+    let rest = |seen: &NodeIPAllocation| {
         let spec: BTreeSet<String> =
             seen.spec.ip_configurations().map(|one| one.address.replace("/32", "")).collect();
-        let restored = before.iter().filter(|one| **one != missing).all(|one| spec.contains(one));
+        let restored = before.iter().filter(|one| *one != lost).all(|one| spec.contains(one));
         let is_named = find(seen, condition::AGENT_REPORTING)?.reason == "AddressVanished";
         let settled = find(seen, condition::RESERVED)?.status == "True";
-        (restored && !spec.contains(&missing) && spec.len() >= 4 && settled && is_named).then_some(())
+        (restored && !spec.contains(lost) && spec.len() >= 4 && settled && is_named).then_some(())
     };
-    stage.until("the others are back, and one is reported as lost", "n1", rest).await?;
-    let tries = stage.writes("n1").into_iter().filter(|one| asked_for(one).contains(&lost)).count();
+    stage.until("the others are back, and one is reported as lost", node, rest).await?;
+    let tries = stage.writes(node).into_iter().filter(|one| asked_for(one).contains(lost)).count();
     ensure!(tries == 1, "{lost} was asked for {tries} times");
+    Ok(())
+}
+
+/// A person has given the subnet another range, in which the address is none that a NIC can have.
+async fn an_address_that_its_subnet_does_not_have_by_now_is_asked_for_once_and_its_pod_is_named(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), sizing()).await?;
+    let mut lost = vec![];
+    for (node, code) in [("n1", "PrivateIPAddressNotInSubnet"), ("n2", "PrivateIPAddressInReservedRange")] {
+        stage.node(node, None).await?;
+        stage.bind(node, 3).await?;
+        let before = until_served(&stage, node, 3).await?;
+        stage.until_holds(node, 4).await?;
+        lost.push((node, code, before));
+    }
+    stage.kill().await?;
+    for (node, code, before) in &lost {
+        wipe(&stage, node).await?;
+        let address = before.first().context("no address")?;
+        let message = format!("Private static IP address {address} is none of subnet prefix 10.250.0.0/20.");
+        let body = json!({ "error": { "code": code, "message": message } });
+        let refusal = Effect::Status { status: 400, body, headers: Default::default() };
+        stage.fault("PUT", &format!("/{node}-nic"), Some(1), refusal);
+    }
+    stage.start().await?;
+    for (node, _, before) in &lost {
+        until_given_up(&stage, node, before, before.first().context("no address")?).await?;
+    }
     Ok(())
 }
 

@@ -128,10 +128,10 @@ pub const ALL: &[Mutation] = &[
     Mutation {
         rule: "a_leader_whose_lease_has_expired_writes_nothing",
         file: "operator/src/writes.rs",
-        from: "|| self.tenure.is_sure()",
+        from: "|| is_read || tenure.is_sure()",
         to: "|| true",
         program: UNITS,
-        tests: &["a_leader_whose_lease_has_expired_writes_neither_spec_nor_conditions"],
+        tests: &["a_leader_whose_lease_has_expired_or_is_lost_sends_no_write_of_any_kind"],
     },
     Mutation {
         rule: "a_relinquished_address_is_never_assigned_again",

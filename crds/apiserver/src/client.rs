@@ -18,7 +18,7 @@ use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ConfigExt};
 use kube::{Client, Config};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
-use tower::retry::RetryLayer;
+use tower::retry::{Policy, RetryLayer};
 use tower::{BoxError, Service, ServiceBuilder};
 
 /// Until an answer begins. The API server itself gives up after as long for most that it waits for.
@@ -48,7 +48,7 @@ pub fn client(config: Config) -> kube::Result<Client> {
     connector.set_keepalive_retries(Some(PROBES));
     connector.set_tcp_user_timeout(Some(UNHEARD));
     let https = config.rustls_https_connector_with_connector(connector)?;
-    let retry = config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry()));
+    let retry = config.default_retry.then(|| RetryLayer::new(Patience::new()));
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(retry)
@@ -57,6 +57,38 @@ pub fn client(config: Config) -> kube::Result<Client> {
         .map_err(BoxError::from)
         .service(legacy::Client::builder(TokioExecutor::new()).build(https));
     Ok(Client::new(Limited(service), config.default_namespace))
+}
+
+/// What the API server refuses for a while is asked for again when it wants that, as long as the request may
+/// last. A refusal for longer is the answer: whoever asks has a wait of its own, and may have other work.
+#[derive(Clone)]
+struct Patience {
+    policy: RetryPolicy,
+    /// When the request is to have ended.
+    end: Option<Instant>,
+}
+
+impl Patience {
+    fn new() -> Patience {
+        Patience { policy: RetryPolicy::server_retry(), end: None }
+    }
+}
+
+impl<B> Policy<Request<Body>, Response<B>, BoxError> for Patience {
+    type Future = Sleep;
+
+    fn retry(
+        &mut self,
+        request: &mut Request<Body>,
+        result: &mut Result<Response<B>, BoxError>,
+    ) -> Option<Sleep> {
+        let end = *self.end.get_or_insert_with(|| Instant::now() + ANSWER);
+        self.policy.retry(request, result).filter(|wait| wait.deadline() < end)
+    }
+
+    fn clone_request(&mut self, request: &Request<Body>) -> Option<Request<Body>> {
+        Policy::<_, Response<B>, BoxError>::clone_request(&mut self.policy, request)
+    }
 }
 
 /// Why a request was ended.
@@ -165,6 +197,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answer::is_status;
     use futures::{StreamExt, TryStreamExt};
     use k8s_openapi::api::core::v1::Pod;
     use kube::Api;
@@ -202,6 +235,24 @@ mod tests {
         let error = pods.get("p").await.unwrap_err();
         assert!(error.to_string().contains("didn't answer within 15 s"), "{error}");
         assert_eq!(asked.elapsed().as_secs(), ANSWER.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_asked_again_about_when_it_wants_that_and_is_the_answer_if_that_takes_too_long() {
+        let refusal = |status: &str, wait: u32| {
+            let text = format!("HTTP/1.1 {status}\r\nretry-after: {wait}\r\ncontent-length: 0\r\n\r\n");
+            &*Box::leak(text.into_boxed_str())
+        };
+        let (busy, gone) = ("429 Too Many Requests", "503 Service Unavailable");
+        for (status, wait, lasts) in
+            [(busy, 30, 0), (busy, 4000, 0), (busy, 5, 10), (gone, 6, 12), (gone, 60, 0)]
+        {
+            let pods = server(refusal(status, wait)).await;
+            let asked = Instant::now();
+            let error = pods.get("p").await.unwrap_err();
+            assert!(is_status(&error, status[..3].parse().unwrap()), "{error:?}");
+            assert_eq!(asked.elapsed().as_secs(), lasts, "{status}, {wait}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

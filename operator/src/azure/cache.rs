@@ -50,8 +50,16 @@ impl Document {
     }
 }
 
+/// The document of the resource of this id.
+///
+/// # Errors
+/// It is none, or it is that of another resource: behind a proxy, an answer may be to another question.
 pub(super) fn parse(id: &ResourceId, body: &[u8]) -> Result<Value, Error> {
-    serde_json::from_slice(body).map_err(|error| Error::unexpected(id, error))
+    let document: Value = serde_json::from_slice(body).map_err(|error| Error::unexpected(id, error))?;
+    match document["id"].as_str().filter(|own| !own.eq_ignore_ascii_case(id.as_str())) {
+        Some(other) => Err(Error::unexpected(id, format!("it is about {other}"))),
+        None => Ok(document),
+    }
 }
 
 /// The etag of a resource's document, which the next write sends along.

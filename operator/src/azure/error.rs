@@ -218,6 +218,18 @@ impl Error {
         matches!(self, Error::Credential { .. } | Error::PublicAddressesUsedUp { .. })
     }
 
+    /// The same of a write that asks for no address: what Azure objects to has its address already, and stays
+    /// as it is until a person ends that.
+    pub(super) fn of_no_address(self) -> Error {
+        let code = self.reason().to_string();
+        match self {
+            Error::AddressTaken { resource, message } | Error::AddressBeingFreed { resource, message } => {
+                Error::Conflict { resource, code, message }
+            }
+            other => other,
+        }
+    }
+
     /// Which of the requested addresses or blocks certainly belong to another client: those that Azure names,
     /// or the only one. A block that Azure knows by an address in it counts as named.
     pub fn taken(&self, asked: &[Ipv4Net]) -> Vec<Ipv4Net> {

@@ -113,7 +113,7 @@ impl Nic {
             id: id.clone(),
             location: document["location"].as_str().unwrap_or_default().to_owned(),
             mac: properties["macAddress"].as_str().map(mac),
-            vm: properties["virtualMachine"]["id"].as_str().and_then(|id| id.parse().ok()),
+            vm: vm(properties)?,
             primary: primary["privateIPAddress"]
                 .as_str()
                 .and_then(|address| address.parse().ok())
@@ -332,6 +332,17 @@ fn ip_configurations(document: &Value) -> Result<&Vec<Value>, Error> {
         return Err(Error::Lacks { what: "the properties of an ipConfiguration" });
     }
     Ok(all)
+}
+
+/// A NIC without a VM is given up with all that it holds, so that one whose VM can't be read is in doubt.
+fn vm(properties: &Value) -> Result<Option<ResourceId>, Error> {
+    let vm = &properties["virtualMachine"];
+    let id = || vm["id"].as_str()?.parse().ok();
+    if vm.is_null() {
+        Ok(None)
+    } else {
+        id().map(Some).ok_or(Error::Lacks { what: "a well-formed id of its VM" })
+    }
 }
 
 fn subnet(properties: &Value) -> Result<&str, Error> {

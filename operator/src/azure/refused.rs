@@ -39,6 +39,20 @@ impl Place {
             _ => false,
         }
     }
+
+    /// How many must have met this error until it is taken for one that all of it meet.
+    fn spoken_for_by(&self, error: &Error) -> usize {
+        match (self, error) {
+            // What can't be attached to one NIC may suit another, and a policy may spare some.
+            (_, Error::Unattachable { .. } | Error::PolicyForbidden { .. }) => ALIKE,
+            // Nobody grants a right to a public address that isn't there yet: all of its group lack it.
+            (Place::Scope { call, .. }, _) if *call == Kind::Write => 1,
+            // To one that is there, the right may be missing by itself.
+            (Place::Scope { id, .. }, Error::Denied { scope, .. }) if !is_within(id, scope) => ALIKE,
+            (Place::Scope { .. }, Error::DenyAssignment { .. }) => ALIKE,
+            _ => 1,
+        }
+    }
 }
 
 /// Where something is, or is to be, and what it refers to.
@@ -85,7 +99,6 @@ fn is_refused_in(id: &str, error: &Error) -> bool {
     match error {
         Error::SubscriptionUnusable { .. } => is_subscription,
         Error::Denied { scope, .. } | Error::Locked { scope, .. } if is_subscription => is_within(id, scope),
-        // Nobody grants a right to a public address that isn't there yet: all of the group lack it.
         Error::Denied { .. } | Error::DenyAssignment { .. } => !is_subscription,
         Error::Locked { scope, .. } => is_within(id, scope),
         // It may spare some.
@@ -143,6 +156,8 @@ struct Refusal {
     error: Error,
     /// Who has met it, by their ids, as far as that matters.
     met: HashSet<String>,
+    /// So many speak for all.
+    quorum: usize,
     /// Until when nobody asks.
     until: Instant,
     /// Which of all refusals it was.
@@ -154,15 +169,12 @@ struct Refusal {
 /// From one attempt to the next. Each pod by itself would ask every few minutes, so that one of many comes
 /// soon after that.
 const AGAIN: Duration = Duration::from_secs(80);
-/// What can't be attached to one NIC may suit another, and a policy may spare some. So many that are refused
-/// speak for all.
+/// So many that are refused speak for all, where what is refused to one may be granted to another.
 const ALIKE: usize = 3;
 
 impl Refusal {
     fn concerns_all(&self) -> bool {
-        let may_suit_others =
-            matches!(self.error, Error::Unattachable { .. } | Error::PolicyForbidden { .. });
-        !may_suit_others || self.met.len() >= ALIKE
+        self.met.len() >= self.quorum
     }
 
     fn holds(&self, now: Instant) -> bool {
@@ -234,7 +246,8 @@ impl Refused {
                         met.insert(id.key());
                     }
                     let (error, until, number) = (error.clone(), now + AGAIN, all.count);
-                    all.places.insert(place.clone(), Refusal { error, met, until, number, cause });
+                    let quorum = place.spoken_for_by(&error);
+                    all.places.insert(place.clone(), Refusal { error, met, quorum, until, number, cause });
                 }
                 if all.count > before {
                     drop(all);
@@ -348,7 +361,7 @@ mod tests {
         for (error, in_group, in_subscription) in [
             (locked("/subscriptions/S"), true, true),
             (locked(group), true, false),
-            (denied(&format!("{group}/providers/Microsoft.Network/publicIPAddresses/vnp-u")), true, false),
+            (denied(group), true, false),
             (denied("/subscriptions/s"), true, true),
             (disabled, true, true),
             (missing, false, false),
@@ -366,6 +379,38 @@ mod tests {
             assert_eq!(refused.has_ended(), in_group, "{error}");
             assert!(asks(&refused, &of(Kind::Delete, "h"), now), "{error}");
         }
+    }
+
+    #[test]
+    fn a_right_that_is_missing_to_one_public_address_holds_no_other_up_until_three_lack_it() {
+        let public =
+            |uid: &str| -> ResourceId { public("g").as_str().replace("vnp-u", uid).parse().unwrap() };
+        let denied = |uid: &str| Error::Denied {
+            action: "a".into(),
+            scope: public(uid).to_string(),
+            message: "m".into(),
+        };
+        let by_assignment = |uid: &str| Error::DenyAssignment {
+            action: "a".into(),
+            resource: public(uid).to_string(),
+            name: "n".into(),
+            message: "m".into(),
+        };
+        let errors: [&dyn Fn(&str) -> Error; 2] = [&denied, &by_assignment];
+        for (error, call) in errors.into_iter().flat_map(|error| [(error, Kind::Read), (error, Kind::Delete)])
+        {
+            let (refused, now) = (Refused::default(), Instant::now());
+            let places = Places::of_public_address(call, &public("a"));
+            for uid in ["a", "a", "a", "b", "c"] {
+                assert!(asks(&refused, &places, now), "{uid}");
+                refused.learn(&places, &public(uid), Err(&error(uid)), now);
+            }
+            assert!(!asks(&refused, &places, now) && asks(&refused, &places, now + AGAIN));
+        }
+        // One that is made isn't there yet.
+        let (refused, now) = (Refused::default(), Instant::now());
+        refused.learn(&places("g", "r"), &public("a"), Err(&denied("a")), now);
+        assert!(!asks(&refused, &places("g", "r"), now));
     }
 
     #[test]

@@ -401,4 +401,8 @@ mod tests {
         assert!(prove(&scope("g")));
         assert!(!prove(&nic("a")) && !prove(&denied));
     }
+    #[test]
+    fn a_missing_resource_group_is_believed_after_a_day() {
+        assert_eq!(BELIEVED.as_secs(), 24 * 60 * 60);
+    }
 }

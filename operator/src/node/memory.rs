@@ -6,7 +6,7 @@ mod hint;
 pub mod known;
 pub mod others;
 pub mod outlived;
-mod reports;
+pub mod reports;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};

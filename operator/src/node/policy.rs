@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::{Timestamp, Unit};
 use kube::ResourceExt;
 use vnetpool_crds::allocation::NodeIPAllocationSpec;
@@ -48,7 +49,7 @@ pub struct Policy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     cause: Cause,
-    /// When it was first seen.
+    /// When it was first seen, for that cause or another of its reason.
     since: Timestamp,
     /// How much longer the last policy holds.
     pub rest: Rest,
@@ -92,12 +93,18 @@ pub fn decide(facts: Facts) -> Policy {
         (Some(_), None) => Cause::Deselected,
         (None, None) => Cause::Gone,
     };
-    let condition =
-        condition::find(allocation.conditions(), SELECTED).filter(|condition| condition.status == "False");
+    let passed_since = |since| Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    // What comes then was said of this cause alone. A node that no pool serves has nothing left to wait for.
+    let goes_on = |said: &&Condition| {
+        let is_unserved =
+            Reason::NoPool == said.reason.as_str() && passed_since(said.last_transition_time.0) >= grace;
+        said.status == "False" && (cause.reason() == said.reason.as_str() || is_unserved)
+    };
+    let said = condition::find(allocation.conditions(), SELECTED).filter(goes_on);
     // Conditions have whole seconds.
-    let since = condition
-        .map_or_else(|| now.round(Unit::Second).unwrap_or(now), |condition| condition.last_transition_time.0);
-    let passed = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    let since =
+        said.map_or_else(|| now.round(Unit::Second).unwrap_or(now), |said| said.last_transition_time.0);
+    let passed = passed_since(since);
     let is_confirmed = pause::is_confirmed_released(allocation);
     let rest = match grace.saturating_sub(passed) {
         _ if is_confirmed => Rest::Over,
@@ -260,23 +267,15 @@ impl Change {
 
     /// The condition's message for a node whose last pool is `last`.
     pub fn verdict(&self, node: &str, last: &str, grace: Duration) -> Verdict {
-        let (reason, what) = match &self.cause {
-            Cause::Gone => {
-                (Reason::NoPool, format!("NodeIPPool {last} is gone, and no other selects node {node}."))
+        let what = match &self.cause {
+            Cause::Gone => format!("NodeIPPool {last} is gone, and no other selects node {node}."),
+            Cause::Deselected => {
+                format!("NodeIPPool {last} doesn't select node {node} any more, nor does any other.")
             }
-            Cause::Deselected => (
-                Reason::NoPool,
-                format!("NodeIPPool {last} doesn't select node {node} any more, nor does any other."),
-            ),
-            Cause::SelectorInvalid => {
-                (Reason::SelectorInvalid, format!("the nodeSelector of NodeIPPool {last} can't be read."))
-            }
-            Cause::Outweighed { by } => (
-                Reason::OtherPool,
-                format!(
-                    "NodeIPPool {by} selects node {node} now, but its addresses are of another mode, range or NIC, or it names \
-                     other security groups."
-                ),
+            Cause::SelectorInvalid => format!("the nodeSelector of NodeIPPool {last} can't be read."),
+            Cause::Outweighed { by } => format!(
+                "NodeIPPool {by} selects node {node} now, but its addresses are of another mode, range or NIC, or it names \
+                 other security groups."
             ),
         };
         let then = match &self.cause {
@@ -301,7 +300,18 @@ impl Change {
             ),
             Rest::Over => format!("Now {then}."),
         };
-        Verdict::no(reason, format!("{what} {rest}"))
+        Verdict::no(self.cause.reason(), format!("{what} {rest}"))
+    }
+}
+
+impl Cause {
+    /// Causes of one reason have the same consequence.
+    fn reason(&self) -> Reason {
+        match self {
+            Cause::Gone | Cause::Deselected => Reason::NoPool,
+            Cause::SelectorInvalid => Reason::SelectorInvalid,
+            Cause::Outweighed { .. } => Reason::OtherPool,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! It concerns this node only. The condition keeps its message until the call that failed succeeds or isn't
 //! needed any more.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::azure::{Error, Matter, Remedy};
@@ -42,8 +43,9 @@ pub struct Setback {
     pub is_shared: bool,
     /// The reason of the error itself.
     cause: Reason,
-    /// How often in a row.
-    strikes: u32,
+    /// The errors that were met since all went well, by their reasons, and how often each was met again: two
+    /// that come in turn are each tried ever less often, too.
+    met: BTreeMap<Reason, u32>,
 }
 
 /// The longest wait between two attempts that need a person to change something first: a thousand such nodes
@@ -51,18 +53,22 @@ pub struct Setback {
 const LONGEST: Duration = Duration::from_secs(600);
 /// The longest wait for a resource that is busy.
 const LONGEST_BUSY: Duration = Duration::from_secs(60);
-/// How often in a row a conflict of an unknown kind may occur before it is reported: for about two minutes.
+/// How often a conflict of an unknown kind may be met again before it is reported: for about two minutes.
 const LASTING: u32 = 3;
 /// Even "at once" leaves the others their turn.
 const AT_ONCE: Duration = Duration::from_millis(500);
+/// How soon to look once more for what isn't found.
+const LOOKED_FOR_AGAIN: Duration = Duration::from_secs(15);
 
 impl Setback {
     /// The only place where a [`Remedy`] turns into conduct. `last` is the setback that still counted before.
     pub fn after(last: Option<&Setback>, stage: Stage, error: &Error, now: Instant) -> Setback {
         let cause = error.reason();
-        let strikes = last.filter(|last| last.cause == cause).map_or(0, |last| last.strikes + 1);
+        let mut met = last.map(|last| last.met.clone()).unwrap_or_default();
+        let strikes = *met.entry(cause).and_modify(|times| *times = times.saturating_add(1)).or_default();
         let doubled = |wait: Duration, longest| doubled(wait, strikes.min(6), longest).max(wait);
         let in_shortage = matches!(error, Error::SubnetFull { .. } | Error::NetworkFull { .. });
+        let is_looked_for = matches!(error, Error::NotFound { .. }) && stage == Stage::Find;
         let (wait, needs_change) = match error.remedy() {
             // The operation that holds the resource mostly ends within seconds, but one on a VM may take an
             // hour.
@@ -84,6 +90,8 @@ impl Setback {
             // All wait for one sign-in, or for one attempt at a quota, which takes one request for all of
             // them: they can afford to be quick.
             Remedy::WaitForChange { retry, .. } if error.is_tried_for_all() => (retry, true),
+            // It may just have been made, and pods wait for it.
+            Remedy::WaitForChange { .. } if is_looked_for => (doubled(LOOKED_FOR_AGAIN, LONGEST), true),
             Remedy::WaitForChange { .. } if in_shortage && stage == Stage::Growth => (Duration::ZERO, true),
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
@@ -105,7 +113,7 @@ impl Setback {
             is_in_use: matches!(error, Error::InUse { .. }),
             matter: None,
             is_shared: false,
-            strikes,
+            met,
         }
     }
 
@@ -125,7 +133,8 @@ impl Setback {
         let own = Setback::after(None, stage, error, now).shared();
         let before = last.filter(|last| last.is_shared && last.holds(now));
         let until = before.map_or_else(|| now + jittered(own.until - now), |last| last.until);
-        Setback { until, ..own }
+        let met = last.map_or_else(|| own.met.clone(), |last| last.met.clone());
+        Setback { until, met, ..own }
     }
 
     pub fn of(self, matter: Matter) -> Setback {
@@ -141,14 +150,14 @@ impl Setback {
         Setback { until: now, ..self }
     }
 
-    /// How often in a row it was met before.
+    /// How often it was met before since all went well.
     pub fn strikes(&self) -> u32 {
-        self.strikes
+        self.met.get(&self.cause).copied().unwrap_or_default()
     }
 
-    /// Whether this error was the last one, too.
-    pub fn is_of(&self, error: &Error) -> bool {
-        self.cause == error.reason()
+    /// Whether this error was met before since all went well.
+    pub fn has_met(&self, error: &Error) -> bool {
+        self.met.contains_key(&error.reason())
     }
 
     pub fn holds(&self, now: Instant) -> bool {
@@ -256,6 +265,44 @@ mod tests {
         let setback = Setback::after(None, Stage::Find, &error, now);
         assert_eq!((setback.until, setback.needs_change), (now + wait, false));
         assert!(setback.holds(now) && !setback.holds(now + wait));
+    }
+
+    #[test]
+    fn two_errors_that_come_in_turn_are_tried_ever_less_often_like_one_that_lasts() {
+        let (now, resource, message) = (Instant::now(), || "r".to_owned(), || "m".to_owned());
+        let busy =
+            Error::Busy { resource: resource(), message: message(), retry_after: Duration::from_secs(15) };
+        let failed = Error::Failed { resource: resource(), code: "c".into(), message: message() };
+        let policy = Error::PolicyForbidden { resource: resource(), assignment: None, message: message() };
+        for [one, other] in [[&busy, &failed], [&denied(), &policy]] {
+            let mut last: Option<Setback> = None;
+            let mut waits = [one, other, one, other, one, other, one, other, one, other].map(|error| {
+                let own = Setback::after(last.as_ref(), Stage::Write, error, now);
+                let wait = (own.until - now).as_secs();
+                last = Some(own);
+                wait
+            });
+            assert!(
+                waits.iter().step_by(2).is_sorted() && waits.iter().skip(1).step_by(2).is_sorted(),
+                "{waits:?}"
+            );
+            waits.sort_unstable();
+            assert!(waits[9] >= 4 * waits[0] && waits[8] >= 60, "{waits:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_found_is_soon_looked_for_again_and_then_ever_less_often() {
+        let (now, mut last) = (Instant::now(), None);
+        let error = Error::NotFound { resource: "r".into(), message: "m".into() };
+        let waits = [(); 5].map(|()| {
+            let own = Setback::after(last.as_ref(), Stage::Find, &error, now);
+            assert!(own.needs_change && own.is_gone);
+            let wait = (own.until - now).as_secs();
+            last = Some(own);
+            wait
+        });
+        assert_eq!(waits, [15, 30, 60, 120, 240]);
     }
 
     #[test]

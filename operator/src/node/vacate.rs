@@ -375,6 +375,17 @@ impl<'a> Attempt<'a> {
         let release: Vec<String> = nic.ip_configurations.iter().map(|one| one.name.clone()).collect();
         let groups = interface(allocation, id).flat_map(|one| &one.application_security_groups);
         let leave: Vec<ResourceId> = groups.filter_map(|group| group.parse().ok()).collect();
+        let seen_without = format!("{id}/virtualMachine");
+        if release.is_empty() && records_addresses(allocation, id) {
+            // An old answer looks the same, and no ETag stops what follows from it. It counts when it is given
+            // again, like an absence.
+            let message = "the NIC shows neither a VM nor the addresses that this object records".to_owned();
+            let error = azure::Error::NotFound { resource: seen_without.clone(), message };
+            let (recorded, second_read) = (Recorded::default(), ctx.waits.second_read);
+            if !self.absences.prove(&error, &recorded, second_read, false, Instant::now()) {
+                return Err(error.into());
+            }
+        }
         if !release.is_empty() || !leave.is_empty() {
             let change = Change { release, leave, ..Change::default() };
             let written = self.asking.write(&nic, &change, give_back(ctx, allocation)).await?;
@@ -383,6 +394,7 @@ impl<'a> Attempt<'a> {
             if is_held || written.groups.iter().any(|group| change.leave.contains(group)) {
                 return Err(azure::Error::WithoutEffect { resource: id.to_string() }.into());
             }
+            self.absences.deleted(&seen_without);
         }
         ctx.azure.forget(id);
         Ok(None)
@@ -493,6 +505,12 @@ fn of_public_address(ctx: &Context, id: &str, error: azure::Error) -> Refused {
 /// What the object records of a NIC.
 fn interface<'a>(allocation: &'a NodeIPAllocation, nic: &ResourceId) -> impl Iterator<Item = &'a Interface> {
     allocation.spec.interfaces.iter().filter(move |one| one.id.eq_ignore_ascii_case(nic.as_str()))
+}
+
+/// Whether the object records addresses on a NIC.
+fn records_addresses(allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
+    let is_on_nic = allocation.spec.mode != Mode::Route;
+    is_on_nic && interface(allocation, nic).any(|one| !one.ip_configurations.is_empty())
 }
 
 /// The public addresses that the ipConfigurations of a NIC have.

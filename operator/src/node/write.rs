@@ -114,7 +114,7 @@ fn learn_from(memory: &mut Memory, change: &Change, error: &azure::Error, now: I
     let taken = error.taken(&change.restore);
     memory.taken.extend(&taken);
     let is_again = memory.has_refused_part_of(change)
-        || memory.setback.as_ref().is_some_and(|setback| setback.is_of(error));
+        || memory.setback.as_ref().is_some_and(|setback| setback.has_met(error));
     let stage = match blame::blame(error, &taken, change, is_again) {
         Blamed::All => Stage::Write,
         Blamed::Growth => Stage::Growth,

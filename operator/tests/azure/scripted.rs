@@ -130,6 +130,67 @@ async fn a_write_that_is_complete_at_once_is_not_read_back() {
 }
 
 #[tokio::test]
+async fn an_address_that_azure_objects_to_though_none_was_asked_for_is_a_conflict_like_any_other() {
+    for (code, asked_for) in [
+        ("PrivateIPAddressNotInSubnet", "AddressTaken"),
+        ("PrivateIPAddressIsAllocated", "AddressTaken"),
+        ("PrivateIPAddressIsBeingCleanedUp", "AddressBeingFreed"),
+    ] {
+        let script = Script::start().await;
+        script.next(answer(200, nic("W/\"1\"", "Succeeded", &[]))).next(answer(400, arm_error(code)));
+        let azure = script.azure();
+        let error = azure.update(&id(), &reserve("vnp-1"), Priority::WaitingPods).await.unwrap_err();
+        assert_eq!(error.reason(), "ResourceConflict", "{error}");
+        assert_eq!(error.remedy(), Remedy::RetryAfter(Duration::from_secs(15)));
+        let restore = [("vnp-2".to_owned(), "10.240.0.9/32".parse().unwrap())].into();
+        let restore = Change { restore, ..Change::default() };
+        script.next(answer(400, arm_error(code)));
+        let error = azure.update(&id(), &restore, Priority::WaitingPods).await.unwrap_err();
+        assert_eq!(error.reason(), asked_for, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_document_of_another_resource_is_believed_of_none() {
+    let network = format!("{GROUP}/Microsoft.Network");
+    let vm =
+        VmId::from_provider_id(&format!("azure://{GROUP}/Microsoft.Compute/virtualMachines/vm")).unwrap();
+    let (table, public): (ResourceId, ResourceId) = (
+        format!("{network}/routeTables/t").parse().unwrap(),
+        format!("{network}/publicIPAddresses/vnp-1").parse().unwrap(),
+    );
+    let script = Script::start().await;
+    let azure = script.azure();
+    let named = |mut document: Value, name: &str| {
+        document["id"] = json!(name);
+        answer(200, document)
+    };
+    let nics = json!([{ "id": id().to_string() }]);
+    let vm_document = json!({ "properties": { "networkProfile": { "networkInterfaces": nics } } });
+    let table_document = json!({ "etag": "1", "location": "r", "properties": { "routes": [] } });
+    for (is_its_own, change) in [(true, ""), (false, "-2")] {
+        let of = |id: &str| format!("{}{change}", id.to_uppercase());
+        script
+            .next(named(vm_document.clone(), &of(vm.resource().as_str())))
+            .next(named(nic("W/\"1\"", "Succeeded", &[]), &of(id().as_str())))
+            .next(named(table_document.clone(), &of(table.as_str())))
+            .next(named(json!({}), &of(public.as_str())));
+        let answers = [
+            azure.nics(&vm, Priority::NewNode).await.err(),
+            azure.nic(&id(), Freshness::Fresh, Priority::NewNode).await.err(),
+            azure.route_table(&table, Priority::NewNode).await.err(),
+            azure.public_address(&public, Priority::WarmRefill).await.err(),
+        ];
+        for error in answers {
+            let reason = error.as_ref().map(|error| error.reason().name());
+            assert_eq!(reason, (!is_its_own).then_some("UnexpectedAnswer"), "{error:?}");
+        }
+        // The table is kept for a minute.
+        pass(Duration::from_secs(61)).await;
+    }
+}
+
+#[tokio::test]
 async fn an_operation_is_polled_at_the_url_and_the_pace_that_azure_gives() {
     let script = Script::start().await;
     script

@@ -129,9 +129,9 @@ const TABLE: &[Row] = &[
     row(&["*QuotaExceeded", "*LimitReached", "*LimitExceeded", "SecondaryIpConfigurationCountPerVMSSVMExceeded"],
         Anywhere, Class::QuotaExceeded),
     // Limits on requests. Compute's throttling goes by the code of anything it doesn't allow.
-    row(&["ResourceRequestsThrottled"], Answer(429), Class::Throttled(Limit::Action)),
-    row(&["RetryableErrorDueToTooManyCallsToThisOperation", "OperationNotAllowed"], Answer(429),
-        Class::Throttled(Limit::Provider)),
+    row(&["ResourceRequestsThrottled"], Anywhere, Class::Throttled(Limit::Action)),
+    row(&["RetryableErrorDueToTooManyCallsToThisOperation"], Anywhere, Class::Throttled(Limit::Provider)),
+    row(&["OperationNotAllowed"], Answer(429), Class::Throttled(Limit::Provider)),
     // Causes that pass without help. "Conflict" isn't one of them: Compute answers so to a concurrent
     // request, but it is also the outer code of conflicts that last.
     row(&["RetryableErrorDueToAnotherOperation", "ReferencedResourceNotProvisioned", "AnotherOperationInProgress"],

@@ -303,3 +303,20 @@ fn the_taken_one_of_the_requested_addresses_is_read_from_the_message() {
     assert_eq!(unnamed.taken(&asked[1..2]), asked[1..2]);
     assert_eq!(Error::Stale { resource: "nic".into() }.taken(&asked), []);
 }
+
+#[test]
+fn a_refusal_that_names_a_virtual_network_concerns_all_of_its_subnets_and_no_other_networks() {
+    let network = "/subscriptions/s/resourceGroups/net/providers/Microsoft.Network/virtualNetworks/vnet";
+    let nic = |group: &str| NIC.replace("/G/", group).to_ascii_lowercase();
+    let subnet = |name: &str| format!("{network}{name}").to_ascii_lowercase();
+    let (message, resource) = (|| "m".to_owned(), nic("/g/"));
+    let denied = Error::Denied { action: "join".into(), scope: network.to_uppercase(), message: message() };
+    let locked = Error::Locked { resource, scope: network.to_owned(), message: message() };
+    for error in [denied, locked] {
+        let matter = error.matter(&[nic("/g/"), subnet("/subnets/a")]).unwrap();
+        assert!(matter.is_wide, "one speaks for all: {matter:?}");
+        assert!(matter.is_around(&[nic("/other/"), subnet("/subnets/b")]), "{matter:?}");
+        assert!(!matter.is_around(&[nic("/g/"), subnet("2/subnets/a")]), "{matter:?}");
+        assert!(error.matter(&[nic("/g/")]).is_none(), "nothing of it was to be joined");
+    }
+}

@@ -112,6 +112,15 @@ fn a_nic_that_no_vm_has_had_has_no_mac() {
 }
 
 #[test]
+fn a_nic_whose_vm_can_not_be_read_is_not_taken_for_one_without() {
+    for vm in [json!({}), json!({ "id": null }), json!({ "id": "vm" }), json!("vm"), json!([])] {
+        let mut odd = document(vec![ip_configuration("ipconfig1", "10.240.0.4", true)]);
+        odd["properties"]["virtualMachine"] = vm;
+        assert_eq!(read(&odd), Err(Error::Lacks { what: "a well-formed id of its VM" }));
+    }
+}
+
+#[test]
 fn a_nic_with_an_ip_configuration_that_has_no_properties_is_neither_read_nor_written() {
     let group = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/applicationSecurityGroups/web";
     let joining = Change { join: vec![group.parse().unwrap()], ..Change::default() };

@@ -4,8 +4,9 @@
 //! node's range: its pods use the range whatever becomes of the route. So a removed route is put back, under
 //! the same name and with the same range, and no other node gets that range meanwhile.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv4Addr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +23,10 @@ use crate::azure::{
     self, Azure, Claim, IpConfiguration, Priority, ProvisioningState, ResourceId, RouteChange, RouteTable,
     Urgency, route_name,
 };
-use crate::cluster::Cluster;
 use crate::context::Context;
 use crate::events;
 use crate::planner::Change;
+use crate::rounds::Rounds;
 
 /// Where a node's addresses are, if they aren't on its NIC.
 #[derive(Clone, Debug)]
@@ -219,28 +220,50 @@ pub async fn leave(
 const CHECK_EVERY: Duration = Duration::from_secs(61);
 
 /// Reads the tables in use, at once and then every minute, one read for all nodes of each, and wakes those
-/// nodes whose route isn't as `spec` has it, because it may have been removed. Never ends.
-pub async fn watch(azure: &Azure, cluster: &Cluster, wake: impl Fn(&str)) {
+/// nodes whose route isn't as `spec` has it, because it may have been removed. A table that has to wait, for
+/// a write or for Azure's limits, holds up no other. Never ends.
+pub async fn watch(azure: &Azure, allocations: impl Fn() -> Vec<Arc<NodeIPAllocation>>, wake: impl Fn(&str)) {
+    let (allocations, wake) = (&allocations, &wake);
+    let mut checks = Rounds::new();
     loop {
-        let mut nodes: HashMap<ResourceId, Vec<Arc<NodeIPAllocation>>> = HashMap::new();
-        for node in cluster.allocations().state() {
-            if let Some(table) = node.spec.route_table_id.as_ref().and_then(|id| id.parse().ok()) {
-                nodes.entry(table).or_default().push(node);
+        let tables: HashSet<ResourceId> = allocations().iter().filter_map(|node| table_of(node)).collect();
+        for table in tables {
+            checks.begin(table, |table| async move {
+                check(azure, &table, allocations, wake).await;
+                table
+            });
+        }
+        let mut next = pin!(sleep(CHECK_EVERY));
+        loop {
+            tokio::select! {
+                () = checks.ended() => {}
+                () = &mut next => break,
             }
         }
-        for (table, nodes) in nodes {
-            // As urgent as mending a route is: pods that run are cut off without it.
-            match azure.route_table(&table, Priority::WaitingPods).await {
-                Ok(known) => {
-                    let wrong = nodes.iter().filter(|node| !is_as_published(&known, &node.spec));
-                    wrong.for_each(|node| wake(&node.name_any()));
-                }
-                // A node that needs the table fails on it, and reports that.
-                Err(error) => warn!(%table, reason = %error.reason(), %error, "route table not read"),
-            }
-        }
-        sleep(CHECK_EVERY).await;
     }
+}
+
+async fn check(
+    azure: &Azure,
+    table: &ResourceId,
+    allocations: impl Fn() -> Vec<Arc<NodeIPAllocation>>,
+    wake: impl Fn(&str),
+) {
+    // As urgent as mending a route is: pods that run are cut off without it.
+    match azure.route_table(table, Priority::WaitingPods).await {
+        Ok(known) => {
+            let nodes = allocations();
+            let nodes = nodes.iter().filter(|node| table_of(node).as_ref() == Some(table));
+            let wrong = nodes.filter(|node| !is_as_published(&known, &node.spec));
+            wrong.for_each(|node| wake(&node.name_any()));
+        }
+        // A node that needs the table fails on it, and reports that.
+        Err(error) => warn!(%table, reason = %error.reason(), %error, "route table not read"),
+    }
+}
+
+fn table_of(node: &NodeIPAllocation) -> Option<ResourceId> {
+    node.spec.route_table_id.as_ref()?.parse().ok()
 }
 
 fn is_as_published(table: &RouteTable, spec: &NodeIPAllocationSpec) -> bool {
@@ -268,4 +291,38 @@ fn published(spec: &NodeIPAllocationSpec) -> Option<(String, Ipv4Net)> {
 /// The pod CIDR and the length of a node's part of it. The API server has checked them.
 fn cidr(route: &PodRoute) -> Option<(Ipv4Net, u8)> {
     Some((route.pod_cidr.parse().ok()?, u8::try_from(route.node_prefix_length).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use vnetpool_azure_sim::{Config, Sim};
+
+    const TABLES: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/\
+        Microsoft.Network/routeTables";
+
+    #[tokio::test]
+    async fn a_table_that_gets_no_answer_keeps_no_other_from_being_read_each_minute() {
+        let node = |name: &str| -> Arc<NodeIPAllocation> {
+            let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "routeTableID": format!("{TABLES}/{name}")});
+            Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap())
+        };
+        let sim = Sim::start(Config::default()).await.unwrap();
+        let hold = json!({ "path_contains": "routeTables/held", "effect": { "kind": "hold_before" } });
+        sim.order_fault(serde_json::from_value(hold).unwrap());
+        let azure = Context::sample_at(Some(sim.arm_url().parse().unwrap())).azure;
+        tokio::spawn(async move { watch(&azure, || vec![node("held"), node("read")], |_| {}).await });
+        let begun = std::time::Instant::now();
+        for count in 1..=2 {
+            let asked = || sim.log().iter().filter(|one| one.path.ends_with("/read")).count();
+            while sim.faults()[0].hits < 1 || asked() < count {
+                assert!(begun.elapsed().as_secs() < 20, "asked {} times, not {count}", asked());
+                sleep(Duration::from_millis(5)).await;
+            }
+            tokio::time::pause();
+            tokio::time::advance(CHECK_EVERY).await;
+            tokio::time::resume();
+        }
+    }
 }

@@ -26,8 +26,12 @@ fn served(change: Value) -> NodeIPAllocation {
     serde_json::from_value(json!({"metadata": {"name": "n1"}, "spec": spec})).unwrap()
 }
 
-fn reporting(mut allocation: NodeIPAllocation, second: i64) -> NodeIPAllocation {
-    let condition = Verdict::no(Reason::NoPool, "").condition(SELECTED, None, at(second));
+fn reporting(allocation: NodeIPAllocation, second: i64) -> NodeIPAllocation {
+    reporting_so(allocation, Reason::NoPool, second)
+}
+
+fn reporting_so(mut allocation: NodeIPAllocation, reason: Reason, second: i64) -> NodeIPAllocation {
+    let condition = Verdict::no(reason, "").condition(SELECTED, None, at(second));
     allocation.status.get_or_insert_default().conditions.push(condition);
     allocation
 }
@@ -83,6 +87,29 @@ fn a_pool_with_an_unreadable_selector_keeps_its_nodes_for_any_time() {
         let policy = decided(&allocation, selected, broken.clone(), 1_000_000);
         assert_eq!((policy.pool == broken, rest(&policy)), (true, Some(Rest::Open)));
     }
+}
+
+#[test]
+fn another_cause_has_a_grace_of_its_own() {
+    let (p, other) = (pool("p", json!({})), pool("other", json!({})));
+    // The selector was unreadable for days, then a person puts it right, to one that matches no node.
+    let corrected = reporting_so(served(json!({})), Reason::SelectorInvalid, 0);
+    for (selected, last) in [(None, p.clone()), (None, None), (other.clone(), p.clone())] {
+        let policy = decided(&corrected, selected, last, 1_000_000);
+        assert_eq!(rest(&policy), Some(Rest::Lasts(GRACE)));
+        assert_eq!(policy.change.unwrap().since(), at(1_000_000));
+    }
+    let outweighed = reporting_so(served(json!({})), Reason::OtherPool, 0);
+    assert_eq!(
+        rest(&decided(&outweighed, other.clone(), p, 890)),
+        Some(Rest::Lasts(GRACE - Duration::from_secs(890)))
+    );
+    assert_eq!(rest(&decided(&outweighed, None, None, 890)), Some(Rest::Lasts(GRACE)));
+    // What no pool serves any more loses nothing to a new one.
+    let unserved = reporting(served(json!({})), 0);
+    let goes_over = decided(&unserved, other.clone(), None, 900);
+    assert_eq!((goes_over.pool == other, rest(&goes_over)), (true, Some(Rest::Over)));
+    assert_eq!(rest(&decided(&unserved, other, None, 899)), Some(Rest::Lasts(GRACE)));
 }
 
 #[test]

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt};
 use tokio::time::timeout;
@@ -37,8 +36,8 @@ pub struct Announcement {
     answer: Answer,
 }
 
-/// The operator's conditions as they were announced, and the API server's answer. `None` until it was asked.
-type Answer = Arc<Mutex<Option<(Vec<Condition>, Result<NodeIPAllocation, kube::Error>)>>>;
+/// The API server's answer. `None` until it was asked.
+type Answer = Arc<Mutex<Option<Result<NodeIPAllocation, kube::Error>>>>;
 
 /// The API server hasn't confirmed in time.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +86,7 @@ impl Announcement {
         let answer = timeout(LATE, asked).await;
         let answer = answer.unwrap_or_else(|_| Err(kube::Error::Service(Late.into())));
         let is_ours = answer.as_ref().is_ok_and(|answer| self.is_ours(answer));
-        *lock(&self.answer) = Some((conditions, answer));
+        *lock(&self.answer) = Some(answer);
         is_ours
     }
 
@@ -102,17 +101,11 @@ impl Announcement {
     ///
     /// # Errors
     /// The announcement's own error: then nothing was sent to Azure.
-    pub fn take_in(
-        self,
-        ctx: &Context,
-        progress: &mut Progress,
-        node: &Node,
-        memory: &mut Memory,
-    ) -> Result<(), Error> {
-        let Some((conditions, answer)) = lock(&self.answer).take() else { return Ok(()) };
+    pub fn take_in(self, ctx: &Context, progress: &mut Progress, memory: &mut Memory) -> Result<(), Error> {
+        let Some(answer) = lock(&self.answer).take() else { return Ok(()) };
         let answer = answer.map_err(Error::Report)?;
         memory.nic.writing = true;
-        super::applied(ctx, progress, node, memory, (conditions, answer));
+        super::applied(ctx, progress, memory, answer);
         Ok(())
     }
 }
@@ -120,9 +113,9 @@ impl Announcement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::leader::Tenure;
     use axum::extract::Request;
     use axum::{Json, Router};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
     use kube::runtime::reflector;
     use kube::runtime::watcher::Event;
     use serde_json::{Value, json};
@@ -166,7 +159,7 @@ mod tests {
         writer.apply_watcher_event(&Event::Apply(node(machine)));
         let announcement = Announcement {
             client: vnetpool_apiserver::client::client(kube::Config::new(url)).unwrap(),
-            writes: Arc::new(Writes::new(Tenure::new(tokio::time::Instant::now()))),
+            writes: Arc::default(),
             cluster: Cluster::new(nodes, allocations, reflector::store().0, watch::channel(true).1),
             node: Arc::new(node("vm")),
             allocation: Arc::new(serde_json::from_value(object(1)).unwrap()),
@@ -188,7 +181,7 @@ mod tests {
     async fn a_spec_of_another_writer_stops_the_write() {
         let (announcement, _) = announcement(("vm", 1), Some(object(2))).await;
         assert!(!announcement.is_confirmed().await);
-        assert!(lock(&announcement.answer).as_ref().is_some_and(|(_, answer)| answer.is_ok()));
+        assert!(lock(&announcement.answer).as_ref().is_some_and(Result::is_ok));
     }
 
     #[tokio::test]
@@ -206,7 +199,7 @@ mod tests {
         let start = tokio::time::Instant::now();
         assert!(!announcement.is_confirmed().await);
         assert_eq!(start.elapsed().as_secs(), LATE.as_secs());
-        let Some((_, Err(late))) = lock(&announcement.answer).take() else { panic!("no answer") };
+        let Some(Err(late)) = lock(&announcement.answer).take() else { panic!("no answer") };
         assert!(late.to_string().contains("wasn't confirmed within 5 s"), "{late}");
     }
 

@@ -123,12 +123,12 @@ pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
         None => next.retain(|one| one.type_ != PAUSED),
     }
     if let Some(seen) = facts.seen {
-        next.retain(|one| one.type_ != SELECTED || seen.pool_change.is_some());
+        // Its transition time is the clock of the grace, which another cause starts anew.
+        next.retain(|one| one.type_ != SELECTED);
         if let Some(change) = &seen.pool_change {
             let node = facts.allocation.name_any();
             let verdict = change.verdict(&node, &facts.allocation.spec.pool, facts.grace);
-            // The clock of the grace.
-            condition::set(&mut next, verdict.condition(SELECTED, generation, change.since()));
+            next.push(verdict.condition(SELECTED, generation, change.since()));
         }
     }
     let mut set = |type_: Type, verdict: Verdict| {

@@ -11,6 +11,7 @@ use vnetpool_crds::reason::Reason;
 
 use super::*;
 use crate::azure::{Error, IpConfiguration, ProvisioningState};
+use crate::node::policy;
 use crate::planner::{self, Observed};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
@@ -138,6 +139,33 @@ fn denied() -> Error {
 
 fn full_subnet() -> Error {
     Error::SubnetFull { subnet: "small".into(), resource: "/nic".into(), message: "full".into() }
+}
+
+#[test]
+fn the_clock_of_the_grace_stands_in_the_condition_and_begins_anew_with_another_reason() {
+    let mut story = story(1, 1, 8, json!({}));
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let invalid = Verdict::no(Reason::SelectorInvalid, "").condition(SELECTED, None, NOW);
+    story.allocation.status.get_or_insert_default().conditions.push(invalid);
+    let held = json!([{"name": "vnp-1", "address": "10.0.1.1/32"}]);
+    story.allocation.spec.interfaces[0].ip_configurations = serde_json::from_value(held).unwrap();
+    for second in [1000, 1500] {
+        let (grace, now) = (Duration::from_secs(900), at(second));
+        let allocation = &story.allocation;
+        let change = policy::decide(policy::Facts {
+            allocation,
+            selected: None,
+            last: None,
+            is_paused: false,
+            grace,
+            now,
+        });
+        story.seen.as_mut().unwrap().pool_change = change.change;
+        let conditions = story.conditions();
+        let selected = condition::find(&conditions, SELECTED).unwrap();
+        assert_eq!((selected.reason.as_str(), selected.last_transition_time.0), ("NoPool", at(1000)));
+        story.allocation.status.get_or_insert_default().conditions = conditions;
+    }
 }
 
 #[test]
