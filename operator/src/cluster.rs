@@ -21,7 +21,6 @@ use std::time::Instant;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::Node;
 use kube::core::{Selector, SelectorExt};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event, watcher};
@@ -37,6 +36,7 @@ use crate::demand::{Demand, Uid};
 use crate::health::Health;
 use crate::left_alone::{self, Architectures};
 use crate::lock::lock;
+use crate::node_object::Node;
 use crate::planner::attachments::Wish;
 use crate::pod_cidr;
 use renewal::Renewal;
@@ -237,7 +237,7 @@ impl Cluster {
             return None;
         }
         let pools = self.pools.state();
-        let name = NodeIPPool::serving(pools.iter().map(Arc::as_ref), node.labels())?.name_any();
+        let name = NodeIPPool::serving(pools.iter().map(Arc::as_ref), &node.labels().to_map())?.name_any();
         pools.into_iter().find(|pool| pool.name_any() == name)
     }
 
@@ -262,8 +262,8 @@ impl Cluster {
         }
         let read = self.pools.state();
         let claims: Vec<NodeIPPool> = unknown.iter().filter_map(|pool| unreadable::claim(pool)).collect();
-        let name =
-            NodeIPPool::serving(read.iter().map(Arc::as_ref).chain(&claims), node.labels())?.name_any();
+        let name = NodeIPPool::serving(read.iter().map(Arc::as_ref).chain(&claims), &node.labels().to_map())?
+            .name_any();
         unknown.into_iter().find(|pool| pool.name() == name)
     }
 
@@ -330,9 +330,10 @@ impl Cluster {
     fn nodes_about(&self, pool: &str, former: Option<&Selector>) -> BTreeSet<String> {
         let now = self.pool(pool).and_then(|pool| pool.spec.selector().ok());
         let selectors = [now.as_ref(), former];
-        let chosen = self
-            .nodes
-            .state_filter(|node| selectors.iter().flatten().any(|selector| selector.matches(node.labels())));
+        let chosen = self.nodes.state_filter(|node| {
+            let labels = node.labels().to_map();
+            selectors.iter().flatten().any(|selector| selector.matches(&labels))
+        });
         let served = self.allocations.state_filter(|allocation| allocation.spec.pool == pool);
         chosen
             .iter()

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1;
 use kube::ResourceExt;
 use kube::core::SelectorExt;
 use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::reason::Reason;
+
+use crate::node_object::Node;
 
 /// The architectures of nodes that there are images for, as the label `kubernetes.io/arch` names them. With
 /// none of them known, any will do.
@@ -24,7 +26,7 @@ impl Architectures {
     /// Whether no image is for the Node. The kubelet labels each Node; one without the label may be served.
     fn lack(&self, node: &Node) -> bool {
         let architecture = node.labels().get("kubernetes.io/arch");
-        !self.0.is_empty() && architecture.is_some_and(|one| !self.0.contains(one))
+        !self.0.is_empty() && architecture.is_some_and(|one| self.0.iter().all(|known| known != one))
     }
 }
 
@@ -68,19 +70,18 @@ impl Cause {
 }
 
 /// Why nothing is reserved for a Node and nothing of it is changed; `None`: it is served like any other.
-/// Virtual nodes are known as Azure's and others' virtual kubelets mark them: by a label, a taint, or both.
 pub fn cause(node: &Node, architectures: &Architectures) -> Option<Cause> {
-    let has = |label: &str, value: &str| node.labels().get(label).is_some_and(|one| one == value);
-    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    if has("type", "virtual-kubelet")
-        || taints.into_iter().any(|taint| taint.key == "virtual-kubelet.io/provider")
-    {
+    let never = never(|label| node.labels().get(label), |taint| node.has_taint(taint));
+    never.or_else(|| architectures.lack(node).then_some(Cause::Architecture))
+}
+
+/// The cause that no image would end, by the value of each label and by the keys of taints. Virtual nodes are
+/// known as Azure's and others' virtual kubelets mark them: by a label, a taint, or both.
+fn never<'a>(label: impl Fn(&str) -> Option<&'a str>, has_taint: impl Fn(&str) -> bool) -> Option<Cause> {
+    if label("type") == Some("virtual-kubelet") || has_taint("virtual-kubelet.io/provider") {
         return Some(Cause::Virtual);
     }
-    if has("kubernetes.io/os", "windows") {
-        return Some(Cause::Windows);
-    }
-    architectures.lack(node).then_some(Cause::Architecture)
+    (label("kubernetes.io/os") == Some("windows")).then_some(Cause::Windows)
 }
 
 /// Whether a Node is left alone, whatever architectures there are images for.
@@ -88,9 +89,16 @@ pub fn is_never_served(node: &Node) -> bool {
     cause(node, &Architectures::default()).is_some()
 }
 
+/// The same of a Node that was read as a whole.
+pub fn whole_is_never_served(node: &v1::Node) -> bool {
+    let taints = || node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let label = |name: &str| node.labels().get(name).map(String::as_str);
+    never(label, |key| taints().any(|taint| taint.key == key)).is_some()
+}
+
 /// Whether a pool's selector takes in a Node.
 pub fn selects(pool: &NodeIPPool, node: &Node) -> bool {
-    pool.spec.selector().is_ok_and(|selector| selector.matches(node.labels()))
+    pool.spec.selector().is_ok_and(|selector| selector.matches(&node.labels().to_map()))
 }
 
 #[cfg(test)]

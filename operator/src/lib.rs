@@ -33,6 +33,7 @@ mod left_alone;
 pub mod metrics;
 mod network;
 mod node;
+mod node_object;
 mod operate;
 pub mod planner;
 mod pod_cidr;

@@ -58,17 +58,16 @@ mod write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::NodeIPAllocationSpec;
 
 use crate::azure;
-use crate::cluster::kept;
 use crate::cluster::proof::Unproved;
 use crate::context::Context;
 use crate::events;
+use crate::node_object::Node;
 use crate::planner;
 use absences::Recorded;
 use asking::Turns;
@@ -185,7 +184,7 @@ fn is_as_begun(
     newest: Option<&NodeIPAllocation>,
     newest_node: Option<&Node>,
 ) -> bool {
-    let is_same_node = newest_node.is_some_and(|newest| kept::is_same_machine(node, newest));
+    let is_same_node = newest_node.is_some_and(|newest| node.is_same_machine(newest));
     let is_to_stay = newest.is_some_and(|newest| {
         newest.metadata.deletion_timestamp.is_none() && newest.uid() == allocation.uid()
     });
@@ -281,7 +280,7 @@ async fn observe_and_plan(
     }
     memory.run_clocks(&plan, now);
     if !seen.is_held_back {
-        let lag = lag::lag(&progress.allocation, kept::boot_id(node));
+        let lag = lag::lag(&progress.allocation, node.boot_id());
         memory.end_what_is_over(&plan, seen.has_vanished, &lag, now);
     }
     let attachments = attachments::plan(ctx, &progress.allocation, node, &seen, memory, now);
@@ -296,7 +295,8 @@ async fn observe_and_plan(
         progress.attachments = Some(attachments);
         (plan, None)
     };
-    (progress.seen, progress.plan, progress.rehearsal) = (Some(seen), Some(plan), rehearsal);
+    (progress.seen, progress.plan) = (Some(Box::new(seen)), Some(Box::new(plan)));
+    progress.rehearsal = rehearsal;
     Ok(())
 }
 
@@ -517,11 +517,8 @@ mod tests {
             serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
         };
         let machine = |uid: &str, vm: &str, boot: &str| -> Node {
-            let info = json!({"architecture": "", "bootID": boot, "containerRuntimeVersion": "", "kernelVersion": "",
-                "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "",
-                "systemUUID": ""});
             serde_json::from_value(json!({"metadata": {"name": "n", "uid": uid}, "spec": {"providerID": vm},
-                "status": {"nodeInfo": info}}))
+                "status": {"nodeInfo": {"bootID": boot}}}))
             .unwrap()
         };
         let (begun, node) = (object("a", None), machine("u", "vm", "b"));

@@ -26,6 +26,7 @@ use vnetpool_azure_sim::{Config, Draws, NewVm};
 use vnetpool_crds::condition::ATTACHED;
 use vnetpool_crds::names::{BACKEND_POOLS, PUBLIC_ADDRESS};
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationSpec, NodeIPPool};
+use vnetpool_operator::outlook;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::{eventually, throughout};
 
@@ -300,7 +301,7 @@ impl Garbled {
         };
         let is_readable = match kind {
             "nodeipallocations" => can_be_read::<NodeIPAllocation>(&object)?,
-            "nodes" => can_be_read::<Node>(&object)?,
+            "nodes" => can_be_read::<outlook::Node>(&object)?,
             "nodeippools" => can_be_read::<NodeIPPool>(&object)?,
             // Of a Pod each field is read alone.
             _ => true,

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use vnetpool_apiserver::reading::{Reading, Unreadable};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
-use vnetpool_operator::outlook::{Facts, Outlook, needs_address, outlook};
+use vnetpool_operator::outlook::{Facts, Node, Outlook, needs_address, outlook};
 
 use crate::kubectl::Kubectl;
 use crate::pod::node_of;

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, from_value, json};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
+use vnetpool_operator::outlook::Node;
 
 use crate::cluster::Objects;
 
@@ -55,9 +56,8 @@ pub fn allocation(node: &str, held: &[u8], status: Value) -> NodeIPAllocation {
 }
 
 fn node(name: &str, labels: Value) -> Node {
-    from_value(json!({"metadata": {"name": name, "labels": labels}, "status": {"allocatable": {"pods": "110"},
-        "nodeInfo": {"bootID": "boot", "architecture": "", "containerRuntimeVersion": "", "kernelVersion": "",
-            "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": ""}}}))
+    from_value(json!({"metadata": {"name": name, "labels": labels},
+        "status": {"allocatable": {"pods": "110"}, "nodeInfo": {"bootID": "boot"}}}))
     .unwrap()
 }
 

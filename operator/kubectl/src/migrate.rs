@@ -13,7 +13,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use serde::Serialize;
 use vnetpool_operator::azure::VmId;
-use vnetpool_operator::outlook::{is_never_served, needs_address};
+use vnetpool_operator::outlook::{needs_address, whole_is_never_served};
 
 use crate::kubectl::Kubectl;
 use crate::pod::{addresses_of, full_name, node_of};
@@ -115,7 +115,7 @@ fn mind(about: String, message: impl Into<String>) -> Finding {
 
 fn of_node(node: &Node) -> Vec<Finding> {
     let about = || format!("Node {}", node.name_any());
-    if is_never_served(node) {
+    if whole_is_never_served(node) {
         return vec![mind(about(), "Windows and virtual nodes are left alone: it keeps its network.")];
     }
     let spec = node.spec.clone().unwrap_or_default();

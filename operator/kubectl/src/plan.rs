@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use serde::Serialize;
 use serde_json::Value;
 use vnetpool_crds::NodeIPPool;
-use vnetpool_operator::outlook::Outlook;
+use vnetpool_operator::outlook::{self, Outlook};
 
 use crate::cluster::Objects;
 use crate::explain::next;
@@ -98,17 +98,13 @@ pub fn plan(objects: &Objects, applied: Vec<Value>) -> Result<Forecast> {
 }
 
 /// A node without an object that gets one.
-fn joining(
-    objects: &Objects,
-    node: &k8s_openapi::api::core::v1::Node,
-    after: &[Arc<NodeIPPool>],
-) -> Option<Node> {
+fn joining(objects: &Objects, node: &outlook::Node, after: &[Arc<NodeIPPool>]) -> Option<Node> {
     let serving = |pools: &[Arc<NodeIPPool>]| {
         let pools = pools.iter().map(AsRef::as_ref);
-        NodeIPPool::serving(pools, node.labels()).map(ResourceExt::name_any)
+        NodeIPPool::serving(pools, &node.labels().to_map()).map(ResourceExt::name_any)
     };
     let (before, after) = (serving(&objects.pools), serving(after)?);
-    (before.is_none() && !vnetpool_operator::outlook::is_never_served(node)).then(|| Node {
+    (before.is_none() && !outlook::is_never_served(node)).then(|| Node {
         name: node.name_any(),
         pool: Change { before: NONE.to_owned(), after },
         wanted: Change { before: 0, after: 0 },

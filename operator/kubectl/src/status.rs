@@ -105,7 +105,7 @@ pub fn status(objects: &Objects) -> Status {
     }
     let unserved = objects.nodes.iter().filter(|node| objects.allocation(&node.name_any()).is_none());
     for node in unserved.filter(|node| !is_never_served(node)) {
-        let pool = NodeIPPool::serving(objects.pools.iter().map(AsRef::as_ref), node.labels());
+        let pool = NodeIPPool::serving(objects.pools.iter().map(AsRef::as_ref), &node.labels().to_map());
         all.push(Trouble {
             object: format!("Node {}", node.name_any()),
             what: "has no NodeIPAllocation".to_owned(),

@@ -131,6 +131,20 @@ impl Transport {
         }
         let lane = call.lane(&url);
         let waited = self.wait_for_turn(call, &lane).await?;
+        // Thousands may wait for their turn: none of them has room for the exchange yet.
+        Box::pin(self.exchange(call, &lane, url, if_match, body, waited)).await
+    }
+
+    /// Sends one request, which has `waited` for its turn.
+    async fn exchange(
+        &self,
+        call: &Call,
+        lane: &Lane,
+        url: Url,
+        if_match: Option<&str>,
+        body: Option<Vec<u8>>,
+        waited: Duration,
+    ) -> Result<Answer, Error> {
         let token = self.0.tokens.header().await?;
         let started = Instant::now();
         let request_id = Uuid::new_v4();
@@ -179,7 +193,7 @@ impl Transport {
             None => {}
         }
         match outcome {
-            Ok(answer) => self.judge(call, &lane, answer),
+            Ok(answer) => self.judge(call, lane, answer),
             Err(error) => Err(lost(call, &error)),
         }
     }

@@ -5,7 +5,6 @@ use std::mem::take;
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::Node;
 use kube::core::Selector;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -20,26 +19,33 @@ use super::unreadable::{Sieve, Sifted, Unknown};
 use super::wakeups::Waker;
 use super::{Cluster, kept, lock};
 use crate::demand::pod::{self, Decoded};
+use crate::node_object::{Node, Shared};
 use crate::pod_cidr;
 
 /// Keeps the store of one kind at what the API server has, stripped.
 struct Intake<K: Resource<DynamicType = ()> + Clone + PartialEq + 'static> {
     sieve: Sieve,
     shelf: Shelf<K>,
-    strip: fn(&mut K),
+    strip: Box<dyn FnMut(&mut K) + Send>,
 }
 
 impl<K: Resource<DynamicType = ()> + Clone + PartialEq + 'static> Intake<K> {
-    fn new(unknown: &Unknown, store: &Store<K>, writer: Writer<K>, strip: fn(&mut K)) -> Self {
+    /// `strip` takes from an object what isn't kept of it.
+    fn new(
+        unknown: &Unknown,
+        store: &Store<K>,
+        writer: Writer<K>,
+        strip: impl FnMut(&mut K) + Send + 'static,
+    ) -> Self {
         let shelf = Shelf { store: store.clone(), writer, is_listed: false, listed: HashSet::new() };
-        Intake { sieve: Sieve::new(unknown.clone()), shelf, strip }
+        Intake { sieve: Sieve::new(unknown.clone()), shelf, strip: Box::new(strip) }
     }
 
     /// Stores the object of an event, and returns the wakeups that follow.
     fn take(&mut self, event: Event<Reading<K>>) -> Sifted<K> {
-        let (store, shelf, strip) = (self.shelf.store.clone(), &mut self.shelf, self.strip);
+        let (store, shelf, strip) = (self.shelf.store.clone(), &mut self.shelf, &mut self.strip);
         let keep = |event: Event<K>| {
-            let event = event.modify(strip);
+            let event = event.modify(&mut *strip);
             shelf.keep(&event);
             event
         };
@@ -87,7 +93,9 @@ impl<K: Resource<DynamicType = ()> + Clone + PartialEq + 'static> Shelf<K> {
 }
 
 pub fn nodes(view: Cluster, waker: Waker, writer: Writer<Node>) -> impl FnMut(Event<Reading<Node>>) + Send {
-    let mut intake = Intake::new(&view.unknown_nodes, &view.nodes, writer, kept::strip_node);
+    let mut labels = Shared::default();
+    let share = move |node: &mut Node| node.share(&mut labels);
+    let mut intake = Intake::new(&view.unknown_nodes, &view.nodes, writer, share);
     let mut changes = Changes::new(kept::node_digest);
     move |event| {
         let Sifted { event, turned } = intake.take(event);

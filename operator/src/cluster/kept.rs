@@ -2,58 +2,16 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, NodeSystemInfo};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
-use kube::api::ObjectMeta;
 use vnetpool_crds::allocation::{Holder, NodeIPAllocationStatus};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
 
 use crate::left_alone::is_never_served;
+use crate::node_object::Node;
 
-/// Of the annotations, keeps only that one.
-fn keep_pause(metadata: &mut ObjectMeta) {
-    if let Some(annotations) = &mut metadata.annotations {
-        annotations.retain(|name, _| name == names::PAUSED);
-    }
-}
-
-/// Keeps of a Node its identity, labels, pause, taints, providerID, bootID and the kubelet's pod limit; and
-/// its condition Ready, while the kubelet reports there that the runtime has no network.
-pub fn strip_node(node: &mut Node) {
-    node.metadata = ObjectMeta {
-        name: node.metadata.name.take(),
-        uid: node.metadata.uid.take(),
-        resource_version: node.metadata.resource_version.take(),
-        deletion_timestamp: node.metadata.deletion_timestamp.take(),
-        labels: node.metadata.labels.take(),
-        annotations: node.metadata.annotations.take(),
-        ..Default::default()
-    };
-    keep_pause(&mut node.metadata);
-    node.spec = node.spec.take().map(|spec| NodeSpec {
-        provider_id: spec.provider_id,
-        taints: spec.taints,
-        ..Default::default()
-    });
-    let complaint = networkless(node).is_some();
-    node.status = node.status.take().map(|status| NodeStatus {
-        conditions: status
-            .conditions
-            .map(|all| all.into_iter().filter(|one| one.type_ == "Ready").collect())
-            .filter(|_| complaint),
-        allocatable: status.allocatable.map(|mut all| {
-            all.retain(|resource, _| resource == "pods");
-            all
-        }),
-        node_info: status
-            .node_info
-            .map(|info| NodeSystemInfo { boot_id: info.boot_id, ..Default::default() }),
-        ..Default::default()
-    });
-}
-
-/// Leaves out the longest parts, which only people and the agent read, and keeps of each holder only its
-/// address and UID.
+/// Leaves out the longest parts, which only people and the agent read, and the agent's words about what is
+/// well, and keeps of each holder only its address and UID.
 pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
     allocation.metadata.managed_fields = None;
     if let Some(annotations) = &mut allocation.metadata.annotations {
@@ -61,6 +19,10 @@ pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
     }
     if let Some(status) = &mut allocation.status {
         status.leases.clear();
+        let is_read = |one: &Condition| one.status != "True" || one.type_ == condition::METADATA_REFUSED;
+        for one in status.conditions.iter_mut().filter(|one| condition::is_agents(one) && !is_read(one)) {
+            one.message = String::new();
+        }
         for one in status.lost.iter_mut().chain(&mut status.confirmed).chain(&mut status.holders) {
             *one = Holder {
                 address: std::mem::take(&mut one.address),
@@ -73,18 +35,20 @@ pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
 
 pub fn strip_pool(pool: &mut NodeIPPool) {
     pool.metadata.managed_fields = None;
-    keep_pause(&mut pool.metadata);
+    if let Some(annotations) = &mut pool.metadata.annotations {
+        annotations.retain(|name, _| name == names::PAUSED);
+    }
 }
 
 pub fn node_digest(node: &Node) -> u64 {
     digest((
         &node.metadata.uid,
-        &node.metadata.labels,
-        provider_id(node),
-        boot_id(node),
-        pods_allowed(node),
-        is_tainted_full(node),
-        networkless(node),
+        node.labels(),
+        node.provider_id(),
+        node.boot_id(),
+        node.pods_allowed(),
+        node.has_taint(names::FULL_TAINT),
+        node.networkless(),
         is_never_served(node),
         node.annotations().get(names::PAUSED),
     ))
@@ -164,66 +128,25 @@ fn digest(of: impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// Empty if the Node has none.
-pub fn provider_id(node: &Node) -> &str {
-    node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).unwrap_or_default()
-}
-
-/// The boot the kubelet reports from; empty before its first report.
-pub fn boot_id(node: &Node) -> &str {
-    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
-    info.map(|info| info.boot_id.as_str()).unwrap_or_default()
-}
-
-/// Whether both are of one machine, and of one boot of it.
-pub fn is_same_machine(one: &Node, other: &Node) -> bool {
-    let of = |node| (provider_id(node).to_owned(), boot_id(node).to_owned());
-    one.metadata.uid == other.metadata.uid && of(one) == of(other)
-}
-
-/// The kubelet's pod limit; `None` before its first report.
-pub fn pods_allowed(node: &Node) -> Option<u32> {
-    count(&node.status.as_ref()?.allocatable.as_ref()?.get("pods")?.0)
-}
-
-/// A whole number as Kubernetes writes quantities: 1000 pods are `1k`.
-fn count(quantity: &str) -> Option<u32> {
-    let (digits, unit) = match quantity.strip_suffix('k') {
-        Some(digits) => (digits, 1000),
-        None => (quantity, 1),
-    };
-    digits.parse::<u32>().ok()?.checked_mul(unit)
-}
-
-/// The kubelet's report of a runtime that finds no network plugin to start pods with; `None` if it finds one.
-pub fn networkless(node: &Node) -> Option<&str> {
-    let conditions = node.status.as_ref()?.conditions.as_ref()?;
-    let ready = conditions.iter().find(|one| one.type_ == "Ready" && one.status == "False")?;
-    ready.message.as_deref().filter(|message| message.contains("NetworkPluginNotReady"))
-}
-
-pub fn is_tainted_full(node: &Node) -> bool {
-    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
-    taints.is_some_and(|taints| taints.iter().any(|taint| taint.key == names::FULL_TAINT))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn node(heartbeat: &str, boot: &str) -> Node {
-        serde_json::from_value(json!({
+        serde_json::from_value(sent(heartbeat, boot)).unwrap()
+    }
+
+    fn sent(heartbeat: &str, boot: &str) -> Value {
+        json!({
             "metadata": {"name": "n", "uid": "u", "labels": {"a": "b"}, "resourceVersion": heartbeat},
             "spec": {"providerID": "azure:///x", "podCIDR": "10.0.0.0/24"},
             "status": {
                 "allocatable": {"pods": "110", "cpu": "4"},
                 "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": heartbeat}],
-                "nodeInfo": {"bootID": boot, "kernelVersion": "6.1", "architecture": "", "containerRuntimeVersion": "",
-                    "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": ""}
+                "nodeInfo": {"bootID": boot, "kernelVersion": "6.1"}
             }
-        }))
-        .unwrap()
+        })
     }
 
     #[test]
@@ -237,13 +160,13 @@ mod tests {
     fn a_pause_is_kept_and_is_news_and_other_annotations_are_neither() {
         let noise = json!({"node.alpha.kubernetes.io/ttl": "0"});
         let pauses = json!({"vnetpool.io/paused": "incident 7", "node.alpha.kubernetes.io/ttl": "0"});
-        let node = |annotations: &serde_json::Value| -> (u64, Vec<String>) {
-            let mut node = node("2026-01-01T00:00:00Z", "b1");
-            node.metadata.annotations = serde_json::from_value(annotations.clone()).unwrap();
-            strip_node(&mut node);
+        let node = |annotations: &Value| -> (u64, Vec<String>) {
+            let mut sent = sent("2026-01-01T00:00:00Z", "b1");
+            sent["metadata"]["annotations"] = annotations.clone();
+            let node: Node = serde_json::from_value(sent).unwrap();
             (node_digest(&node), node.annotations().values().cloned().collect())
         };
-        let pool = |annotations: &serde_json::Value| -> (u64, Vec<String>) {
+        let pool = |annotations: &Value| -> (u64, Vec<String>) {
             let object = json!({"metadata": {"name": "p", "annotations": annotations}, "spec": {}});
             let mut pool: NodeIPPool = serde_json::from_value(object).unwrap();
             strip_pool(&mut pool);
@@ -261,22 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_pods_are_written_with_a_unit() {
-        let counts = ["110", "1k", "1500", "2k", "", "k", "5000000k"].map(count);
-        assert_eq!(counts, [Some(110), Some(1000), Some(1500), Some(2000), None, None, None]);
-    }
-
-    #[test]
     fn a_runtime_without_a_network_is_kept_and_is_news_and_nothing_else_of_ready_is() {
         let seen = |message: &str| {
-            let mut node = node("2026-01-01T00:00:00Z", "b1");
-            let ready =
+            let mut sent = sent("2026-01-01T00:00:00Z", "b1");
+            sent["status"]["conditions"][0] =
                 json!({"type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": message});
-            node.status.as_mut().unwrap().conditions = Some(vec![serde_json::from_value(ready).unwrap()]);
-            let digest = node_digest(&node);
-            strip_node(&mut node);
-            assert_eq!(digest, node_digest(&node));
-            (networkless(&node).map(str::to_owned), digest)
+            let node: Node = serde_json::from_value(sent).unwrap();
+            (node.networkless().map(str::to_owned), node_digest(&node))
         };
         let complaint =
             "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:x";
@@ -284,18 +198,6 @@ mod tests {
         assert_eq!((without.as_deref(), other), (Some(complaint), None));
         assert_ne!(news, none);
         assert_eq!(none, node_digest(&node("2026-01-01T00:00:10Z", "b1")));
-    }
-
-    #[test]
-    fn stripping_a_node_leaves_the_fields_of_decisions() {
-        let (full, mut stripped) = (node("2026-01-01T00:00:00Z", "b1"), node("2026-01-01T00:00:00Z", "b1"));
-        strip_node(&mut stripped);
-        assert_eq!(node_digest(&full), node_digest(&stripped));
-        assert_eq!(
-            (provider_id(&stripped), boot_id(&stripped), pods_allowed(&stripped)),
-            ("azure:///x", "b1", Some(110))
-        );
-        assert_eq!(stripped.status.unwrap().conditions, None);
     }
 
     #[test]
@@ -341,6 +243,26 @@ mod tests {
         assert_eq!(quiet, allocation_digest(&with(condition::WRITING, 1)));
         assert_ne!(quiet, allocation_digest(&with(condition::SUPPLIED, 1)));
         assert_ne!(quiet, allocation_digest(&with(condition::READY, 2)));
+    }
+
+    #[test]
+    fn what_the_agent_says_is_kept_of_that_which_is_not_well_and_the_operators_own_words_always() {
+        let kept = |type_: condition::Type, status: &str| {
+            let mut object: NodeIPAllocation = serde_json::from_value(json!({
+                "metadata": {"name": "n"}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},
+                "status": {"conditions": [{"type": type_.name(), "status": status, "reason": "R", "message": "words",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+            }))
+            .unwrap();
+            strip_allocation(&mut object);
+            !object.conditions()[0].message.is_empty()
+        };
+        use condition::{METADATA_REFUSED, READY, SUPPLIED};
+        assert_eq!(
+            [kept(SUPPLIED, "True"), kept(SUPPLIED, "False"), kept(SUPPLIED, "Unknown")],
+            [false, true, true]
+        );
+        assert!(kept(METADATA_REFUSED, "True") && kept(READY, "True"));
     }
 
     #[test]

@@ -199,12 +199,12 @@ mod tests {
     use super::*;
     use crate::demand::Demand;
     use crate::lock::lock;
+    use crate::node_object::Node;
     use axum::body::Body;
     use axum::extract::Request;
     use axum::response::Response;
     use axum::routing::get;
     use axum::{Json, Router};
-    use k8s_openapi::api::core::v1::Node;
     use kube::runtime::reflector;
     use kube::runtime::watcher::Event;
     use serde_json::{Value, json};

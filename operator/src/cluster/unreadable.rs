@@ -158,7 +158,7 @@ pub fn message(unreadable: &Unreadable) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::Node;
+    use crate::node_object::Node;
     use serde::de::DeserializeOwned;
     use std::fmt::Debug;
     use vnetpool_crds::NodeIPAllocation;

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 
 use futures::StreamExt;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
-use k8s_openapi::api::core::v1::Node;
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::watch;
 use tracing::warn;
@@ -15,6 +14,7 @@ use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
 use super::lock;
+use crate::node_object::Node;
 
 /// The objects that each controller is to reconcile.
 pub struct Wakeups {

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
-use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use kube::runtime::Controller;
 use kube::runtime::controller::{self, Action};
@@ -18,6 +17,7 @@ use super::publish;
 use crate::api_server::{CONFLICT, is_status};
 use crate::caught::or_later;
 use crate::context::{Context, Stop};
+use crate::node_object::Node;
 
 /// After an error of the API server.
 const RETRY: Duration = Duration::from_secs(8);

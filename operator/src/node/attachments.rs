@@ -8,7 +8,6 @@ pub mod step;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::names;
@@ -20,8 +19,8 @@ use super::memory::Memory;
 use super::observe::Seen;
 use super::setback::Setback;
 use crate::azure::{self, ResourceId};
-use crate::cluster::kept;
 use crate::context::Context;
+use crate::node_object::Node;
 use crate::planner::attachments::{self, Facts, Mark, Plan};
 
 /// The wanted attachments of the node's addresses.
@@ -52,7 +51,7 @@ pub fn plan(
             attaching.public.entry(id).or_insert_with(|| Some(public.clone()));
         }
     }
-    let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
+    let status = allocation.status.as_ref().filter(|status| status.boot_id == node.boot_id());
     let confirmed = status.into_iter().flat_map(|status| &status.confirmed);
     let confirmed = confirmed.filter(|one| !one.pod_uid.is_empty());
     let confirmed = confirmed.filter_map(|one| Some((one.address.parse().ok()?, one.pod_uid.clone())));
@@ -75,7 +74,7 @@ pub fn plan(
             recorded: &recorded,
             wishes: &wishes,
             has: &has,
-            confirmed: lag(allocation, kept::boot_id(node)) == Lag::None,
+            confirmed: lag(allocation, node.boot_id()) == Lag::None,
             in_doubt,
             offered: &offered,
             impossible: impossible(seen, nic.as_ref()),

@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Node;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use vnetpool_crds::NodeIPAllocation;
 
 use crate::azure::{Priority, Urgency};
-use crate::cluster::{Cluster, Waker, kept, woken};
+use crate::cluster::{Cluster, Waker, woken};
+use crate::node_object::Node;
 use crate::planner::{self, Demand, Observed};
 
 /// A node as the cluster has it, now and later.
@@ -102,16 +102,15 @@ impl Need {
 
 /// The node's counts are of the boot they were reported from; after another there is nothing assigned yet.
 pub fn demand(allocation: &NodeIPAllocation, node: &Node, bound: u32) -> Demand {
-    let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
+    let status = allocation.status.as_ref().filter(|status| status.boot_id == node.boot_id());
     let (assigned, waiting, cooling) =
         status.map_or((0, 0, 0), |status| (status.assigned, status.waiting, status.cooling));
-    Demand { bound, assigned, waiting, cooling, pods_allowed: kept::pods_allowed(node) }
+    Demand { bound, assigned, waiting, cooling, pods_allowed: node.pods_allowed() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::NodeSystemInfo;
     use kube::Client;
     use serde_json::json;
     use std::sync::Arc;
@@ -142,11 +141,8 @@ mod tests {
         let reported =
             serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec, "status": status}))
                 .unwrap();
-        let node = |boot: &str| {
-            let mut node = Node::default();
-            let info = NodeSystemInfo { boot_id: boot.into(), ..Default::default() };
-            node.status.get_or_insert_default().node_info = Some(info);
-            node
+        let node = |boot: &str| -> Node {
+            serde_json::from_value(json!({"status": {"nodeInfo": {"bootID": boot}}})).unwrap()
         };
         assert_eq!(demand(&reported, &node("b1"), 3).pods(), 7);
         assert_eq!(demand(&reported, &node("b2"), 3).pods(), 3);

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
@@ -30,8 +29,8 @@ use super::reads::Reads;
 use super::setback::Stage;
 use super::takeup::{self, Place};
 use crate::azure::{self, Priority, ProvisioningState, ResourceId, Urgency, VmId};
-use crate::cluster::kept;
 use crate::context::Context;
+use crate::node_object::Node;
 use crate::planner::{Demand, Observed};
 use adopt::Adoption;
 use drift::Drift;
@@ -140,7 +139,7 @@ pub fn cluster(
 
 /// The node's VM, or why the node is to hold nothing though Azure wasn't asked.
 pub fn vm(cluster: &ClusterView, allocation: &NodeIPAllocation, node: &Node) -> Result<VmId, Obstacle> {
-    let vm = VmId::from_provider_id(kept::provider_id(node))
+    let vm = VmId::from_provider_id(node.provider_id())
         .map_err(|error| Obstacle::Interface { reason: error.reason(), message: error.to_string() })?;
     if cluster.pool.is_none() && allocation.spec.interfaces.is_empty() {
         return Err(Obstacle::NoPool);
@@ -160,7 +159,7 @@ pub fn occasion(
     let spec = &allocation.spec;
     let is_new = spec.interfaces.is_empty()
         || Some(&spec.node_uid) != node.metadata.uid.as_ref()
-        || spec.boot_id != kept::boot_id(node);
+        || spec.boot_id != node.boot_id();
     let setback = memory.setback.as_ref();
     let held_back = setback.filter(|setback| setback.holds(now) && !setback.holds_growth(now));
     let has_failed = held_back.is_some_and(|setback| setback.stage == Stage::Find);
@@ -238,7 +237,7 @@ pub async fn around(
     let adoption = served.zip(nic).and_then(|(pool, nic)| {
         let bound = ctx.cluster.bound_pods(&node.name_any());
         let read = (nic, &memory.others);
-        adopt::adoption(pool.spec.adopt, &bound, allocation, kept::boot_id(node), read)
+        adopt::adoption(pool.spec.adopt, &bound, allocation, node.boot_id(), read)
     });
     let grouping = groups::decide(&groups::Facts {
         pool: served,
@@ -248,7 +247,7 @@ pub async fn around(
         is_dry_run: ctx.azure.is_dry_run(),
     });
     let wanted = Wanted::of(pool, obstacle.as_ref());
-    let drift = Drift::of((nic, &backend), allocation, kept::boot_id(node), wanted.grain, memory, now);
+    let drift = Drift::of((nic, &backend), allocation, node.boot_id(), wanted.grain, memory, now);
     // What Azure has refused is left out for a while.
     let adopted = adoption.as_ref().filter(|_| !memory.is_left_out(Part::Adoption, now));
     let azure = AzureView {

@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use vnetpool_crds::pool::{Mode, NIC_SLOTS, ScarceWrites, Sizing};
@@ -20,7 +19,8 @@ use super::{backend, need};
 use crate::azure::ResourceId;
 use crate::context::Waits;
 pub use crate::demand::pod::needs_address;
-pub use crate::left_alone::is_never_served;
+pub use crate::left_alone::{is_never_served, whole_is_never_served};
+pub use crate::node_object::Node;
 use crate::planner::{self, Demand, Observed, Plan};
 
 /// The facts about a node that are known without Azure.
@@ -57,7 +57,7 @@ pub fn outlook(facts: &Facts) -> Outlook {
     let Facts { allocation, node, bound, pools, now } = facts;
     let (spec, grace) = (&allocation.spec, Waits::default().grace);
     let named = |name: &str| pools.iter().find(|pool| pool.name_any() == name).cloned();
-    let selected = NodeIPPool::serving(pools.iter().map(AsRef::as_ref), node.labels());
+    let selected = NodeIPPool::serving(pools.iter().map(AsRef::as_ref), &node.labels().to_map());
     let Policy { pool, change } = policy::decide(policy::Facts {
         allocation,
         selected: selected.and_then(|pool| named(&pool.name_any())),

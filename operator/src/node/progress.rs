@@ -31,9 +31,10 @@ pub struct Progress {
     pub is_updating: bool,
     /// When the node was last observed: the state of then has shaped the plan, though it may be over.
     pub observed_at: Instant,
-    /// `None` while an error holds the observation back.
-    pub seen: Option<Seen>,
-    pub plan: Option<Plan>,
+    /// `None` while an error holds the observation back. On the heap, like the plan: thousands of nodes may
+    /// wait for their first observation.
+    pub seen: Option<Box<Seen>>,
+    pub plan: Option<Box<Plan>>,
     /// The intended writes, in a dry run.
     pub rehearsal: Option<Rehearsal>,
     pub attachments: Option<attachments::Plan>,
@@ -280,8 +281,8 @@ mod tests {
     /// Nothing is held for the node, and nothing wanted.
     fn with_nothing(progress: &mut Progress, memory: &Memory) {
         let seen = Seen::sample(&progress.allocation, Obstacle::NoPool, memory, progress.observed_at);
-        progress.plan = Some(planner::plan(&seen.observed));
-        progress.seen = Some(seen);
+        progress.plan = Some(Box::new(planner::plan(&seen.observed)));
+        progress.seen = Some(Box::new(seen));
     }
 
     #[tokio::test]

@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
@@ -26,6 +25,7 @@ use crate::azure::ResourceId;
 use crate::cluster::kept;
 use crate::context::Context;
 use crate::deadline::uncounted;
+use crate::node_object::Node;
 use crate::planner::{Plan, attachments};
 
 /// The next `spec`. Parts that aren't known now stay as they were.
@@ -52,7 +52,7 @@ pub fn spec(
         stray_interfaces: strays.nics().iter().map(ToString::to_string).collect(),
         node_uid: node.metadata.uid.clone().unwrap_or_default(),
         // Only a NIC that was read in this boot vouches for it.
-        boot_id: interface.as_ref().map(|_| kept::boot_id(node).to_owned()).unwrap_or_default(),
+        boot_id: interface.as_ref().map(|_| node.boot_id().to_owned()).unwrap_or_default(),
         pool: pool.map_or_else(|| before.pool.clone(), |pool| pool.name_any()),
         mode: pool.map_or(before.mode, |pool| pool.spec.mode),
         route_table_id: seen.backend.route_table_id(),

@@ -9,7 +9,6 @@ pub mod taint;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -34,6 +33,7 @@ use super::pause::Pause;
 use super::progress::Progress;
 use crate::cluster::kept;
 use crate::context::Context;
+use crate::node_object::Node;
 use crate::{azure, events};
 use conditions::Facts;
 use vnetpool_crds::reason::Reason;
@@ -62,7 +62,7 @@ pub async fn report(
     let is_reported = condition::is_true(&next, condition::SURPLUS);
     let surplus = surplus_for
         .filter(|_| !is_reported)
-        .map(|lasted| conditions::surplus_is_reported_after(progress.seen.as_ref()).saturating_sub(lasted))
+        .map(|lasted| conditions::surplus_is_reported_after(progress.seen.as_deref()).saturating_sub(lasted))
         .filter(|rest| !rest.is_zero());
     apply(ctx, progress, node, memory, next).await?;
     let full = condition::is_true(progress.allocation.conditions(), FULL);
@@ -78,24 +78,25 @@ async fn made(
     memory: &mut Memory,
     now: Instant,
 ) -> Result<(Vec<Condition>, Option<Duration>), Error> {
-    memory.reports.run_clock(&lag(&progress.allocation, kept::boot_id(node)), now);
+    memory.reports.run_clock(&lag(&progress.allocation, node.boot_id()), now);
     let (outlived, next_finding) =
         sandboxes::condition(ctx, &progress.allocation, node, &mut memory.reports.outlived, now).await?;
-    let complaint = kept::networkless(node)
+    let complaint = node
+        .networkless()
         .filter(|_| condition::is_true(progress.allocation.conditions(), condition::CNI_INSTALLED));
     let (is_networkless, grace_of_runtime) = memory.reports.networkless(complaint.is_some(), now);
     let surplus_for = memory.surplus_since.map(|since| now.saturating_duration_since(since));
     let (taken_off, day_ends) = taken_off::verdict(&progress.allocation.spec, Timestamp::now()).unzip();
     let facts = Facts {
         allocation: &progress.allocation,
-        boot_id: kept::boot_id(node),
-        seen: progress.seen.as_ref(),
-        plan: progress.plan.as_ref(),
+        boot_id: node.boot_id(),
+        seen: progress.seen.as_deref(),
+        plan: progress.plan.as_deref(),
         grace: ctx.waits.grace,
         dry_run: ctx.azure.is_dry_run(),
         pause: progress.pause.as_ref(),
         is_updating: progress.is_updating,
-        is_settled: progress.is_settled(kept::boot_id(node), memory),
+        is_settled: progress.is_settled(node.boot_id(), memory),
         rehearsal: progress.rehearsal.as_ref(),
         setback: memory.setback.as_ref(),
         lacking: memory.lacking(),

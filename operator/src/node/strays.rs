@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Node;
 use kube::Resource;
 use tracing::{info, warn};
 use vnetpool_apiserver::doubled;
@@ -16,9 +15,9 @@ use super::asking::{Asking, Refused, Turns};
 use super::lag::{Lag, lag};
 use super::pause;
 use crate::azure::{self, Change, Freshness, Nic, Priority, ResourceId, VmId};
-use crate::cluster::kept;
 use crate::context::Context;
 use crate::events;
+use crate::node_object::Node;
 
 const FIRST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -94,10 +93,10 @@ impl Strays {
 /// again. An error ends nothing but this.
 pub async fn settle(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, strays: &mut Strays) -> bool {
     let waits = strays.nics.is_empty() || strays.wait(Instant::now()).is_some();
-    if waits || ctx.azure.is_dry_run() || lag(allocation, kept::boot_id(node)) != Lag::None {
+    if waits || ctx.azure.is_dry_run() || lag(allocation, node.boot_id()) != Lag::None {
         return false;
     }
-    let Ok(vm) = VmId::from_provider_id(kept::provider_id(node)) else { return false };
+    let Ok(vm) = VmId::from_provider_id(node.provider_id()) else { return false };
     let last = strays.refused.take().map(|(times, _)| times);
     let mut is_released = false;
     for id in strays.nics.clone() {

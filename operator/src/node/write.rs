@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::Node;
 use kube::{Resource, ResourceExt};
 use vnetpool_crds::pool::Mode;
 
@@ -16,6 +15,7 @@ use super::scope;
 use super::setback::{Setback, Stage};
 use crate::azure::{self, Urgency};
 use crate::context::Context;
+use crate::node_object::Node;
 use crate::planner::Change;
 
 /// Carries the plan's change out. The condition `Writing` has announced it, or does so when `announced` is

@@ -1,6 +1,5 @@
 //! The condition `NodesSupported` of a pool, which names the nodes that are left alone. Pure.
 
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use vnetpool_crds::condition::{self, NODES_SUPPORTED};
@@ -10,6 +9,7 @@ use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
 use super::NAMED;
 use crate::left_alone::{Architectures, Cause, cause, selects};
+use crate::node_object::Node;
 
 /// Names in the status the nodes among these that the pool selects and that are left alone.
 pub fn report<'a>(

@@ -1,6 +1,5 @@
 //! Why a node is to hold no addresses though nothing has failed. Pure but for the pools that it reads.
 
-use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use vnetpool_crds::NodeIPPool;
 use vnetpool_crds::allocation::Interface;
@@ -10,6 +9,7 @@ use vnetpool_crds::reason::Reason;
 use crate::azure::{self, Network, ResourceId};
 use crate::context::Context;
 use crate::node::backend::Backend;
+use crate::node_object::Node;
 use crate::pod_cidr;
 
 #[derive(Clone, Debug, PartialEq, Eq)]

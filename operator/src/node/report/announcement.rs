@@ -5,7 +5,6 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt};
 use tokio::time::timeout;
@@ -13,12 +12,13 @@ use vnetpool_crds::NodeIPAllocation;
 
 use super::conditions;
 use crate::azure::Urgency;
-use crate::cluster::{Cluster, kept};
+use crate::cluster::Cluster;
 use crate::context::Context;
 use crate::lock::lock;
 use crate::node::error::Error;
 use crate::node::memory::Memory;
 use crate::node::progress::Progress;
+use crate::node_object::Node;
 use crate::writes::Writes;
 
 /// A write that the API server doesn't confirm in this time gives its turn to others.
@@ -74,7 +74,7 @@ impl Announcement {
     async fn announce(&self) -> bool {
         let name = self.allocation.name_any();
         let is_same_machine =
-            self.cluster.node(&name).is_some_and(|newest| kept::is_same_machine(&self.node, &newest));
+            self.cluster.node(&name).is_some_and(|newest| self.node.is_same_machine(&newest));
         // Its other conditions are as of now, and not as of before the wait for the turn.
         let Some(newest) =
             self.cluster.allocation(&name).filter(|newest| is_same_machine && self.is_ours(newest))

@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 use vnetpool_crds::NodeIPAllocation;
@@ -13,11 +12,11 @@ use vnetpool_crds::condition::{self, SANDBOXES_ENDED};
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::{Verdict, name_some};
 
-use crate::cluster::kept;
 use crate::context::Context;
 use crate::node::error::Error;
 use crate::node::lag::{Lag, lag};
 use crate::node::memory::outlived::{Finding, Outlived, Suspect};
+use crate::node_object::Node;
 
 /// How soon `spec` is published anew when no names are needed any more.
 const NAMELESS: Duration = Duration::from_secs(1);
@@ -40,8 +39,8 @@ pub async fn condition(
     let name = allocation.name_any();
     let pods = ctx.cluster.bound_pods(&name);
     let condition = condition::find(allocation.conditions(), SANDBOXES_ENDED);
-    let status = allocation.status.as_ref().filter(|status| status.boot_id == kept::boot_id(node));
-    let is_answered = allocation.spec.report_holders && lag(allocation, kept::boot_id(node)) == Lag::None;
+    let status = allocation.status.as_ref().filter(|status| status.boot_id == node.boot_id());
+    let is_answered = allocation.spec.report_holders && lag(allocation, node.boot_id()) == Lag::None;
     let Some(holders) = status.filter(|_| is_answered).map(|status| status.holders.as_slice()) else {
         // An operator that has just started has to learn whether it has ended.
         outlived.asks |= condition.is_some_and(|condition| condition.status == "False");
