@@ -241,11 +241,11 @@ test-go:
 	cd tests/cluster && $(GO) test -v ./cluster/... ./probe/...
 
 # Tests without root and Kubernetes.
-UNITS := azure behaviour scale_sets conformance manifests docs model commands
+UNITS := azure behaviour conformance manifests docs model commands
 test-units:
 	@programs=$$(cargo metadata --no-deps --format-version 1 \
-		| jq -r '.packages[].targets[] | select(.kind == ["bin"] and .test).name'); \
-	cargo test --workspace --no-fail-fast --lib $$(printf -- '--bin %s ' $$programs) $(addprefix --test ,$(UNITS))
+		| jq -r '.packages[].targets[] | select(.kind == ["bin"] and .test) | "--bin", .name'); \
+	cargo test --workspace --no-fail-fast --lib $$programs $(addprefix --test ,$(UNITS))
 	cargo test --workspace --no-fail-fast --doc
 
 # Tests with an API server and no node.

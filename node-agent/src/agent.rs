@@ -53,9 +53,6 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Between two inspections because something has changed on the node: a daemon that fights with us costs no
 /// more.
 const INSPECTIONS_APART: Duration = Duration::from_secs(1);
-/// How long an inspection may take: longer than all together that it runs and waits for, each of which has
-/// its own limit, but for the kernel.
-const INSPECT_WITHIN: Duration = Duration::from_secs(240);
 /// Between two reconciles for the ends of cooldowns, which come as closely as pods once went.
 const COOLED_EVERY: Duration = Duration::from_secs(1);
 /// After an inspection, before a change on the node causes the next.
@@ -272,7 +269,7 @@ impl Agent {
                 // Until it ends the kernel may have these rules or those of before, should they come back.
                 self.inspected.wanted.rules = None;
             }
-            inspections.spawn(keeper.inspect(self.wanted.clone(), self.reserved.clone(), INSPECT_WITHIN));
+            inspections.spawn(keeper.inspect(self.wanted.clone(), self.reserved.clone()));
         }
     }
 

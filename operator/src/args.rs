@@ -194,7 +194,7 @@ impl Args {
             admin: Some(admin_address),
             scraped: metrics_address,
             architectures: architectures.into_iter().collect(),
-            waits: Waits::default(),
+            waits: Waits::FULL,
         })
     }
 }

@@ -51,9 +51,6 @@ const PAGE: u32 = 200;
 /// Little of each pod is decoded.
 const PAGE_OF_PODS: u32 = 500;
 
-/// The four watches, each a task of its own: a long list of one kind holds up no other.
-pub type Watches = [(&'static str, BoxFuture<'static, ()>); 4];
-
 /// The operator's view of the cluster: no older than its watches and, of a NodeIPAllocation, than its own
 /// writes.
 #[derive(Clone)]
@@ -71,6 +68,15 @@ pub struct Cluster {
     unknown_pools: Unknown,
     renewals: Renewals,
     architectures: Architectures,
+}
+
+/// A cluster, and what watching it takes and brings.
+pub struct Watched {
+    pub cluster: Cluster,
+    pub waker: Waker,
+    pub wakeups: Wakeups,
+    /// The four watches, each a task of its own that never ends: a long list of one kind holds up no other.
+    pub watches: [(&'static str, BoxFuture<'static, ()>); 4],
 }
 
 /// Each watch's.
@@ -104,13 +110,8 @@ impl Cluster {
         }
     }
 
-    /// Starts to watch: returns the view, the wakeups, and the work itself, by kind, which never ends. There
-    /// are images for nodes of these architectures.
-    pub fn watch(
-        client: &Client,
-        health: &Arc<Health>,
-        architectures: &Architectures,
-    ) -> (Cluster, Waker, Wakeups, Watches) {
+    /// Starts to watch. There are images for nodes of these architectures.
+    pub fn watch(client: &Client, health: &Arc<Health>, architectures: &Architectures) -> Watched {
         let ((nodes, node_writer), (allocations, allocation_writer), (pools, pool_writer)) =
             (reflector::store(), reflector::store(), reflector::store());
         let (listed, pods_listed) = watch::channel(false);
@@ -143,7 +144,7 @@ impl Cluster {
             ("watch of NodeIPPools", pools.boxed()),
             ("watch of Pods", pods.boxed()),
         ];
-        (cluster, waker, wakeups, watches)
+        Watched { cluster, waker, wakeups, watches }
     }
 
     /// Wakes every object there is, and reports each that can't be read.

@@ -55,8 +55,8 @@ pub struct Context {
     pub waits: Waits,
 }
 
-/// How long the operator waits before it gives an address back, or reads again. Less than the default only in
-/// tests.
+/// How long the operator waits before it gives an address back, or reads again. The product's are
+/// [`Waits::FULL`]; tests have shorter ones, and `tests/README.md` lists which tests have the full ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Waits {
     /// After a 404 a NIC is asked for a second time before it counts as gone. Azure's incidents, and its
@@ -78,12 +78,15 @@ pub struct Waits {
     pub scarce: Duration,
 }
 
-impl Default for Waits {
-    fn default() -> Waits {
-        let [second_read, deadline, scarce] = [60, 300, 60].map(Duration::from_secs);
-        let [grace, unlisted] = [15 * 60; 2].map(Duration::from_secs);
-        Waits { second_read, deadline, late: azure::LATE, grace, unlisted, scarce }
-    }
+impl Waits {
+    pub const FULL: Waits = Waits {
+        second_read: Duration::from_secs(60),
+        deadline: Duration::from_secs(300),
+        late: azure::LATE,
+        grace: Duration::from_secs(15 * 60),
+        unlisted: Duration::from_secs(15 * 60),
+        scarce: Duration::from_secs(60),
+    };
 }
 
 impl Context {
@@ -127,7 +130,8 @@ impl Context {
     /// The same; Azure and its metadata service are at `endpoint`.
     #[cfg(test)]
     pub fn sample_at(endpoint: Option<reqwest::Url>) -> Context {
-        let (cluster, waker, ..) =
+        use crate::cluster::Watched;
+        let Watched { cluster, waker, .. } =
             Cluster::watch(&Context::sample_client(), &Arc::default(), &Default::default());
         Context::sample_of((cluster, waker), endpoint)
     }
@@ -154,7 +158,7 @@ impl Context {
         });
         let (events, _) = Events::new(client.clone(), "us", |_| None);
         let azure = Arc::new(azure.unwrap());
-        Context::new(client, events, azure, Arc::default(), view, (None, false), Waits::default())
+        Context::new(client, events, azure, Arc::default(), view, (None, false), Waits::FULL)
     }
 
     /// Requeues these nodes.

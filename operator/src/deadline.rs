@@ -98,9 +98,10 @@ impl Drop for Stopped {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::Waits;
     use futures::future::{join, pending};
 
-    const LIMIT: Duration = Duration::from_secs(60);
+    const LIMIT: Duration = Waits::FULL.deadline;
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[tokio::test(start_paused = true)]

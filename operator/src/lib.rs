@@ -48,6 +48,7 @@ mod rounds;
 mod scarcity;
 mod shortage;
 pub mod telemetry;
+mod woken;
 mod writes;
 
 // At home where the agent shares them.

@@ -24,7 +24,7 @@ use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::reason::Reason;
 
 use crate::azure::{self, Azure};
-use crate::cluster::{Cluster, Wakeups, unreadable};
+use crate::cluster::{Cluster, Wakeups, Watched, unreadable};
 use crate::context::{Context, Stop, Waits};
 use crate::events::{self, Events};
 use crate::health::Health;
@@ -122,7 +122,8 @@ async fn serve(
     metrics::observe(&metrics, &azure);
     let mut tasks = JoinSet::new();
     // A standby watches, too, so that it knows the cluster when it comes to lead.
-    let (cluster, waker, mut wakeups, watches) = Cluster::watch(client, &health, &config.architectures);
+    let Watched { cluster, waker, mut wakeups, watches } =
+        Cluster::watch(client, &health, &config.architectures);
     for (task, watch) in watches {
         spawn(&mut tasks, task, &health, watch);
     }

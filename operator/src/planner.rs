@@ -170,97 +170,155 @@ impl Change {
 }
 
 pub fn plan(observed: &Observed) -> Plan {
-    let Observed { sizing, demand, held, slots, grain, relinquished, .. } = observed;
-    let (given_up, keeping): (Vec<_>, Vec<_>) = held.iter().partition(|one| relinquished.contains(&one.name));
-    let release: Vec<String> = given_up.into_iter().map(|one| one.name.clone()).collect();
-    let kept = keeping.iter().map(|one| addresses(one, *grain)).sum();
-    let free_slots = slots.saturating_sub(keeping.len() as u32);
-    let room = free_slots.saturating_mul(*grain).saturating_add(kept);
-    let steps =
-        sizing.as_ref().map(|sizing| sizing::steps(sizing, demand, (*grain, room), observed.coarseness));
-    let coarseness = steps.map_or(1, |steps| steps.coarseness);
-    // Addresses that pods use go first and wait for no burst, within the slots there are.
-    let restore: Vec<Ipv4Net> = match sizing {
-        Some(_) => observed.lost.iter().copied().take(free_slots as usize).collect(),
-        None => vec![],
-    };
-    let restored = (restore.len() as u32).saturating_mul(*grain);
-    let (asked, wanted) =
-        steps.map_or((0, 0), |steps| (steps.asked, should_hold(&steps, kept, kept + restored)));
-
-    let surplus = wanted < kept;
-    let release_after = observed.release_after.saturating_mul(coarseness);
-    let surplus_to_last = surplus
-        .then(|| release_after.saturating_sub(observed.surplus_for.unwrap_or_default()))
-        .filter(|rest| !rest.is_zero());
-    // The number that the NIC holds stays the target until its surplus has lasted: the agent must not give
-    // any up before.
-    let target = if surplus_to_last.is_some() { kept } else { wanted };
-
-    let grows = wanted > kept;
-    let releases = !release.is_empty();
-    let reserve = wanted.saturating_sub(kept + restored).div_ceil((*grain).max(1));
-    let reserve = reserve.min(observed.may_reserve).min(free_slots - restore.len() as u32);
-    let burst_to_last = burst_to_last(observed.bound_still_for, observed.growth_wanted_for);
-    // The agent may still be giving up more; or growth will need a write in a moment anyway, which can take
-    // the release along. Where writes are scarce one is waited for in any case.
-    let is_collected = kept > target || (reserve > 0 && !burst_to_last.is_zero()) || coarseness > 1;
-    let release_to_wait = if is_collected {
-        COLLECT.saturating_mul(coarseness).saturating_sub(observed.release_wanted_for)
-    } else {
-        Duration::ZERO
-    };
-    let grow_now = reserve > 0 && burst_to_last.is_zero();
-    let repairs = observed.nic_failed || held.iter().any(|one| one.state == ProvisioningState::Failed);
-    let repair_now = repairs && observed.may_mend;
-    let may_release = releases && observed.may_release;
-    let release_now = may_release && (grow_now || repair_now || release_to_wait.is_zero());
-    // A write begun in the middle of a burst would keep its pods waiting. And where no pool decides any more,
-    // the groups go with the last address: a pod that is still there keeps the rules it was started under.
-    let regroup_now = observed.may_regroup
-        && (reserve == 0 || grow_now)
-        && (sizing.is_some() || (keeping.is_empty() && (!releases || release_now)));
-    let regroup = |groups: &[ResourceId]| if regroup_now { groups.to_vec() } else { vec![] };
-    let replaces = !restore.is_empty() || !observed.adopt.is_empty();
+    let sizes = Sizes::of(observed);
+    let timing = Timing::of(observed, &sizes);
+    let Sizes { steps, kept, asked, wanted, target, .. } = sizes;
+    let (grows, releases) = (wanted > kept, !sizes.release.is_empty());
+    let replaces = !sizes.restore.is_empty() || !observed.adopt.is_empty();
+    let regroup = |groups: &[ResourceId]| if timing.regroup { groups.to_vec() } else { vec![] };
     let change = if observed.may_write {
         Change {
-            reserve: if grow_now { reserve } else { 0 },
-            restore,
-            release: if release_now { release } else { vec![] },
+            reserve: if timing.grow { sizes.reserve } else { 0 },
+            restore: sizes.restore,
+            release: if timing.release { sizes.release } else { vec![] },
             adopt: observed.adopt.clone(),
             join: regroup(&observed.join),
             leave: regroup(&observed.leave),
-            repair: repair_now,
+            repair: timing.repair,
             forward: observed.forwarding_lacks && observed.may_mend,
             mend: observed.route_is_wrong && observed.may_mend,
         }
     } else {
         Change::default()
     };
-    let requeue = [
-        surplus_to_last,
-        (observed.may_write && reserve > 0 && !grow_now).then_some(burst_to_last),
-        (observed.may_write && may_release && !release_now).then_some(release_to_wait),
-    ];
-
     Plan {
         steps,
         target,
         asked,
         wanted,
-        priority: priority(demand, kept, &change),
-        repairs,
+        priority: priority(&observed.demand, kept, &change),
+        repairs: lacks_repair(observed),
         reroutes: observed.forwarding_lacks || observed.route_is_wrong,
         replaces,
         regroups: !observed.join.is_empty() || !observed.leave.is_empty(),
         change,
-        publish: published(held, &observed.shown),
+        publish: published(&observed.held, &observed.shown),
         kept,
-        surplus,
+        surplus: wanted < kept,
         grows,
         releases,
-        requeue: requeue.into_iter().flatten().min(),
+        requeue: [sizes.surplus_to_last, timing.requeue].into_iter().flatten().min(),
     }
+}
+
+/// How many addresses the node has and should have, whenever that may be.
+struct Sizes {
+    steps: Option<Steps>,
+    coarseness: u32,
+    /// The names of ipConfigurations that the node has given up.
+    release: Vec<String>,
+    /// Addresses of the others, and whether there are any of these.
+    kept: u32,
+    keeps_any: bool,
+    asked: u32,
+    wanted: u32,
+    target: u32,
+    /// How much longer a surplus has to last.
+    surplus_to_last: Option<Duration>,
+    restore: Vec<Ipv4Net>,
+    /// ipConfigurations that are to come beside those that are restored.
+    reserve: u32,
+}
+
+impl Sizes {
+    fn of(observed: &Observed) -> Sizes {
+        let Observed { sizing, demand, held, slots, grain, relinquished, .. } = observed;
+        let (given_up, keeping): (Vec<_>, Vec<_>) =
+            held.iter().partition(|one| relinquished.contains(&one.name));
+        let kept = keeping.iter().map(|one| addresses(one, *grain)).sum();
+        let free_slots = slots.saturating_sub(keeping.len() as u32);
+        let room = free_slots.saturating_mul(*grain).saturating_add(kept);
+        let steps =
+            sizing.as_ref().map(|sizing| sizing::steps(sizing, demand, (*grain, room), observed.coarseness));
+        let coarseness = steps.map_or(1, |steps| steps.coarseness);
+        // Addresses that pods use go first and wait for no burst, within the slots there are.
+        let restore: Vec<Ipv4Net> = match sizing {
+            Some(_) => observed.lost.iter().copied().take(free_slots as usize).collect(),
+            None => vec![],
+        };
+        let restored = (restore.len() as u32).saturating_mul(*grain);
+        let (asked, wanted) =
+            steps.map_or((0, 0), |steps| (steps.asked, should_hold(&steps, kept, kept + restored)));
+
+        let release_after = observed.release_after.saturating_mul(coarseness);
+        let surplus_to_last = (wanted < kept)
+            .then(|| release_after.saturating_sub(observed.surplus_for.unwrap_or_default()))
+            .filter(|rest| !rest.is_zero());
+        // The number that the NIC holds stays the target until its surplus has lasted: the agent must not
+        // give any up before.
+        let target = if surplus_to_last.is_some() { kept } else { wanted };
+        let reserve = wanted.saturating_sub(kept + restored).div_ceil((*grain).max(1));
+        Sizes {
+            steps,
+            coarseness,
+            release: given_up.into_iter().map(|one| one.name.clone()).collect(),
+            kept,
+            keeps_any: !keeping.is_empty(),
+            asked,
+            wanted,
+            target,
+            surplus_to_last,
+            reserve: reserve.min(observed.may_reserve).min(free_slots - restore.len() as u32),
+            restore,
+        }
+    }
+}
+
+/// What of a change is made now.
+struct Timing {
+    grow: bool,
+    release: bool,
+    repair: bool,
+    regroup: bool,
+    /// In how long there is more.
+    requeue: Option<Duration>,
+}
+
+impl Timing {
+    fn of(observed: &Observed, sizes: &Sizes) -> Timing {
+        let Sizes { kept, target, reserve, coarseness, .. } = *sizes;
+        let releases = !sizes.release.is_empty();
+        let burst_to_last = burst_to_last(observed.bound_still_for, observed.growth_wanted_for);
+        // The agent may still be giving up more; or growth will need a write in a moment anyway, which can
+        // take the release along. Where writes are scarce one is waited for in any case.
+        let is_collected = kept > target || (reserve > 0 && !burst_to_last.is_zero()) || coarseness > 1;
+        let release_to_wait = if is_collected {
+            COLLECT.saturating_mul(coarseness).saturating_sub(observed.release_wanted_for)
+        } else {
+            Duration::ZERO
+        };
+        let grow = reserve > 0 && burst_to_last.is_zero();
+        let repair = lacks_repair(observed) && observed.may_mend;
+        let may_release = releases && observed.may_release;
+        let release = may_release && (grow || repair || release_to_wait.is_zero());
+        // A write begun in the middle of a burst would keep its pods waiting. And where no pool decides any
+        // more, the groups go with the last address: a pod that is still there keeps the rules it was started
+        // under.
+        let regroup = observed.may_regroup
+            && (reserve == 0 || grow)
+            && (observed.sizing.is_some() || (!sizes.keeps_any && (!releases || release)));
+        let later = [
+            (reserve > 0 && !grow).then_some(burst_to_last),
+            (may_release && !release).then_some(release_to_wait),
+        ];
+        let requeue = later.into_iter().flatten().min().filter(|_| observed.may_write);
+        Timing { grow, release, repair, regroup, requeue }
+    }
+}
+
+/// Whether Azure has given a write up, so that some of what is held doesn't work.
+fn lacks_repair(observed: &Observed) -> bool {
+    observed.nic_failed || observed.held.iter().any(|one| one.state == ProvisioningState::Failed)
 }
 
 /// What the node should hold, of which it has so many with those that are restored. Where steps are coarse,

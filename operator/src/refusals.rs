@@ -24,6 +24,7 @@ use tokio::sync::watch;
 
 use crate::azure::{Error, Matter};
 use crate::lock::lock;
+use crate::woken::Woken;
 
 /// Every refusal that is known. What is read, and what is written, each has refusals of its own: a success of
 /// one shows nothing of the other.
@@ -77,9 +78,6 @@ struct Given {
     is_used: bool,
     until: Instant,
 }
-
-/// Nodes that are to be reconciled again.
-pub type Woken = Vec<String>;
 
 /// From one attempt to the next. A change takes effect within a minute and a half, and half a minute later
 /// for each turn in a row that no node uses.

@@ -14,6 +14,8 @@ use kube::ResourceExt;
 use vnetpool_crds::condition::{self, UPDATING};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
+use crate::woken::Woken;
+
 /// Places of a pool that specifies none, in per cent of its nodes.
 const SHARE: usize = 10;
 /// And at least so many. A subscription has some three NIC writes a second, and each takes twelve seconds
@@ -95,7 +97,7 @@ impl Rollouts {
 
     /// Gives away the free places, of which each pool has so many, and returns the nodes that got one. A node
     /// that can't act would hold its place in vain: it is left out until it asks again.
-    pub fn tick(&mut self, places: impl Fn(&str) -> usize, can_act: impl Fn(&str) -> bool) -> Vec<String> {
+    pub fn tick(&mut self, places: impl Fn(&str) -> usize, can_act: impl Fn(&str) -> bool) -> Woken {
         let (mut woken, mut absent) = (vec![], vec![]);
         for (pool, rollout) in self.pools.iter().filter(|(_, rollout)| !rollout.waiting.is_empty()) {
             let mut free = places(pool).saturating_sub(rollout.updating);

@@ -105,8 +105,9 @@ fn due(coarseness: u32, used: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::Waits;
 
-    const LASTS: Duration = Duration::from_secs(60);
+    const LASTS: Duration = Waits::FULL.scarce;
 
     fn account(subscription: &str, writes: bool, used: f64) -> Account {
         Account {

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::lock::lock;
+use crate::woken::Woken;
 
 /// Where the addresses come from. Ids are in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -108,9 +109,6 @@ const PROBE: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(600);
 /// A node that hasn't written its NIC by then has lost its turn. A node that is still writing does no harm.
 const TURN: Duration = Duration::from_secs(30);
-
-/// Nodes that are to be reconciled again.
-pub type Woken = Vec<String>;
 
 impl Shortages {
     /// The node's permission to grow now. It needs the turn of each source that has run out, and leaves all

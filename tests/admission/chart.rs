@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::Command;
-use vnetpool_tests::cluster::programs;
 use vnetpool_tests::control_plane::{Objects, path, rendered, template};
+use vnetpool_tests::project::programs;
 
 /// The pod that the one object of a template makes.
 pub fn pod<'a>(objects: &'a Objects, template: &str) -> Result<&'a Value> {

@@ -4,8 +4,8 @@ use crate::chart::container;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::process::Command;
-use vnetpool_tests::cluster::{programs, root};
 use vnetpool_tests::control_plane::{ControlPlane, path, rendered};
+use vnetpool_tests::project::{programs, root};
 
 /// Argo CD's way: it renders without a cluster, compares, and applies; and it deletes objects without `keep`.
 pub fn a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives(

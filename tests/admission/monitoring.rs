@@ -4,9 +4,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::{Command, Stdio};
-use vnetpool_tests::cluster::tool;
 use vnetpool_tests::control_plane::{path, rendered};
 use vnetpool_tests::monitoring::{self, ALERTS};
+use vnetpool_tests::project::tool;
 
 const ALL: [&str; 2] = [
     "--set",

@@ -5,8 +5,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::Command;
-use vnetpool_tests::cluster::{programs, root};
 use vnetpool_tests::control_plane::{rendered, template};
+use vnetpool_tests::project::{programs, root};
 
 /// A setting that was renamed would otherwise go unheard in a cluster.
 pub fn the_programs_know_the_settings_they_are_given() -> Result<()> {

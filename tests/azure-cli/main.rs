@@ -12,7 +12,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::process::Command;
 use vnetpool_azure_sim::{Config, NewVm, Proxy, Sim, seclude};
-use vnetpool_tests::cluster::{root, search_path};
+use vnetpool_tests::project::{root, search_path};
 use vnetpool_tests::snippets::{self, Snippet};
 use vnetpool_tests::wait::patience;
 

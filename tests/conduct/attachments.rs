@@ -2,7 +2,6 @@
 //! detached when they go.
 
 use crate::Test;
-use crate::finding::nothing_was_listed;
 use crate::stage::{Stage, quick};
 use crate::wiped::wipe;
 use anyhow::{Context, Result, ensure};
@@ -157,7 +156,7 @@ async fn a_public_address_with_a_dns_label_comes_and_goes_with_its_pod(plane: &C
     stage.until("nothing is kept", "n1", |seen| kept(seen).is_none().then_some(())).await?;
     ensure!(attached(&stage, "n1", &entry.name)? == json!([null, null]), "still attached");
     ensure!(!stage.exists(&public.id).await?, "{public:?} costs money still");
-    nothing_was_listed(&stage)
+    stage.nothing_was_listed()
 }
 
 async fn a_public_address_is_not_forgotten_by_an_operator_that_dies_before_it_is_attached(
@@ -376,8 +375,8 @@ async fn a_right_to_make_public_addresses_that_is_granted_serves_all_pools_once_
         stage.join_labelled(node, &vm.provider_id, &[("of", node)]).await?;
         stage.until_holds(node, 4).await?;
         stage.pod(node, json!({ "vnetpool.io/public-address": "true" })).await?;
-        let says = stage.until_condition(node, ATTACHED, "PermissionDenied").await?;
-        ensure!(says.message.contains(make), "{}", says.message);
+        let attached = stage.until_condition(node, ATTACHED, "PermissionDenied").await?;
+        ensure!(attached.message.contains(make), "{}", attached.message);
     }
     let asked = || stage.asked().iter().filter(|one| one.path.contains("/publicIPAddresses/")).count();
     ensure!(asked() == 1, "asked {} times", asked());
@@ -426,7 +425,7 @@ async fn a_public_address_that_lost_its_ip_configuration_is_deleted_though_anoth
     let is_forgotten = |seen: &NodeIPAllocation| seen.spec.public_addresses().next().is_none().then_some(());
     stage.until("spec names it no more", "n1", is_forgotten).await?;
     ensure!(!stage.exists(&public).await?, "{public} costs money still");
-    nothing_was_listed(&stage)
+    stage.nothing_was_listed()
 }
 
 async fn a_public_address_that_lost_its_ip_configuration_goes_with_its_node(
@@ -438,7 +437,7 @@ async fn a_public_address_that_lost_its_ip_configuration_goes_with_its_node(
     stage.sim.lift_fault(fault)?;
     stage.until_gone("n1").await?;
     ensure!(!stage.exists(&public).await?, "{public} is forgotten");
-    nothing_was_listed(&stage)
+    stage.nothing_was_listed()
 }
 
 async fn a_public_address_that_is_made_after_its_deletion_has_found_none_is_deleted_once_more(

@@ -162,26 +162,7 @@ async fn no_event_of_nodes_pods_or_operator_makes_the_operator_list_resources(
     stage.until_holds("n4", 2).await?;
     let released = |_: &Metrics| stage.held("n3").is_empty();
     Metrics::until(&stage, "the NIC that was left is emptied", released).await?;
-    nothing_was_listed(&stage)
-}
-
-/// # Errors
-/// Names the first list that was asked for.
-pub fn nothing_was_listed(stage: &Stage<'_>) -> Result<()> {
-    for entry in stage.asked() {
-        ensure!(is_of_one_thing(&entry.path), "a list: {} {}", entry.method, entry.path);
-    }
-    Ok(())
-}
-
-/// A resource, a part of one, or an operation; not all resources of a kind in a subscription or a group. How
-/// full the subnets of one VNet are is part of that VNet.
-fn is_of_one_thing(path: &str) -> bool {
-    let path = path.to_lowercase();
-    let Some((scope, resource)) = path.split_once("/providers/") else { return false };
-    let names = resource.split('/').skip(1).count();
-    let in_group = scope.contains("/resourcegroups/");
-    path.contains("/operations/") || in_group && (names % 2 == 0 || resource.ends_with("/usages"))
+    stage.nothing_was_listed()
 }
 
 async fn another_reconcile_of_unchanged_nodes_asks_azure_nothing(plane: &ControlPlane) -> Result<()> {

@@ -3,8 +3,7 @@
 use crate::Test;
 use crate::attachments::kept;
 use crate::machines::held;
-use crate::nics::subnet;
-use crate::stage::{Stage, quick};
+use crate::stage::{Stage, quick, subnet};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use crate::Test;
 use crate::machines::{NODE, instance, is_backed};
-use crate::reported::{refuse, take};
+use crate::reported::refuse;
 use crate::stage::{Stage, find, quick};
 use crate::wiped::{asked_for, wipe};
 use anyhow::{Context, Result, bail, ensure};
@@ -64,7 +64,7 @@ async fn a_block_that_a_stranger_has_half_of_is_given_up_and_no_other(plane: &Co
         stage.kill().await?;
         wipe(&stage, "n1").await?;
         let theirs = one.hosts().nth(7).context("an empty block")?.to_string();
-        take(&stage, &theirs).await?;
+        stage.take(&theirs).await?;
         if let Some(code) = code {
             refuse(&stage, code, &theirs);
         }
@@ -118,7 +118,7 @@ async fn blocks_that_others_wipe_are_missed_without_an_event_and_the_third_time_
     // One that others have by now is replaced for pods to come, and its pods are named.
     let before = wiped().await?;
     let [kept, lost] = before.iter().collect::<Vec<_>>()[..] else { bail!("{before:?}") };
-    take(&stage, &lost.hosts().nth(3).context("an empty block")?.to_string()).await?;
+    stage.take(&lost.hosts().nth(3).context("an empty block")?.to_string()).await?;
     let is_lost = |one: &Holder| {
         one.pod.starts_with("default/pod-")
             && one.address.parse().is_ok_and(|one: Ipv4Addr| lost.contains(&one))

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use vnetpool_azure_sim::{Config, NewVm};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{self, RESERVED};
-use vnetpool_tests::cluster::root;
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::project::root;
 
 pub const TESTS: &[Test] = crate::tests![
     nodes_in_the_network_of_the_template_get_addresses_of_it,

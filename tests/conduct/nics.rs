@@ -1,7 +1,7 @@
 //! VMs with several NICs: the pool's subnet decides which one serves, and Azure counts them all together.
 
 use crate::Test;
-use crate::stage::{Stage, quick};
+use crate::stage::{Stage, quick, subnet};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -19,12 +19,6 @@ pub const TESTS: &[Test] = crate::tests![
     addresses_of_a_late_write_on_a_former_serving_nic_go_back_without_a_boot,
     what_a_nic_beside_the_one_that_serves_holds_goes_back_though_its_node_goes_while_nobody_leads,
 ];
-
-pub(crate) fn subnet(name: &str) -> String {
-    format!(
-        "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/Microsoft.Network/virtualNetworks/vnet/subnets/{name}"
-    )
-}
 
 /// A VM with its primary NIC in `first` and a second one, `NAME-second`, in `second`, that holds `others`
 /// ipConfigurations of other clients besides its own; and its Node.

@@ -28,7 +28,7 @@ pub fn config(arm: Url, imds: Url, admin: SocketAddr, identity: String) -> Confi
     let soon = Duration::from_secs(2);
     // And steps are fine, but where a test is about coarse ones.
     let scarce = Duration::from_secs(3600);
-    let waits = Waits { second_read: soon, late: soon, grace: Duration::ZERO, scarce, ..Waits::default() };
+    let waits = Waits { second_read: soon, late: soon, grace: Duration::ZERO, scarce, ..Waits::FULL };
     Config {
         azure,
         namespace: NAMESPACE.into(),

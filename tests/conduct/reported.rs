@@ -3,7 +3,6 @@
 
 use crate::Test;
 use crate::machines::{sizing, until_served};
-use crate::nics::subnet;
 use crate::stage::{Stage, quick};
 use crate::wiped::{asked_for, wipe};
 use anyhow::{Context, Result, ensure};
@@ -160,16 +159,6 @@ async fn wiped(stage: &Stage<'_>) -> Result<BTreeSet<String>> {
     Ok(served)
 }
 
-/// Another client's NIC has this address, so that it can't come back by chance.
-pub async fn take(stage: &Stage<'_>, address: &str) -> Result<String> {
-    let properties = json!({ "primary": true, "subnet": { "id": subnet("nodes") },
-        "privateIPAddress": address, "privateIPAllocationMethod": "Static" });
-    let body =
-        json!({ "properties": { "ipConfigurations": [{ "name": "theirs", "properties": properties }] } });
-    let nic = format!("Microsoft.Network/networkInterfaces/taken-{}", address.replace('.', "-"));
-    stage.put(&nic, body).await
-}
-
 /// Azure refuses the next write of the node's NIC, with this about an address.
 pub fn refuse(stage: &Stage<'_>, code: &str, address: &str) {
     let message = format!("Private static IP address {address} can not be used now, answers {code}.");
@@ -184,7 +173,7 @@ async fn an_address_that_azure_is_cleaning_up_is_back_within_seconds_and_holds_n
     let stage = Stage::set(plane, quick(), sizing()).await?;
     let before = wiped(&stage).await?;
     let freed = before.first().context("no pod")?.clone();
-    let theirs = take(&stage, &freed).await?;
+    let theirs = stage.take(&freed).await?;
     refuse(&stage, "PrivateIPAddressIsBeingCleanedUp", &freed);
     stage.bind("n1", 2).await?;
     stage.start().await?;

@@ -1,7 +1,6 @@
 //! Pools of mode Route: the operator keeps a route table, and others write to it, too.
 
 use crate::Test;
-use crate::finding::nothing_was_listed;
 use crate::metrics::Metrics;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
@@ -155,7 +154,7 @@ async fn only_the_route_of_a_node_that_is_gone_is_removed(plane: &ControlPlane) 
     let left: Vec<String> =
         until_routes(&stage, &table, 2).await?.into_iter().map(|(_, range, _)| range).collect();
     ensure!(left == ["172.31.0.0/16".to_owned(), kept], "{left:?}");
-    nothing_was_listed(&stage)
+    stage.nothing_was_listed()
 }
 
 async fn a_passing_404_of_the_table_leaves_the_record_of_a_gone_nodes_route(

@@ -40,7 +40,7 @@ async fn a_standby_has_its_caches_synced_and_lists_no_pods_when_it_comes_to_lead
     let standby = ready(&stage).await?;
     let lists = || -> Result<f64> {
         let labels = [r#"verb="LIST""#, r#"resource="pods""#, r#"scope="cluster""#];
-        Ok(stage.served()?.sum("apiserver_request_total", &labels))
+        Ok(Metrics::of(stage.served()?).sum("apiserver_request_total", &labels))
     };
     let before = lists()?;
     ensure!(before > 0.0, "the API server has counted no list of all pods");
@@ -71,7 +71,7 @@ async fn the_operator_and_its_lease_have_flows_of_their_own(plane: &ControlPlane
     let stage = Stage::set(plane, quick(), sizing()).await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
-    let served = stage.served()?;
+    let served = Metrics::of(stage.served()?);
     for (flow, level) in
         [("vnetpool-operator", "workload-high"), ("vnetpool-operator-lease", "leader-election")]
     {

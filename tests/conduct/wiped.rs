@@ -2,7 +2,6 @@
 
 use crate::Test;
 use crate::machines::{is_backed, sizing, until_served};
-use crate::reported::take;
 use crate::stage::{Stage, find, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -159,7 +158,7 @@ async fn a_release_goes_on_while_a_restore_is_refused(plane: &ControlPlane) -> R
     stage.kill().await?;
     wipe(&stage, "n1").await?;
     for address in &before {
-        take(&stage, address).await?;
+        stage.take(address).await?;
     }
     let body = json!({ "error": { "code": "Novel", "message": "Not with these addresses." } });
     let refusal = Effect::Status { status: 400, body, headers: Default::default() };

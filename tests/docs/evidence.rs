@@ -3,7 +3,7 @@
 
 use super::tests::Tests;
 use super::{SOURCES, visit};
-use vnetpool_tests::cluster::root;
+use vnetpool_tests::project::root;
 
 /// The documents whose entries name tests.
 const EVIDENCE: [&str; 2] = ["docs/evidence/azure.md", "docs/evidence/paths.md"];

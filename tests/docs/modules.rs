@@ -1,46 +1,43 @@
-//! How the product's modules depend on each other: as a tree does, so that each can be read with what it
-//! imports and nothing else.
+//! How modules depend on each other, in the product and in the tests: as a tree does, so that each can be
+//! read with what it imports and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, OnceLock};
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
-use vnetpool_tests::cluster::root;
+use vnetpool_tests::project::root;
 
 use super::visit;
 
-/// The folders whose crates are the product.
-const PRODUCT: [&str; 3] = ["crds", "operator", "node-agent"];
-
 #[test]
 fn no_module_imports_itself_by_way_of_others() {
-    let crates = crates();
-    let found = crates.iter().flat_map(|(name, modules)| named(name, &modules.files()));
+    let found = CRATES.iter().flat_map(|(name, modules)| named(name, &modules.files()));
     let found: Vec<String> = found.collect();
     assert!(found.is_empty(), "modules in circles, each the shortest:\n{}", found.join("\n"));
-    let count: usize = crates.values().map(|modules| modules.paths.len()).sum();
-    assert!(crates.len() >= 8 && count > 200, "only {count} modules of {} crates", crates.len());
+    let count: usize = CRATES.values().map(|modules| modules.paths.len()).sum();
+    assert!(CRATES.len() >= 30 && count > 500, "only {count} modules of {} crates", CRATES.len());
 }
 
 /// The rooms of a folder are its files, each with the folder of its name.
 #[test]
 fn no_room_of_a_folder_imports_itself_by_way_of_others() {
     let (mut count, mut found) = (0, vec![]);
-    for (name, modules) in crates() {
+    for (name, modules) in CRATES.iter() {
         for folder in modules.folders() {
             let rooms = modules.rooms(&folder);
             count += usize::from(rooms.len() > 1);
-            found.extend(named(&name, &rooms));
+            found.extend(named(name, &rooms));
         }
     }
     assert!(found.is_empty(), "rooms in circles, each the shortest:\n{}", found.join("\n"));
-    assert!(count > 10, "only {count} folders with rooms that import each other");
+    assert!(count > 30, "only {count} folders with rooms that import each other");
 }
 
 /// A decision needs neither Azure's documents nor the cluster.
 #[test]
 fn the_planner_imports_only_what_addresses_and_resources_are() {
-    let rooms = crates()["operator"].rooms(&vec![]);
+    let rooms = CRATES["operator/src"].rooms(&vec![]);
     let imports = |room: &str| -> Vec<String> {
         let found = rooms.get(&vec![room.to_owned()]);
         found.into_iter().flatten().map(|names| names.join("::")).collect()
@@ -52,16 +49,24 @@ fn the_planner_imports_only_what_addresses_and_resources_are() {
     );
 }
 
-/// The modules of each crate of the product.
+/// The modules of each crate, by the folder of its `lib.rs` or `main.rs`. A crate of one file has none.
+static CRATES: LazyLock<BTreeMap<String, Modules>> = LazyLock::new(crates);
+
 fn crates() -> BTreeMap<String, Modules> {
+    let mut files: Vec<(PathBuf, String)> = vec![];
+    visit(&root(), &[".rs"], &mut |path, text| {
+        let is_program = path.parent().is_some_and(|folder| folder.ends_with("src/bin"));
+        let path = path.strip_prefix(root()).unwrap_or(path).to_owned();
+        files.extend((!is_program).then(|| (path, text.to_owned())));
+    });
+    let is_root = |path: &&PathBuf| path.ends_with("lib.rs") || path.ends_with("main.rs");
+    let folders: BTreeSet<&Path> =
+        files.iter().map(|(path, _)| path).filter(is_root).filter_map(|path| path.parent()).collect();
     let mut crates = BTreeMap::<String, Modules>::new();
-    for folder in PRODUCT {
-        visit(&root().join(folder), &[".rs"], &mut |path, text| {
-            let path = path.strip_prefix(root()).unwrap_or(path).to_string_lossy();
-            if let Some((of, file)) = path.split_once("/src/") {
-                crates.entry(of.to_owned()).or_default().add(Path::new(file), text);
-            }
-        });
+    for (path, text) in &files {
+        let Some(folder) = path.ancestors().find(|folder| folders.contains(folder)) else { continue };
+        let file = path.strip_prefix(folder).unwrap_or(path);
+        crates.entry(folder.display().to_string()).or_default().add(file, text);
     }
     crates
 }
@@ -130,6 +135,7 @@ struct Modules {
     paths: BTreeMap<Names, Vec<Names>>,
     /// The modules that only tests have.
     tests: BTreeSet<Names>,
+    edges: OnceLock<BTreeSet<(Names, Names)>>,
 }
 
 impl Modules {
@@ -162,18 +168,27 @@ impl Modules {
         })
     }
 
+    /// Each module with one that it imports. Once it is asked for, no file is added.
+    fn edges(&self) -> &BTreeSet<(Names, Names)> {
+        self.edges.get_or_init(|| {
+            let shipped = self.paths.iter().filter(|(module, _)| self.is_shipped(module));
+            let pairs = shipped.flat_map(|(from, paths)| {
+                paths.iter().filter_map(|path| Some((from.clone(), self.module(from, path)?)))
+            });
+            pairs.collect()
+        })
+    }
+
     /// The imports between rooms, where `room` is the room of a module. Neither what is above a room nor what
     /// is below it counts: a parent is made of its children, which are made for it.
     fn imports(&self, room: impl Fn(&Names) -> Option<Names>) -> Imports {
         let mut imports = Imports::new();
-        for (from, paths) in self.paths.iter().filter(|(module, _)| self.is_shipped(module)) {
-            for to in paths.iter().filter_map(|path| self.module(from, path)) {
-                if let (Some(from), Some(to)) = (room(from), room(&to))
-                    && !from.starts_with(&to)
-                    && !to.starts_with(&from)
-                {
-                    imports.entry(from).or_default().insert(to);
-                }
+        for (from, to) in self.edges() {
+            if let (Some(from), Some(to)) = (room(from), room(to))
+                && !from.starts_with(&to)
+                && !to.starts_with(&from)
+            {
+                imports.entry(from).or_default().insert(to);
             }
         }
         imports

@@ -2,7 +2,7 @@
 //! site.
 
 use std::path::{Component, Path, PathBuf};
-use vnetpool_tests::cluster::root;
+use vnetpool_tests::project::root;
 use vnetpool_tests::{site, snippets};
 
 use super::visit;

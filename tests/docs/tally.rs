@@ -1,7 +1,7 @@
 //! `tests/run-all.sh` and the checks of the Makefile: nothing that fails or is left out counts as a pass.
 
 use std::process::Command;
-use vnetpool_tests::cluster::root;
+use vnetpool_tests::project::root;
 
 /// The summary that `tests/run-all.sh` makes of a stage that printed this.
 fn tally(printed: &str) -> Vec<String> {
@@ -20,7 +20,7 @@ fn a_stage_is_summed_up_by_binary_with_the_names_of_skipped_tests() {
 test one ... ok
 test two ... ignored, there are no documents
 test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.50s
-     Running unittests src/main.rs (target/x86_64-unknown-linux-gnu/debug/deps/vnetpool_operator-0123456789abcdee)
+     Running unittests lib.rs (target/x86_64-unknown-linux-gnu/debug/deps/vnetpool_model-0123456789abcdee)
 test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
      Running tests/story/main.rs (target/x86_64-unknown-linux-gnu/debug/deps/story-0123456789abcdef)
 test result: ok. 9 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 100.20s

@@ -3,7 +3,7 @@
 use super::{SOURCES, visit};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use vnetpool_tests::cluster::root;
+use vnetpool_tests::project::root;
 
 /// Every test of the project by its name, with the files that have one of this name: Rust's by attribute or
 /// by their place in a list of trials, Go's by their signature.

@@ -24,10 +24,10 @@
 //! back.
 //!
 //! The invariants of every state stand in [`protocol`]; that each state leads to the good end once nothing
-//! fails any more, in [`settle`], with the node's rules and without. Left out: time (the cooldown is 0, every
-//! wait is over; both have tests of their own); an ADD and the building of a ledger halfway (the sandbox
-//! locks keep them apart); Azure's state Updating, during which an operator waits (the model is harsher: a
-//! write under way can't be seen at all); changes of the NIC by others, which [`others`] has.
+//! fails any more, in `protocol/settle.rs`, with the node's rules and without. Left out: time (the cooldown
+//! is 0, every wait is over; both have tests of their own); an ADD and the building of a ledger halfway (the
+//! sandbox locks keep them apart); Azure's state Updating, during which an operator waits (the model is
+//! harsher: a write under way can't be seen at all); changes of the NIC by others, which [`others`] has.
 //!
 //! Every rule of the protocol can be left out ([`Broken`]), in the modelled part only, and each then does
 //! harm: that is what the second half of the tests shows, and that the model would notice. Run with
@@ -41,7 +41,6 @@ mod node;
 mod operator;
 mod others;
 mod protocol;
-mod settle;
 mod world;
 
 use std::fmt::Debug;

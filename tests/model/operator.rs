@@ -142,7 +142,7 @@ impl Operator<'_> {
         self.world.operators[self.index].get_or_insert_default()
     }
 
-    /// `Memories::take` and `Memory::newest`.
+    /// `Cluster::allocation` and `Memories::take`: the newest object known, and what is remembered of it.
     fn newest(&mut self, watched: &Object) -> Object {
         let process = self.process();
         let memory = match process.memory.take().filter(|memory| memory.uid == watched.uid) {

@@ -1,5 +1,7 @@
 //! The protocol as a stateright model: the possible next steps, and the invariants.
 
+mod settle;
+
 use std::collections::HashSet;
 use std::sync::Mutex;
 
@@ -8,8 +10,8 @@ use vnetpool_plugin::ledger::State;
 
 use crate::Broken;
 use crate::operator::{Operator, number};
-use crate::settle::{self, Rules};
 use crate::world::{Faults, PODS, Step, World};
+use settle::Rules;
 
 /// A world to explore, from a node at rest with `pods` pods running.
 pub struct Protocol {

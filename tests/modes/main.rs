@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use vnetpool_tests::chapters;
 use vnetpool_tests::chapters::{Anew, Chapters};
-use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::place::{Machine, Place, arm, id, peer, put_subnet};
 use vnetpool_tests::probe;
+use vnetpool_tests::project::root;
 use vnetpool_tests::workload::ProbePod;
 
 /// How long a pod takes to run whose address is there, at most.

@@ -16,7 +16,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use table::{ALL, Mutation};
-use vnetpool_tests::cluster::root;
+use vnetpool_tests::project::root;
 
 /// Seconds that a build and the tests may take. Where a rule is left out a wait may never end, and that is
 /// noticed, too.

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use std::fs;
-use vnetpool_tests::cluster::root;
+use vnetpool_tests::project::root;
 
 /// One edit of one place in the product's source.
 pub struct Mutation {

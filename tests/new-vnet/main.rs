@@ -9,8 +9,9 @@ use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::time::Duration;
 use vnetpool_tests::chapters;
-use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::place::{Machine, Place, Seen, arm};
+use vnetpool_tests::project::root;
 use vnetpool_tests::workload::{PORT, ProbePod};
 use vnetpool_tests::{eventually, probe};
 

@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs};
-use vnetpool_tests::cluster::root;
 use vnetpool_tests::guest;
+use vnetpool_tests::project::root;
 use vnetpool_tests::wait::patience;
 
 /// A guest may take so long, on a machine that does nothing else.

@@ -2,6 +2,7 @@
 
 use crate::World;
 use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
@@ -68,16 +69,12 @@ async fn ask(place: &Place, url: &str) -> Result<String> {
     place.run("curl", &["-sS", "--fail", "--max-time", "3", "-H", "metadata: true", url]).await
 }
 
-/// A pod asks for both at once, and gets no answer.
-async fn asks_in_vain(pod: &Place) -> Result<()> {
-    let in_vain = async |url: &str| -> Result<()> {
-        let answer = ask(pod, url).await;
-        let is_dropped =
-            answer.as_ref().is_err_and(|error| error.to_string().contains("Connection timed out"));
-        ensure!(is_dropped, "a pod asks for {url}: {answer:?}");
-        Ok(())
-    };
-    tokio::try_join!(in_vain(AIMS[0]), in_vain(AIMS[1])).map(drop)
+/// A pod asks, and gets no answer.
+async fn asks_in_vain(pod: &Place, url: &str) -> Result<()> {
+    let answer = ask(pod, url).await;
+    let is_dropped = answer.as_ref().is_err_and(|error| error.to_string().contains("Connection timed out"));
+    ensure!(is_dropped, "a pod asks for {url}: {answer:?}");
+    Ok(())
 }
 
 pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_allows_it(
@@ -90,7 +87,8 @@ pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_allows_it
         }
     }
     let (one, two) = (world.pod(0)?, world.pod(1)?);
-    tokio::try_join!(asks_in_vain(&one), asks_in_vain(&two))?;
+    let all = [&one, &two].into_iter().flat_map(|pod| AIMS.map(|url| asks_in_vain(pod, url)));
+    try_join_all(all).await?;
     world.cluster.patch_pool(json!({ "podMetadataAccess": "All" })).await?;
     for index in [0, 1] {
         let (pod, node) = (world.pod(index)?, world.node(index)?);
@@ -106,7 +104,7 @@ pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_allows_it
         let asked = |entry: &&serde_json::Value| entry["path"] == "/metadata/instance/compute/name";
         let last = log.as_array().into_iter().flatten().rfind(asked).map(|entry| entry["caller"].clone());
         ensure!(last == Some(json!(node.address)), "the metadata service was called by {last:?}");
-        ensure!(ask(&pod, AIMS[1]).await.is_err(), "the pool has nothing of the goal state");
+        asks_in_vain(&pod, AIMS[1]).await.context("the pool has nothing of the goal state")?;
     }
     world.cluster.patch_pool(json!({ "podMetadataAccess": "None" })).await
 }

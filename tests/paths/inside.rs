@@ -33,7 +33,7 @@ pub async fn a_pod_and_its_own_node_reach_each_other(world: &World) -> Result<()
     let seen = node.seen_by(&pod.address).await?;
     ensure!(seen == Seen::new(&node.address, &pod.address), "the pod sees its node as {seen:?}");
     let _server =
-        node.command(vnetpool_tests::cluster::tool("probe")).args(["serve", "--listen", ":8088"]).spawn()?;
+        node.command(vnetpool_tests::project::tool("probe")).args(["serve", "--listen", ":8088"]).spawn()?;
     let seen = eventually("the node's own server", PATIENCE, || async {
         pod.seen_at(&node.address, 8088).await.map(Some)
     })

@@ -14,10 +14,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::OnceCell;
 use vnetpool_tests::chapters;
-use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::engine::Engine;
 use vnetpool_tests::place::{Machine, Place, peer};
 use vnetpool_tests::probe;
+use vnetpool_tests::project::root;
 use vnetpool_tests::workload::ProbePod;
 
 /// The cluster, and the machines that the test has put around it.

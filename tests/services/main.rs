@@ -18,10 +18,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 use vnetpool_tests::chapters;
 use vnetpool_tests::chapters::Chapters;
-use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::engine::Engine;
 use vnetpool_tests::place::Place;
 use vnetpool_tests::probe;
+use vnetpool_tests::project::root;
 use vnetpool_tests::workload::{PORT, ProbePod, container};
 
 /// How long kube-proxy and an engine take to follow, at most.

@@ -43,7 +43,7 @@ pub async fn with_an_engine_and_without_a_policy_every_path_is_as_ever(world: &W
     until_reached(&web, &world.vm.address).await?;
     beyond(world, &web).await?;
     // The node's own server.
-    let probe = vnetpool_tests::cluster::tool("probe");
+    let probe = vnetpool_tests::project::tool("probe");
     let _server = world.nodes[0].command(probe).args(["serve", "--listen", ":8088"]).spawn()?;
     let node = &world.nodes[0].address;
     until_seen(&web, node, 8088, &Seen::new(&web.address, node)).await

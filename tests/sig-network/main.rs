@@ -20,7 +20,8 @@ use tokio::runtime::Runtime;
 use vnetpool_crds::pool::{Mode, Wiring};
 use vnetpool_tests::asked::{choice, variable};
 use vnetpool_tests::chapters::is_nightly;
-use vnetpool_tests::cluster::{Cluster, root, tool};
+use vnetpool_tests::cluster::Cluster;
+use vnetpool_tests::project::{root, tool};
 use vnetpool_tests::specs::Specs;
 
 /// How many specs the version of Kubernetes in `../cluster/go.mod` has; another version may have more.

@@ -35,8 +35,9 @@ use vnetpool_crds::pool::{Mode, Wiring};
 use vnetpool_tests::asked::{choice, number};
 use vnetpool_tests::audit::excuses::{BLOCKS_NOTICED, Excuses, NOTICED};
 use vnetpool_tests::audit::sums::Sums;
-use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
+use vnetpool_tests::project::root;
 
 /// The pause between two faults, at least; as much again is drawn.
 const BETWEEN: Duration = Duration::from_secs(3);

@@ -1,7 +1,6 @@
 //! The simulator's own side, over its admin socket: the NICs' content, the requests to ARM, and faults to
 //! order.
 
-use crate::audit::readings::expanded;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -45,6 +44,19 @@ impl Nic {
         let secondary = self.ip_configurations.iter().filter(|configuration| !configuration.primary);
         secondary.filter_map(|configuration| configuration.address.as_deref()).flat_map(expanded).collect()
     }
+}
+
+/// The addresses of a range: one for `10.0.0.17` and `10.0.0.17/32`, sixteen for a block such as
+/// `10.0.0.32/28`, and none for what is no range.
+pub fn expanded(range: &str) -> Vec<Ipv4Addr> {
+    let (first, length) = range.split_once('/').unwrap_or((range, "32"));
+    let parsed = || -> Option<(u32, u32)> {
+        let first: Ipv4Addr = first.parse().ok()?;
+        let count = 1_u32.checked_shl(32_u32.checked_sub(length.parse().ok()?)?)?;
+        Some((first.into(), count))
+    };
+    let (first, count) = parsed().unwrap_or_default();
+    (0..count).map(|number| Ipv4Addr::from(first.wrapping_add(number))).collect()
 }
 
 impl Azure {
@@ -173,5 +185,21 @@ impl Azure {
     /// Deletes a VM, and its NIC unless it is to be kept.
     pub async fn delete_vm(&self, name: &str, keep_nic: bool) -> Result<()> {
         self.call(reqwest::Method::DELETE, &format!("/vms/{name}?keep_nic={keep_nic}"), None).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_sixteen_addresses_and_a_text_of_no_range_is_none() {
+        assert_eq!(expanded("10.0.0.7"), [Ipv4Addr::new(10, 0, 0, 7)]);
+        assert_eq!(expanded("10.0.0.7/32"), [Ipv4Addr::new(10, 0, 0, 7)]);
+        let block: Vec<_> = (32..48).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
+        assert_eq!(expanded("10.0.0.32/28"), block);
+        for text in ["", "none", "10.0.0.7/33", "10.0.0.7/", "0.0.0.0/0", "fd00::1/128"] {
+            assert!(expanded(text).is_empty(), "{text}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The machines: bring the cluster up, install the chart into it, run things on its machines, take it down.
 
 use crate::azure::Azure;
+use crate::project::{root, search_path, tool};
 use crate::snippets::Snippet;
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Node;
@@ -44,30 +45,6 @@ pub struct Host {
     pub nic_id: String,
     #[serde(default)]
     pub pid: u32,
-}
-
-/// The project's root folder.
-pub fn root() -> PathBuf {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().unwrap_or(tests).to_owned()
-}
-
-/// The folders in which programs are found: our kubectl, helm and programs first.
-pub fn search_path() -> String {
-    let inherited = std::env::var("PATH").unwrap_or_default();
-    format!("{}:{}:{inherited}", root().join("target/cluster/bin").display(), programs().display())
-}
-
-/// Where cargo has put our programs: the folder of the one that runs, or the one above that of tests.
-pub fn programs() -> PathBuf {
-    let running = std::env::current_exe().unwrap_or_default();
-    let folder = running.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
-    folder.unwrap_or(&running).to_owned()
-}
-
-/// Where the built Kubernetes commands and the cluster tool are.
-pub fn tool(name: &str) -> PathBuf {
-    root().join("target/cluster/bin").join(name)
 }
 
 impl Cluster {

@@ -1,7 +1,7 @@
 //! A real API server on loopback with Vnetpool's CRDs, rights and admission policies in it. No node, no
 //! controller.
 
-use crate::cluster::{root, search_path, tool};
+use crate::project::{root, search_path, tool};
 use crate::snippets::Snippet;
 use crate::wait::Limit;
 use anyhow::{Context, Result, bail, ensure};

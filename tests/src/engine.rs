@@ -1,8 +1,9 @@
 //! An engine of NetworkPolicy beside Vnetpool: Calico's Felix, for policy only; and the policies that it
 //! holds pods to.
 
-use crate::cluster::{Cluster, root};
+use crate::cluster::Cluster;
 use crate::eventually;
+use crate::project::root;
 use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use serde_json::{Value, json};

@@ -17,6 +17,7 @@
 //!   monitoring what the chart's alerts and dashboards ask for, and what the programs serve
 //!   prometheus a real one, which scrapes a cluster's programs
 //!   panels    what the dashboards have shown, and pictures of it
+//!   project   where the project's files and built programs are
 //!   reference the pages of docs/reference that are made from the programs
 //!   asked     what a run is asked for by its environment
 //!   site      the documents as a site, and which of its links lead nowhere
@@ -43,6 +44,7 @@ pub mod node;
 pub mod panels;
 pub mod place;
 pub mod probe;
+pub mod project;
 pub mod prometheus;
 pub mod reference;
 pub mod site;

@@ -1,7 +1,7 @@
 //! The series that the chart's alerts and dashboards ask Prometheus for, and those that the programs serve
 //! it.
 
-use crate::cluster::root;
+use crate::project::root;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};

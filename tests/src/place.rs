@@ -1,9 +1,10 @@
 //! Places to test from: pods, nodes and machines, each a network namespace; and a client as the far end sees
 //! it.
 
-use crate::audit::readings::expanded;
-use crate::cluster::{Cluster, Host, tool};
+use crate::azure::expanded;
+use crate::cluster::{Cluster, Host};
 use crate::eventually;
+use crate::project::tool;
 use crate::workload::{PORT, ProbePod};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -253,7 +254,7 @@ impl Drop for Machine {
 impl Machine {
     /// A namespace that isn't plugged into a network yet.
     pub fn new(name: &str, address: &str) -> Result<Self> {
-        let name = format!("paths-{name}");
+        let name = format!("place-{name}");
         // The remains of a run that was killed.
         drop(std::process::Command::new("ip").args(["netns", "delete", &name]).output());
         let made = std::process::Command::new("ip").args(["netns", "add", &name]).output()?;

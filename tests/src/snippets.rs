@@ -4,7 +4,7 @@
 //! A comment stands right before each block of commands. `<!-- run: GROUP -->` names the test that runs the
 //! block, by [`GROUPS`]; `<!-- not run: REASON -->` gives the reason why none does.
 
-use crate::cluster::{root, search_path};
+use crate::project::{root, search_path};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -135,7 +135,7 @@ impl Cluster {
     }
 
     async fn probe(&self, host: &str, flags: &[&str], targets: &[String]) -> Result<Vec<Dial>> {
-        let probe = crate::cluster::tool("probe");
+        let probe = crate::project::tool("probe");
         let probe = probe.to_string_lossy();
         let mut command = vec![probe.as_ref(), "dial", "--timeout", "5s"];
         command.extend(flags);

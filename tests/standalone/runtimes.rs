@@ -136,11 +136,11 @@ pub fn containers_reach_the_metadata_service_unless_a_flag_closes_it(stage: &mut
     // Whatever changes the table has the node inspected at once, and takes no count with it.
     stage.sh("vm1", "nft flush chain inet vnetpool egress");
     let status = || stage.call_agent("vm1", &["status"]).unwrap();
-    let is_told = |shown: &String| {
+    let is_reported = |shown: &String| {
         let line = shown.lines().find(|line| line.starts_with("MetadataRefused: True (PodsAsk): web"));
         line.is_some_and(|line| line.contains("run the agent with --pod-metadata-access All"))
     };
-    eventually("the report names the container, and the flag", status, is_told);
+    eventually("the report names the container, and the flag", status, is_reported);
     Ok(())
 }
 

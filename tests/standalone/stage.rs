@@ -22,7 +22,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
-use vnetpool_tests::cluster::{programs, tool};
+use vnetpool_tests::project::{programs, tool};
 use vnetpool_tests::wait::eventually_right;
 
 /// How long anything may take.

@@ -16,7 +16,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 use vnetpool_azure_sim::schema::Documents;
 use vnetpool_tests::chapters::backwards;
-use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::cluster::Cluster;
+use vnetpool_tests::project::root;
 
 /// The state that all chapters share: the cluster comes up with the first that runs.
 #[derive(Default)]

@@ -3,7 +3,8 @@
 use crate::chapters::MINIMUM;
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
-use vnetpool_tests::cluster::{Cluster, root};
+use vnetpool_tests::cluster::Cluster;
+use vnetpool_tests::project::root;
 use vnetpool_tests::snippets;
 
 /// Installs the chart by the README, but with the images and the Azure of the test.

@@ -36,6 +36,10 @@ use crate::{
 use restore::Firewalls;
 pub(super) use rules::basis;
 
+/// How long an inspection may take: longer than all together that it runs and waits for, each of which has
+/// its own limit, but for the kernel.
+pub(super) const INSPECT_WITHIN: Duration = Duration::from_secs(240);
+
 /// The purpose of an inspection. A change of it has the node inspected soon.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Wanted {
@@ -131,23 +135,18 @@ impl Keeper {
         }
     }
 
-    /// Inspects everything, and repairs what differs; breaks off after `within`.
-    pub(super) async fn inspect(
-        mut self,
-        wanted: Wanted,
-        reserved: Reserved,
-        within: Duration,
-    ) -> (Keeper, Inspected) {
+    /// Inspects everything, and repairs what differs; breaks off after [`INSPECT_WITHIN`].
+    pub(super) async fn inspect(mut self, wanted: Wanted, reserved: Reserved) -> (Keeper, Inspected) {
         let mut inspected = Inspected { wanted, has_failed: true, ..Inspected::default() };
         self.metrics.inspection_began();
-        let has_seen_all = match timeout(within, self.inspect_all(&mut inspected, &reserved)).await {
+        let has_seen_all = match timeout(INSPECT_WITHIN, self.inspect_all(&mut inspected, &reserved)).await {
             Ok(has_seen_all) => {
                 self.metrics.inspection_ended();
                 has_seen_all
             }
             Err(_) => {
                 let message =
-                    format!("an inspection of the node was broken off after {} s", within.as_secs());
+                    format!("an inspection of the node was broken off after {} s", INSPECT_WITHIN.as_secs());
                 tracing::warn!("{message}");
                 self.stands(format!("{message}: see what keeps the kernel or nft from answering"));
                 false

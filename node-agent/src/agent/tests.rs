@@ -285,16 +285,27 @@ fn on_a_node(test: &str) -> Option<PathBuf> {
     None
 }
 
-async fn inspect(agent: &mut Agent, within: Duration) {
+async fn inspect(agent: &mut Agent) {
     let keeper = agent.keeper.take().unwrap();
-    let inspected = keeper.inspect(agent.wanted.clone(), agent.reserved.clone(), within).await;
+    let inspected = keeper.inspect(agent.wanted.clone(), agent.reserved.clone()).await;
     agent.take_back(inspected);
+}
+
+/// An inspection that hangs, as it does once `hangs` is over, until all its time has passed.
+async fn inspect_in_vain(agent: &mut Agent, hangs: impl Future<Output = ()>) {
+    let pass = async {
+        hangs.await;
+        tokio::time::pause();
+        tokio::time::advance(keeper::INSPECT_WITHIN).await;
+        tokio::time::resume();
+    };
+    tokio::join!(inspect(agent), pass);
 }
 
 /// A reconcile, the inspection that it asks for, and the reconcile after that.
 async fn settle(agent: &mut Agent, object: &NodeIPAllocation) {
     agent.reconcile(Some(object)).await.unwrap();
-    inspect(agent, INSPECT_WITHIN).await;
+    inspect(agent).await;
     agent.reconcile(Some(object)).await.unwrap();
 }
 
@@ -401,7 +412,7 @@ async fn rules_that_stand_again_have_pods_served_though_the_object_is_gone() {
     let broken = dir.join("broken");
     let (mut agent, object) = settled(&dir).await;
     fs::write(&broken, "").unwrap();
-    inspect(&mut agent, INSPECT_WITHIN).await;
+    inspect(&mut agent).await;
     agent.reconcile(Some(&object)).await.unwrap();
     let [a, b] = sandboxes();
     assert_eq!(assign(&agent, &a), Assign::Waiting);
@@ -410,7 +421,7 @@ async fn rules_that_stand_again_have_pods_served_though_the_object_is_gone() {
     fs::remove_file(&broken).unwrap();
     agent.reconcile(None).await.unwrap();
     assert_eq!(assign(&agent, &b), Assign::Waiting, "the rules are yet to come");
-    inspect(&mut agent, INSPECT_WITHIN).await;
+    inspect(&mut agent).await;
     agent.reconcile(None).await.unwrap();
     assert!(agent.store.peek().unwrap().address_of(&a).is_some(), "{:?}", counts(&agent));
     assert!(matches!(assign(&agent, &b), Assign::Assigned(_)), "{:?}", counts(&agent));
@@ -427,7 +438,7 @@ async fn an_address_freed_while_the_node_lacks_its_rules_goes_to_no_pod() {
     let [a, b] = sandboxes();
     assert!(matches!(assign(&agent, &a), Assign::Assigned(_)));
     fs::write(dir.join("broken"), "").unwrap();
-    inspect(&mut agent, INSPECT_WITHIN).await;
+    inspect(&mut agent).await;
     agent.reconcile(Some(&object)).await.unwrap();
     agent.store.with(|ledger, now| ledger.free(&a, now)).unwrap();
     assert_eq!(assign(&agent, &b), Assign::Waiting);
@@ -482,10 +493,11 @@ async fn an_inspection_waits_for_the_installation_of_one_that_was_broken_off() {
     let installing = agent.keeper.as_ref().unwrap().installing.clone();
     let plugin = dir.join("bin/vnetpool");
     let broken_off = installing.lock().await;
-    inspect(&mut agent, Duration::from_secs(2)).await;
+    // As long as that it could have installed without the lock.
+    inspect_in_vain(&mut agent, sleep(Duration::from_secs(2))).await;
     assert!(!agent.inspected.is_installed && !plugin.exists());
     drop(broken_off);
-    inspect(&mut agent, INSPECT_WITHIN).await;
+    inspect(&mut agent).await;
     assert!(agent.inspected.is_installed && plugin.exists());
 }
 
@@ -506,7 +518,7 @@ async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
     let run = |line: &str| assert!(Command::new("sh").args(["-c", line]).status().unwrap().success());
     run(&format!("mkfifo {}; ip address add 10.240.250.1/24 dev eth0", hangs.display()));
     let begun = Instant::now();
-    let inspection = keeper.inspect(Wanted::default(), reserved, INSPECT_WITHIN);
+    let inspection = keeper.inspect(Wanted::default(), reserved);
     let reconcile = async {
         agent.reconcile(Some(&object)).await.unwrap();
         begun.elapsed()
@@ -533,7 +545,12 @@ async fn an_inspection_that_hangs_is_broken_off_and_its_obstacles_are_reported_u
     assert_eq!(reason(&agent), Reason::Undisturbed, "{:?}", agent.notes.undisturbed());
 
     fs::write(dir.join("hangs"), "").unwrap();
-    inspect(&mut agent, Duration::from_millis(200)).await;
+    let hangs = async {
+        while !dir.join("hung").exists() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    inspect_in_vain(&mut agent, hangs).await;
     fs::remove_file(dir.join("hangs")).unwrap();
     assert!(agent.inspected.has_failed);
     assert!(agent.metrics.inspecting_for() > Duration::ZERO);
@@ -543,16 +560,16 @@ async fn an_inspection_that_hangs_is_broken_off_and_its_obstacles_are_reported_u
     }
     let Verdict { reason: found, message, .. } = agent.notes.undisturbed().verdict;
     assert_eq!(found, Reason::InTheWay);
-    assert!(message.contains("broken off"), "{message}");
+    assert!(message.contains("broken off after 240 s"), "{message}");
 
     let ledger = agent.config.state_dir.join(file::LEDGER);
     let text = fs::read(&ledger).unwrap();
     fs::write(&ledger, "nonsense").unwrap();
-    inspect(&mut agent, INSPECT_WITHIN).await;
+    inspect(&mut agent).await;
     assert_eq!(agent.metrics.inspecting_for(), Duration::ZERO, "it has ended");
     assert_eq!((agent.inspected.has_failed, reason(&agent)), (true, Reason::InTheWay));
     fs::write(&ledger, text).unwrap();
-    inspect(&mut agent, INSPECT_WITHIN).await;
+    inspect(&mut agent).await;
     let seen = (agent.inspected.has_failed, reason(&agent));
     assert_eq!(seen, (false, Reason::Undisturbed), "{:?}", agent.notes.undisturbed());
 }

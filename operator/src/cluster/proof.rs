@@ -196,6 +196,7 @@ fn number(version: Option<String>) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Watched;
     use super::*;
     use crate::demand::Demand;
     use crate::lock::lock;
@@ -314,7 +315,7 @@ mod tests {
             )
         };
         let client = serve(Router::new().fallback(get(answer))).await;
-        let (cluster, _waker, _wakeups, watches) =
+        let Watched { cluster, waker: _waker, wakeups: _wakeups, watches } =
             Cluster::watch(&client, &Arc::default(), &Default::default());
         let watches = futures::future::join_all(watches.map(|(_, watch)| tokio::spawn(watch)));
         tokio::spawn(watches);

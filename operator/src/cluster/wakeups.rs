@@ -59,11 +59,13 @@ pub async fn woken(heard: &mut watch::Receiver<()>) {
 }
 
 pub fn channels() -> (Waker, Wakeups) {
-    let ((nodes, node_calls), (allocations, allocation_calls), (pools, pool_calls), (unreadable, found)) =
-        (unbounded(), unbounded(), unbounded(), unbounded());
+    let (nodes, of_nodes) = unbounded();
+    let (allocations, of_allocations) = unbounded();
+    let (pools, of_pools) = unbounded();
+    let (unreadable, found) = unbounded();
     let waker = Waker { nodes, allocations, pools, unreadable, heard: Arc::default() };
     let wakeups =
-        Wakeups { nodes: node_calls, allocations: allocation_calls, pools: pool_calls, unreadable: found };
+        Wakeups { nodes: of_nodes, allocations: of_allocations, pools: of_pools, unreadable: found };
     (waker, wakeups)
 }
 

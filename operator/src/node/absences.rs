@@ -208,8 +208,9 @@ fn group_of(resource: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::Waits;
 
-    const MINUTE: Duration = Duration::from_secs(60);
+    const MINUTE: Duration = Waits::FULL.second_read;
 
     fn id(group: &str, nic: &str) -> String {
         format!("/subscriptions/s/resourceGroups/{group}/providers/p/t/{nic}")

@@ -111,6 +111,7 @@ pub fn demand(allocation: &NodeIPAllocation, node: &Node, bound: u32) -> Demand 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::Watched;
     use kube::Client;
     use serde_json::json;
     use std::sync::Arc;
@@ -124,7 +125,7 @@ mod tests {
         let allocation = serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
         let url = "http://127.0.0.1:1".parse().unwrap();
         let client = Client::try_from(kube::Config::new(url)).unwrap();
-        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default(), &Default::default());
+        let Watched { cluster, waker, .. } = Cluster::watch(&client, &Arc::default(), &Default::default());
         let need = Need::of(&cluster, &waker, "n");
         let priority = |bound, is_new| {
             let demand = Demand { bound, ..Demand::default() };

@@ -256,7 +256,7 @@ pub async fn around(
         adopt: adopted.map(|adoption| adoption.ready.clone()).unwrap_or_default(),
         join: grouping.lacks.clone(),
         leave: grouping.leave.clone(),
-        is_held_back: !occasion.may_ask || found.is_unsettled,
+        is_held_back: !occasion.may_ask || found.is_updating,
         // A route doesn't hang on the NIC's state.
         nic_failed: !backend.needs_forwarding()
             && (memory.nic.model_failed || nic.is_some_and(|nic| nic.state == ProvisioningState::Failed)),

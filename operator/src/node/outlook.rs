@@ -55,7 +55,7 @@ pub struct Outlook {
 
 pub fn outlook(facts: &Facts) -> Outlook {
     let Facts { allocation, node, bound, pools, now } = facts;
-    let (spec, grace) = (&allocation.spec, Waits::default().grace);
+    let (spec, grace) = (&allocation.spec, Waits::FULL.grace);
     let named = |name: &str| pools.iter().find(|pool| pool.name_any() == name).cloned();
     let selected = NodeIPPool::serving(pools.iter().map(AsRef::as_ref), &node.labels().to_map());
     let Policy { pool, change } = policy::decide(policy::Facts {

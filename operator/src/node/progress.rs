@@ -257,7 +257,7 @@ mod tests {
     use super::super::setback::Stage;
     use super::*;
     use crate::azure::{self, Nic, ProvisioningState, sample_nic};
-    use crate::cluster::Cluster;
+    use crate::cluster::{Cluster, Watched};
     use crate::planner;
     use kube::Client;
     use serde_json::json;
@@ -274,7 +274,7 @@ mod tests {
         let memory = Memories::default().take(&allocation);
         let url = "http://127.0.0.1:1".parse().unwrap();
         let client = Client::try_from(kube::Config::new(url)).unwrap();
-        let (cluster, waker, ..) = Cluster::watch(&client, &Arc::default(), &Default::default());
+        let Watched { cluster, waker, .. } = Cluster::watch(&client, &Arc::default(), &Default::default());
         (Progress::of(allocation, Need::of(&cluster, &waker, "n")), memory)
     }
 

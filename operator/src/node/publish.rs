@@ -88,7 +88,7 @@ fn detached<'a>(
 /// of ours.
 pub fn adopts(allocation: &NodeIPAllocation, seen: &Seen) -> bool {
     match &seen.adoption {
-        Some(adoption) => adoption.left > 0,
+        Some(adoption) => adoption.remaining > 0,
         None if seen.is_read => false,
         None => condition::find(allocation.conditions(), ADOPTED)
             .is_some_and(|condition| condition.status == "False"),

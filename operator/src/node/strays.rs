@@ -178,6 +178,7 @@ fn idle(allocation: &NodeIPAllocation, nic: &Nic) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::azure::sample_nic;
+    use crate::context::Waits;
     use serde_json::json;
 
     fn id(name: &str) -> ResourceId {
@@ -204,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_nic_is_forgotten_when_a_second_read_a_minute_later_does_not_find_it_either() {
-        let (start, minute) = (Instant::now(), Duration::from_secs(60));
+        let (start, minute) = (Instant::now(), Waits::FULL.second_read);
         let mut strays = Strays::default();
         strays.found(&[id("a"), id("b")], &id("s"), false);
         strays.missed(&id("a"), minute, start);

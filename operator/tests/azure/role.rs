@@ -4,41 +4,13 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use vnetpool_azure_sim::{Access, Grant, LogEntry, NewInstance, NewScaleSet};
-use vnetpool_operator::azure::role::{Action, On, PARTS};
+use vnetpool_operator::azure::role::{Action, On};
 use vnetpool_operator::azure::{
     Claim, Error, Freshness, NewPublicAddress, Priority, RouteChange, VmId, route_name, vnet_of,
 };
 
+use crate::listed::{action_of, actions};
 use crate::simulated::{World, change};
-
-/// The action that a request needs, as ARM derives it.
-fn action_of(method: &str, path: &str) -> String {
-    let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let provider = segments.iter().rposition(|segment| segment.eq_ignore_ascii_case("providers")).unwrap();
-    let types: Vec<&str> = segments[provider + 2..].iter().step_by(2).copied().collect();
-    let verb = match method {
-        "GET" => "read",
-        "PUT" => "write",
-        "DELETE" => "delete",
-        other => panic!("no such call is made: {other} {path}"),
-    };
-    format!("{}/{}/{verb}", segments[provider + 1], types.join("/"))
-}
-
-fn actions() -> impl Iterator<Item = &'static Action> {
-    PARTS.iter().flat_map(|part| part.actions)
-}
-
-/// Every test of the client ends with this.
-pub fn assert_listed<'a>(requests: impl IntoIterator<Item = (&'a str, &'a str)>) {
-    for (method, path) in requests {
-        let action = action_of(method, path);
-        // Only the preflight asks for it, and does without.
-        let is_listed = action == "Microsoft.Authorization/permissions/read"
-            || actions().any(|listed| listed.name.eq_ignore_ascii_case(&action));
-        assert!(is_listed, "{method} {path} needs {action}, which isn't in azure/role.rs");
-    }
-}
 
 /// Everything the client does, for a node whose NIC refers to one of each, and for an instance of a Uniform
 /// scale set.

@@ -97,7 +97,7 @@ impl Drop for Script {
         assert!(play.to_come.is_empty(), "{} answers were never asked for", play.to_come.len());
         let follows = |heard: &Heard| heard.method == Method::GET && play.given.contains(heard.uri.path());
         let own = play.heard.iter().filter(|heard| !follows(heard));
-        crate::role::assert_listed(own.map(|heard| (heard.method.as_str(), heard.uri.path())));
+        crate::listed::assert_listed(own.map(|heard| (heard.method.as_str(), heard.uri.path())));
     }
 }
 

@@ -31,7 +31,9 @@ impl Drop for World {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             let log = self.arm_log();
-            crate::role::assert_listed(log.iter().map(|entry| (entry.method.as_str(), entry.path.as_str())));
+            crate::listed::assert_listed(
+                log.iter().map(|entry| (entry.method.as_str(), entry.path.as_str())),
+            );
         }
     }
 }

@@ -63,7 +63,9 @@ impl Drop for Pool {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             let log = self.log();
-            crate::role::assert_listed(log.iter().map(|entry| (entry.method.as_str(), entry.path.as_str())));
+            crate::listed::assert_listed(
+                log.iter().map(|entry| (entry.method.as_str(), entry.path.as_str())),
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::azure::{Azure, Error, NewInstance, NewNic, NewScaleSet, NewVm, Peering, Premises, Settings};
 use crate::fault::Fault;
-use crate::permission::Access;
+use crate::world::Access;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};

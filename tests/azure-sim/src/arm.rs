@@ -5,17 +5,12 @@ mod compute;
 mod deployment;
 mod identity;
 mod network;
-mod peering;
-mod resource;
-mod scale_set;
-mod usages;
 
-use crate::entra::Token;
 use crate::permission::{self, PRINCIPAL};
 use crate::reply::Reply;
 use crate::request::{Request, decode};
 use crate::throttle::Kind;
-use crate::world::{World, group_document};
+use crate::world::{Token, World, group_document};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;

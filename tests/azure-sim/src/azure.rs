@@ -7,15 +7,13 @@ mod scale_set;
 mod settings;
 
 use crate::fabric::Fabric;
-use crate::fault::{Ending, Fault, Faults, Standing};
-use crate::hostile::Hostile;
+use crate::fault::{Ending, Fault, Faults, Hostile, Standing};
 use crate::lock::lock;
 use crate::log::LogEntry;
-use crate::permission::Access;
 use crate::reply::Reply;
 use crate::request::Request;
 use crate::topology::{Network, mac};
-use crate::world::{Config, World, new_etag};
+use crate::world::{Access, Config, World, new_etag};
 use crate::{arm, entra, imds, nic, vnet};
 use ipnet::Ipv4Net;
 pub use outside::{Premises, Question};
@@ -396,6 +394,10 @@ fn merge(target: &mut Value, patch: &Value) {
         *target = json!({});
     }
     for (field, value) in patch {
-        if value.is_null() { nic::remove(target, field) } else { merge(&mut target[field.as_str()], value) }
+        if value.is_null() {
+            crate::document::remove(target, field)
+        } else {
+            merge(&mut target[field.as_str()], value)
+        }
     }
 }

@@ -2,15 +2,13 @@
 //! with a label. Only addresses (A); for an unknown name it answers so. The answers are pure, the sockets are
 //! at the end.
 
-use crate::azure::Azure;
 use crate::nic;
 use crate::resource::Kind;
 use crate::world::World;
 use simple_dns::rdata::{A, RData};
 use simple_dns::{CLASS, Packet, PacketFlag, QTYPE, RCODE, ResourceRecord, TYPE};
 use std::io;
-use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 
@@ -55,12 +53,20 @@ fn address(world: &World, name: &str) -> Option<Ipv4Addr> {
     world.names.get(name).copied().or_else(of_machine).or_else(of_label)
 }
 
+/// Gives the answer to a client's message, if there is one.
+pub(crate) trait Resolve:
+    Fn(&[u8], IpAddr) -> Option<Vec<u8>> + Clone + Send + Sync + 'static
+{
+}
+
+impl<R: Fn(&[u8], IpAddr) -> Option<Vec<u8>> + Clone + Send + Sync + 'static> Resolve for R {}
+
 /// Answers over UDP until the task is aborted.
-pub(crate) async fn serve_datagrams(socket: UdpSocket, azure: Arc<Azure>) -> io::Result<()> {
+pub(crate) async fn serve_datagrams(socket: UdpSocket, resolve: impl Resolve) -> io::Result<()> {
     let mut buffer = [0; 1500];
     loop {
         let (length, from) = socket.recv_from(&mut buffer).await?;
-        if let Some(reply) = azure.resolve(&buffer[..length], from.ip()) {
+        if let Some(reply) = resolve(&buffer[..length], from.ip()) {
             // The client may be gone.
             drop(socket.send_to(&reply, from).await);
         }
@@ -68,15 +74,15 @@ pub(crate) async fn serve_datagrams(socket: UdpSocket, azure: Arc<Azure>) -> io:
 }
 
 /// Answers over TCP, each message with its length before it, until the task is aborted.
-pub(crate) async fn serve_streams(listener: TcpListener, azure: Arc<Azure>) -> io::Result<()> {
+pub(crate) async fn serve_streams(listener: TcpListener, resolve: impl Resolve) -> io::Result<()> {
     loop {
         let (mut stream, from) = listener.accept().await?;
-        let azure = azure.clone();
+        let resolve = resolve.clone();
         tokio::spawn(async move {
             while let Ok(length) = stream.read_u16().await {
                 let mut message = vec![0; usize::from(length)];
                 stream.read_exact(&mut message).await?;
-                let Some(reply) = azure.resolve(&message, from.ip()) else { break };
+                let Some(reply) = resolve(&message, from.ip()) else { break };
                 stream.write_u16(u16::try_from(reply.len()).unwrap_or(u16::MAX)).await?;
                 stream.write_all(&reply).await?;
             }

@@ -3,51 +3,8 @@
 
 use crate::reply::Reply;
 use crate::request::Request;
-use crate::world::World;
-use serde::Deserialize;
+use crate::world::{Token, World};
 use serde_json::json;
-
-/// The application that may sign in. Its id is also that of the user-assigned managed identity of every VM.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Application {
-    pub client_id: String,
-    pub client_secret: String,
-    /// The service account's token that it trusts. Real Entra checks the token's issuer, subject and
-    /// audience.
-    pub trusted_token: String,
-}
-
-impl Default for Application {
-    fn default() -> Self {
-        Self {
-            client_id: "33333333-3333-3333-3333-333333333333".into(),
-            client_secret: "a-simulated-secret".into(),
-            trusted_token: "eyJhbGciOiJSUzI1NiJ9.c2ltdWxhdGVk.dG9rZW4".into(),
-        }
-    }
-}
-
-/// A token that Entra or the metadata service has issued.
-#[derive(Clone, Debug)]
-pub(crate) struct Token {
-    /// In Unix seconds.
-    pub(crate) ends: i64,
-    /// The ARM it is for, without a slash at its end.
-    pub(crate) audience: String,
-}
-
-impl Token {
-    /// Issues a token, and returns it with the second from which it is valid.
-    pub(crate) fn issue(world: &mut World, audience: &str) -> (String, i64) {
-        let start = jiff::Timestamp::now().as_second();
-        let token =
-            format!("eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIn0.{}.simulated", uuid::Uuid::new_v4().simple());
-        let audience = audience.trim_end_matches('/').to_owned();
-        world.tokens.insert(token.clone(), Token { ends: start + world.config.token_seconds, audience });
-        (token, start)
-    }
-}
 
 /// Azure's clouds: the address of Entra, and the ARM for which its tokens are. A tenant is in one cloud.
 pub(crate) const CLOUDS: [(&str, &str); 3] = [

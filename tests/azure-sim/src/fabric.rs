@@ -19,14 +19,13 @@ mod policy;
 pub(crate) mod probing;
 mod rules;
 
-use crate::topology::Network;
+use crate::topology::{Network, Plug, WIRE_SERVER};
 use anyhow::{Context, ensure};
 use command::{ip, ip_in, nft};
 pub(crate) use gateway::Exit;
 use gateway::Proxy;
-use ipnet::Ipv4Net;
 use rules::{Port, Rules};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
@@ -34,8 +33,6 @@ use std::path::Path;
 pub(crate) const ARM: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 /// Where the metadata service listens.
 pub(crate) const IMDS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// Where the wire server listens.
-pub(crate) const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 /// Addresses to which no security group applies.
 const PLATFORM_ADDRESSES: [Ipv4Addr; 2] = [IMDS, WIRE_SERVER];
 /// The MAC address from which Azure answers every ARP request.
@@ -53,25 +50,6 @@ const PREMISES_LINKS: &str = "192.0.2.0/24";
 const FIRST: &str = "eth0";
 /// The first number of a place's own routing table.
 const FIRST_TABLE: u32 = 1000;
-
-/// A NIC of a machine that has a namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Plug {
-    /// By name, or by path. Empty for an application gateway, which gets one from the fabric.
-    pub(crate) netns: String,
-    /// The link's name inside: `eth0` for a machine's first NIC, `eth1` for the next.
-    pub(crate) interface: String,
-    pub(crate) mac: String,
-    /// The primary address, with the subnet's prefix length.
-    pub(crate) address: Ipv4Net,
-    pub(crate) gateway: Ipv4Addr,
-    /// The subnet's id in lower case.
-    pub(crate) subnet: String,
-    /// Whether the NIC may send from and receive for any address.
-    pub(crate) forwards: bool,
-    /// The addresses the network delivers to it.
-    pub(crate) live: BTreeSet<Ipv4Addr>,
-}
 
 /// The fabric and its programmed state so far.
 pub(crate) struct Fabric {

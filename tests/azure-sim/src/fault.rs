@@ -1,6 +1,7 @@
 //! Faults that a test sets up: refused, delayed, held or cut-off requests.
 
-use crate::hostile::Hostile;
+mod hostile;
+
 use crate::lock::lock;
 use crate::request::Request;
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use tokio::sync::watch;
+
+pub(crate) use hostile::Hostile;
 
 /// Which requests a fault strikes, how often, and its effect. A condition that is absent matches everything.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -1,7 +1,17 @@
 //! The health of load balancers' members. Pure: a probe's observation is an argument.
 
-use crate::topology::Probe;
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// The request of a health probe: a TCP connection, or a page that has to answer 200.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Probe {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) port: u16,
+    pub(crate) page: Option<String>,
+    /// The lower-case id of the application gateway that probes. `None`: the platform probes.
+    pub(crate) gateway: Option<String>,
+}
 
 /// The state of each probe. A member that was never seen healthy gets nothing.
 #[derive(Clone, Debug, Default)]

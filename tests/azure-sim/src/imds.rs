@@ -1,11 +1,11 @@
 //! The instance metadata service: a VM's identity, its NICs' addresses, and tokens for its managed identity.
 
-use crate::entra::Token;
+use crate::document::has_id;
 use crate::nic;
 use crate::reply::Reply;
 use crate::request::Request;
 use crate::vnet;
-use crate::world::{Nic, Vm, World, has_id};
+use crate::world::{Nic, Token, Vm, World};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -11,17 +11,15 @@
 //! Azure's behaviour and its source. Behaviour without a known source is marked as an assumption there.
 
 mod admin;
-mod application_gateway;
 mod arm;
-mod attachment;
 mod azure;
 mod dns;
+mod document;
 mod draws;
 mod entra;
 mod fabric;
 mod fault;
 mod health;
-mod hostile;
 mod http;
 mod imds;
 mod lock;
@@ -50,11 +48,9 @@ pub use azure::{
     Azure, Error, NewInstance, NewNic, NewScaleSet, NewVm, Peering, Premises, Question, Settings, VmInfo,
 };
 pub use draws::Draws;
-pub use entra::Application;
 pub use fault::{Effect, Ending, Fault, Standing};
 pub use log::LogEntry;
-pub use permission::{Access, DenyAssignment, Grant, Lock, LockLevel};
 pub use proxy::Proxy;
 pub use seclusion::seclude;
 pub use sim::Sim;
-pub use world::{Config, Habits, VnetConfig};
+pub use world::{Access, Application, Config, DenyAssignment, Grant, Habits, Lock, LockLevel, VnetConfig};

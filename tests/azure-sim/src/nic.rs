@@ -1,6 +1,7 @@
 //! PUT of a network interface: replaces the whole document, checks the rules for its ipConfigurations,
 //! allocates addresses and fills in what Azure fills in. Pure: the subnets are an argument.
 
+use crate::document::{default, list, remove};
 use crate::reply::Reply;
 use crate::subnet::Subnet;
 use ipnet::Ipv4Net;
@@ -64,7 +65,7 @@ impl Put<'_> {
         let configurations = self.configurations();
         if configurations.is_empty() {
             let message = format!("Network interface {} must have one or more IP configurations.", self.id);
-            return Err(refusal("NetworkInterfaceMustHaveIpConfigurations", message));
+            return Err(Reply::refusal("NetworkInterfaceMustHaveIpConfigurations", message));
         }
         if configurations.len() > MAX_IP_CONFIGURATIONS {
             // The limit (Azure's documentation, "Networking limits") and the status 400 are known; the code
@@ -74,7 +75,7 @@ impl Put<'_> {
                 self.id,
                 configurations.len()
             );
-            return Err(refusal("PrivateIPAddressesPerNicLimitReached", message));
+            return Err(Reply::refusal("PrivateIPAddressesPerNicLimitReached", message));
         }
         let mut names = BTreeSet::new();
         for configuration in configurations {
@@ -87,7 +88,7 @@ impl Put<'_> {
             if !names.insert(name.to_lowercase()) {
                 let message =
                     format!("Resource {} has two child resources with the same name ({name}).", self.id);
-                return Err(refusal("DuplicateResourceName", message));
+                return Err(Reply::refusal("DuplicateResourceName", message));
             }
         }
         Ok(())
@@ -105,7 +106,10 @@ impl Put<'_> {
             _ => {
                 let message =
                     format!("Network interface {} must have exactly one primary IP configuration.", self.id);
-                return Err(refusal("NetworkInterfaceMustHaveExactlyOnePrimaryIpConfiguration", message));
+                return Err(Reply::refusal(
+                    "NetworkInterfaceMustHaveExactlyOnePrimaryIpConfiguration",
+                    message,
+                ));
             }
         };
         for (index, configuration) in configurations.iter().enumerate() {
@@ -119,7 +123,7 @@ impl Put<'_> {
                      configurations can have one, and it has to be 28.",
                     self.child(configuration)
                 );
-                return Err(refusal("PrivateIPAddressPrefixLengthInvalid", message));
+                return Err(Reply::refusal("PrivateIPAddressPrefixLengthInvalid", message));
             }
         }
         let old = self.old.map(ip_configurations).unwrap_or_default();
@@ -131,7 +135,7 @@ impl Put<'_> {
                 "IP Configuration {old} cannot be deleted. Deletion and renaming of primary IP Configuration is not \
                  supported"
             );
-            return Err(refusal("IpConfigDeleteNotSupported", message));
+            return Err(Reply::refusal("IpConfigDeleteNotSupported", message));
         }
         Ok(primary)
     }
@@ -143,7 +147,7 @@ impl Put<'_> {
         let Some(id) = asked(&configurations[primary]) else {
             let child = self.child(&configurations[primary]);
             let message = format!("Subnet reference is required for ipconfiguration {child}.");
-            return Err(refusal("SubnetIsRequired", message));
+            return Err(Reply::refusal("SubnetIsRequired", message));
         };
         for configuration in configurations {
             if asked(configuration).is_some_and(|other| !other.eq_ignore_ascii_case(&id)) {
@@ -151,10 +155,10 @@ impl Put<'_> {
                     "IP configurations on the same network interface {} cannot use different subnets.",
                     self.id
                 );
-                return Err(refusal("IpConfigurationsOnSameNicCannotUseDifferentSubnets", message));
+                return Err(Reply::refusal("IpConfigurationsOnSameNicCannotUseDifferentSubnets", message));
             }
             // Code and words: Azure/azure-cli#21551.
-            let groups = |c: &Value| crate::resource::list(c, "applicationSecurityGroups").to_vec();
+            let groups = |c: &Value| list(c, "applicationSecurityGroups").to_vec();
             if groups(configuration) != groups(&configurations[0]) {
                 let names = |c: &Value| {
                     let ids = groups(c);
@@ -168,7 +172,7 @@ impl Put<'_> {
                     names(configuration)
                 );
                 let code = "AllIpConfigurationsOnANicMustBelongToTheSameApplicationSecurityGroups";
-                return Err(refusal(code, message));
+                return Err(Reply::refusal(code, message));
             }
         }
         let Some(subnet) = subnets(&id) else {
@@ -213,7 +217,7 @@ impl Put<'_> {
                         self.child(configuration),
                         text_of(block)
                     );
-                    return Err(refusal("PrivateIPAddressIsAllocated", message));
+                    return Err(Reply::refusal("PrivateIPAddressIsAllocated", message));
                 }
                 subnet.taken.insert(block, self.child(configuration));
             }
@@ -228,7 +232,7 @@ impl Put<'_> {
                     subnet.name(),
                     subnet.prefix()
                 );
-                return Err(refusal("SubnetIsFull", message));
+                return Err(Reply::refusal("SubnetIsFull", message));
             };
             subnet.taken.insert(block, self.child(configuration));
             *choice = Some(block);
@@ -258,24 +262,24 @@ impl Put<'_> {
             let message = format!(
                 "Private IP address is required when privateIPAllocationMethod is Static in IP configuration {child}."
             );
-            return Err(refusal("PrivateIPAddressMissing", message));
+            return Err(Reply::refusal("PrivateIPAddressMissing", message));
         };
         let Some(block) = parse_address(text) else {
             let message = format!("Private static IP address {text} in IP configuration {child} is invalid.");
-            return Err(refusal("InvalidIPAddressFormat", message));
+            return Err(Reply::refusal("InvalidIPAddressFormat", message));
         };
         let prefix = subnet.prefix();
         if !subnet.contains(block) {
             let message = format!(
                 "Private static IP address {text} does not belong to the range of subnet prefix {prefix}."
             );
-            return Err(refusal("PrivateIPAddressNotInSubnet", message));
+            return Err(Reply::refusal("PrivateIPAddressNotInSubnet", message));
         }
         if subnet.reserves(block) {
             let message = format!(
                 "Private static IP address {text} falls within reserved IP range of subnet prefix {prefix}."
             );
-            return Err(refusal("PrivateIPAddressInReservedRange", message));
+            return Err(Reply::refusal("PrivateIPAddressInReservedRange", message));
         }
         Ok(block)
     }
@@ -334,24 +338,6 @@ impl Put<'_> {
             properties["subnet"] = json!({ "id": subnet.id });
             properties["primary"] = json!(index == primary);
         }
-    }
-}
-
-/// The network provider's refusal of a request that can't be carried out.
-fn refusal(code: &str, message: String) -> Reply {
-    Reply::nrp(400, code, message, json!([]))
-}
-
-/// Sets what is absent (or null) and has a default.
-pub(crate) fn default(object: &mut Value, field: &str, value: Value) {
-    if object[field].is_null() {
-        object[field] = value;
-    }
-}
-
-pub(crate) fn remove(object: &mut Value, field: &str) {
-    if let Some(object) = object.as_object_mut() {
-        object.remove(field);
     }
 }
 

@@ -4,61 +4,11 @@
 //! of its role would. `grants`, once there are any, replace that role by assignments at scopes.
 
 use crate::reply::Reply;
-use crate::world::World;
-use serde::Deserialize;
+use crate::world::{DenyAssignment, Grant, Lock, LockLevel, World};
 use serde_json::{Value, json};
 
 /// The name of every simulated identity in ARM.
 pub(crate) const PRINCIPAL: &str = "22222222-2222-2222-2222-222222222222";
-
-/// Further restrictions of the identity besides `denied`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Access {
-    /// Role assignments. An empty list means a role with `*` everywhere.
-    pub grants: Vec<Grant>,
-    pub deny_assignments: Vec<DenyAssignment>,
-    pub locks: Vec<Lock>,
-}
-
-/// A role assignment. It applies at its scope and below.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Grant {
-    pub scope: String,
-    /// `*` stands for any part of a name.
-    pub actions: Vec<String>,
-    #[serde(default)]
-    pub not_actions: Vec<String>,
-}
-
-/// A deny assignment: it forbids everything but some actions at a scope and below, whatever the roles grant.
-/// The node resource group of an AKS cluster under lockdown has one with `*/read` excepted [AKS: fully
-/// managed resource group].
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DenyAssignment {
-    pub name: String,
-    pub scope: String,
-    #[serde(default)]
-    pub not_actions: Vec<String>,
-}
-
-/// A management lock. It applies at its scope and below.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lock {
-    pub scope: String,
-    pub level: LockLevel,
-}
-
-/// The verbs that a lock forbids.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-pub enum LockLevel {
-    /// Deleting only. A write to a NIC passes, whatever ipConfigurations it removes.
-    CanNotDelete,
-    ReadOnly,
-}
 
 /// Whether ARM lets a request on to its provider. Authorization comes before locks.
 pub(crate) fn check(world: &World, action: &str, scope: &str) -> Result<(), Reply> {

@@ -35,6 +35,21 @@ impl Reply {
         Self::new(status, json!({ "error": { "code": code, "message": message.into(), "details": details } }))
     }
 
+    /// NRP's refusal of a request that can't be carried out.
+    pub(crate) fn refusal(code: &str, message: String) -> Self {
+        Self::nrp(400, code, message, json!([]))
+    }
+
+    /// The refusal of a reference to a resource that doesn't exist.
+    pub(crate) fn missing(what: &str, by: &str) -> Self {
+        let message = format!(
+            "Resource {what} referenced by resource {by} was not found. Please make sure that the referenced resource exists, \
+             and that both resources are in the same region."
+        );
+        let details = json!([{ "code": "NotFound", "message": format!("Resource {what} not found.") }]);
+        Self::nrp(400, "InvalidResourceReference", message, details)
+    }
+
     /// NRP's form of "later": 429 with the true code in the details.
     pub(crate) fn retryable(code: &str, message: impl Into<String>) -> Self {
         let details = json!([{ "code": code, "message": message.into() }]);

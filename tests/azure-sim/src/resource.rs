@@ -2,7 +2,7 @@
 //! address, a load balancer, a NAT gateway or an application gateway. Pure. The fabric reads from the
 //! documents what they do to packets.
 
-use crate::nic::{default, remove};
+use crate::document::{default, remove};
 use serde_json::{Value, json};
 
 /// The resources that share one way of being written, read, listed and deleted.
@@ -219,11 +219,6 @@ pub(crate) fn set_state(kind: Kind, document: &mut Value, state: &str, etag: &st
             child["properties"]["provisioningState"] = json!(state);
         }
     }
-}
-
-/// The items of one of the lists in a document's properties.
-pub(crate) fn list<'a>(document: &'a Value, name: &str) -> &'a [Value] {
-    document["properties"][name].as_array().map_or(&[], Vec::as_slice)
 }
 
 /// A label becomes a name in the region's domain.

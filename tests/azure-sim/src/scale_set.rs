@@ -2,7 +2,7 @@
 //!
 //! Fields, defaults and the letter case of names are those of `arm-recordings/virtualmachinescaleset*.json`.
 
-use crate::nic::{default, remove};
+use crate::document::{default, remove};
 use crate::vm::quoted;
 use serde_json::{Value, json};
 

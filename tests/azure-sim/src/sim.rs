@@ -6,6 +6,7 @@ use crate::dns;
 use crate::fabric::{self, Fabric};
 use crate::http::{self, Service};
 use crate::proxy::Proxy;
+use crate::topology::WIRE_SERVER;
 use crate::world::Config;
 use anyhow::Context;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -60,23 +61,24 @@ impl Sim {
         let mut sim = Self::new(Azure::new(config, Some(fabric)), format!("http://{}", fabric::ARM));
         let watch = sim.azure.clone();
         sim.tasks.spawn(async move { watch.keep_watch().await });
-        for (address, service) in [
-            (fabric::ARM, Service::Azure),
-            (fabric::IMDS, Service::Azure),
-            (fabric::WIRE_SERVER, Service::Wire),
-        ] {
+        for (address, service) in
+            [(fabric::ARM, Service::Azure), (fabric::IMDS, Service::Azure), (WIRE_SERVER, Service::Wire)]
+        {
             let listener = TcpListener::bind((address, 80))
                 .await
                 .with_context(|| format!("listening on {address}:80"))?;
             sim.serve(listener, service);
         }
-        let resolver = (fabric::WIRE_SERVER, 53);
+        let resolver = (WIRE_SERVER, 53);
         let datagrams = UdpSocket::bind(resolver).await.context("listening at the resolver's address")?;
         let streams = TcpListener::bind(resolver).await.context("listening at the resolver's address")?;
-        let (one, other) = (sim.azure.clone(), sim.azure.clone());
+        let azure = sim.azure.clone();
+        let resolve = move |message: &[u8], from| azure.resolve(message, from);
         sim.tasks.spawn(async move {
-            let ended =
-                tokio::try_join!(dns::serve_datagrams(datagrams, one), dns::serve_streams(streams, other));
+            let ended = tokio::try_join!(
+                dns::serve_datagrams(datagrams, resolve.clone()),
+                dns::serve_streams(streams, resolve)
+            );
             if let Err(error) = ended {
                 tracing::error!("{error}");
             }

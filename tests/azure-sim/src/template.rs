@@ -66,7 +66,7 @@ impl Template<'_> {
         let needs = body["dependsOn"].as_array().into_iter().flatten();
         let needs = needs.filter_map(|need| need.as_str().map(str::to_owned)).collect();
         for name in ["type", "name", "apiVersion", "dependsOn", "comments"] {
-            crate::nic::remove(&mut body, name);
+            crate::document::remove(&mut body, name);
         }
         Ok((Resource { id, api_version, body }, needs))
     }

@@ -6,22 +6,45 @@
 //! the virtual network's own prefixes, those of peered networks, the internet for everything else, and no
 //! next hop for unused private ranges.
 
+mod application_gateway;
 mod exposure;
 mod security;
 
-use crate::application_gateway::{self, Gateway as ApplicationGateway};
-use crate::fabric::Plug;
+use crate::document::{has_id, list};
 use crate::nic;
-use crate::resource::{Kind, list};
+use crate::resource::Kind;
 use crate::vm;
 use crate::vnet;
-use crate::world::{Gateway, Nic, World, has_id};
-pub(crate) use exposure::{Balanced, Distribution, Exposure, Probe, Service, probes};
+use crate::world::{Gateway, Nic, World};
+pub(crate) use application_gateway::Gateway as ApplicationGateway;
+pub(crate) use exposure::{Balanced, Distribution, Exposure, Service, probes};
 use ipnet::Ipv4Net;
 pub(crate) use security::{Addresses, Port, Rule, Security};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+
+/// Where the wire server listens.
+pub(crate) const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
+/// A NIC of a machine that has a namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plug {
+    /// By name, or by path. Empty for an application gateway, which gets one from the fabric.
+    pub(crate) netns: String,
+    /// The link's name inside: `eth0` for a machine's first NIC, `eth1` for the next.
+    pub(crate) interface: String,
+    pub(crate) mac: String,
+    /// The primary address, with the subnet's prefix length.
+    pub(crate) address: Ipv4Net,
+    pub(crate) gateway: Ipv4Addr,
+    /// The subnet's id in lower case.
+    pub(crate) subnet: String,
+    /// Whether the NIC may send from and receive for any address.
+    pub(crate) forwards: bool,
+    /// The addresses the network delivers to it.
+    pub(crate) live: BTreeSet<Ipv4Addr>,
+}
 
 /// Where a subnet's packets for a prefix go next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +125,7 @@ fn plug(world: &World, nic: &Nic) -> Option<Plug> {
 /// The link of an application gateway.
 fn gateway_plug(world: &World, document: &Value, gateway: &ApplicationGateway) -> Option<Plug> {
     let ApplicationGateway { instance, frontends, .. } = gateway;
-    let subnet = world.subnet_document(application_gateway::subnet(document)?)?;
+    let subnet = world.subnet_document(crate::world::application_gateway::subnet(document)?)?;
     let prefix = vnet::prefixes(subnet).into_iter().find(|prefix| prefix.contains(instance))?;
     let [_, b, c, d] = instance.octets();
     Some(Plug {

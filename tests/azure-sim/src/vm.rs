@@ -1,7 +1,7 @@
 //! Virtual machines as documents of Compute: small integers as etags, defaults by operating system, secrets
 //! never shown.
 
-use crate::nic::{default, remove};
+use crate::document::{default, remove};
 use serde_json::{Value, json};
 
 /// The document a PUT of a virtual machine leaves.

@@ -1,6 +1,6 @@
 //! Virtual networks and their subnets as documents: PUT, and reading them.
 
-use crate::nic::default;
+use crate::document::default;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 

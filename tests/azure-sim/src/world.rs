@@ -1,27 +1,32 @@
 //! The state of simulated Azure: documents as ARM shows them, operations in flight, counters. Time is always
 //! an argument.
 
+mod access;
+pub(crate) mod application_gateway;
 mod attached;
+pub(crate) mod attachment;
 mod config;
 mod operations;
 mod scale_set;
+mod token;
 
-use crate::attachment;
-use crate::entra::Token;
+use crate::document::{has_id, list, remove};
 use crate::health::Health;
 use crate::nic;
 use crate::operation::{Effect, Operation};
 use crate::reply::Reply;
-use crate::resource::{self, Kind};
+use crate::resource::Kind;
 use crate::subnet::Subnet;
 use crate::throttle::Limits;
 use crate::vnet;
-pub use config::{Config, Habits, VnetConfig};
+pub use access::{Access, DenyAssignment, Grant, Lock, LockLevel};
+pub use config::{Application, Config, Habits, VnetConfig};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
+pub(crate) use token::Token;
 
 /// A network interface.
 #[derive(Clone, Debug)]
@@ -279,7 +284,7 @@ impl World {
             }
         }
         for (_, (_, balancer)) in self.resources.iter().filter(|(key, _)| *key != except) {
-            for frontend in resource::list(balancer, "frontendIPConfigurations") {
+            for frontend in list(balancer, "frontendIPConfigurations") {
                 if has_id(&frontend["properties"]["subnet"], id)
                     && let Some(block) = nic::address(frontend)
                 {
@@ -340,7 +345,7 @@ impl World {
         for (key, nic) in &mut self.nics {
             if has_id(&nic.document["properties"]["virtualMachine"], id) {
                 for field in ["virtualMachine", "macAddress", "primary"] {
-                    nic::remove(&mut nic.document["properties"], field);
+                    remove(&mut nic.document["properties"], field);
                 }
                 nic::set_etag(&mut nic.document, &new_etag());
                 freed.push(key.clone());
@@ -368,11 +373,6 @@ impl World {
         let nic = self.nics.values().find(is_primary)?;
         Some((self.running(&nic.document)?, nic))
     }
-}
-
-/// Whether a document (or a reference to one) has this id, whatever the letter case.
-pub(crate) fn has_id(document: &Value, id: &str) -> bool {
-    document["id"].as_str().is_some_and(|own| own.eq_ignore_ascii_case(id))
 }
 
 pub(crate) fn group_document(id: &str, name: &str, location: &str) -> Value {

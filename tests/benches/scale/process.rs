@@ -118,7 +118,7 @@ fn allocator() -> Result<Vec<(String, String)>> {
 /// TLS.
 pub async fn run([server, arm, admin, identity]: [&str; 4]) -> Result<()> {
     let config = operator::config(arm.parse()?, arm.parse()?, admin.parse()?, identity.to_owned());
-    let config = vnetpool_operator::Config { waits: Waits::default(), ..config };
+    let config = vnetpool_operator::Config { waits: Waits::FULL, ..config };
     let kube = match server.starts_with(WITHOUT_TLS) {
         true => kube::Config::new(server.parse()?),
         false => User::Operator.config(Path::new(server)).await?,

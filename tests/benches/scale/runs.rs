@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
-use vnetpool_tests::cluster::root;
+use vnetpool_tests::project::root;
 
 fn path() -> PathBuf {
     root().join("target/bench/scale.json")

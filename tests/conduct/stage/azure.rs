@@ -1,6 +1,6 @@
 //! Azure beside the operator: changed as its owner changes it, and read.
 
-use super::Stage;
+use super::{Stage, subnet};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -21,7 +21,17 @@ impl Stage<'_> {
         Ok(id)
     }
 
-    /// The same, which takes a resource away.
+    /// Another client's NIC has this address, so that it can't come back by chance.
+    pub async fn take(&self, address: &str) -> Result<String> {
+        let properties = json!({ "primary": true, "subnet": { "id": subnet("nodes") },
+            "privateIPAddress": address, "privateIPAllocationMethod": "Static" });
+        let body =
+            json!({ "properties": { "ipConfigurations": [{ "name": "theirs", "properties": properties }] } });
+        let nic = format!("Microsoft.Network/networkInterfaces/taken-{}", address.replace('.', "-"));
+        self.put(&nic, body).await
+    }
+
+    /// As [`Stage::put`], but takes a resource away.
     pub async fn delete(&self, id: &str) -> Result<()> {
         let url = format!("{}{id}?api-version=2025-05-01", self.sim.arm_url());
         reqwest::Client::new().delete(url).bearer_auth("owner").send().await?.error_for_status()?;
@@ -79,6 +89,17 @@ impl Stage<'_> {
         self.sim.log().into_iter().filter(|one| one.path.starts_with("/subscriptions/")).collect()
     }
 
+    /// No list was asked for since then.
+    ///
+    /// # Errors
+    /// Names the first that was.
+    pub fn nothing_was_listed(&self) -> Result<()> {
+        for entry in self.asked() {
+            ensure!(is_of_one_thing(&entry.path), "a list: {} {}", entry.method, entry.path);
+        }
+        Ok(())
+    }
+
     /// Azure was asked for no change since then.
     pub fn nothing_was_written(&self) -> Result<()> {
         let writes: Vec<_> = self.asked().into_iter().filter(|one| one.method != "GET").collect();
@@ -98,4 +119,14 @@ impl Stage<'_> {
         let (method, path_contains) = (Some(method.to_owned()), Some(path.to_owned()));
         self.sim.order_fault(Fault { method, path_contains, count, effect })
     }
+}
+
+/// A resource, a part of one, or an operation; not all resources of a kind in a subscription or a group. How
+/// full the subnets of one VNet are is part of that VNet.
+fn is_of_one_thing(path: &str) -> bool {
+    let path = path.to_lowercase();
+    let Some((scope, resource)) = path.split_once("/providers/") else { return false };
+    let names = resource.split('/').skip(1).count();
+    let in_group = scope.contains("/resourcegroups/");
+    path.contains("/operations/") || in_group && (names % 2 == 0 || resource.ends_with("/usages"))
 }

@@ -1,6 +1,7 @@
 //! What programs print, as the auditor reads it.
 
 use super::{Addresses, Answer, Dial};
+use crate::azure::expanded;
 use anyhow::Result;
 use serde::Deserialize;
 use serde_json::{Deserializer, Value};
@@ -11,19 +12,6 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 pub const LINK_PREFIX: &str = "vnp";
 /// The one that begins so and leads to all pods of a node, and stays there without any.
 pub const BRIDGE: &str = "vnpbridge";
-
-/// The addresses of a range: one for `10.0.0.17` and `10.0.0.17/32`, sixteen for a block such as
-/// `10.0.0.32/28`, and none for what is no range.
-pub fn expanded(range: &str) -> Vec<Ipv4Addr> {
-    let (first, length) = range.split_once('/').unwrap_or((range, "32"));
-    let parsed = || -> Option<(u32, u32)> {
-        let first: Ipv4Addr = first.parse().ok()?;
-        let count = 1_u32.checked_shl(32_u32.checked_sub(length.parse().ok()?)?)?;
-        Some((first.into(), count))
-    };
-    let (first, count) = parsed().unwrap_or_default();
-    (0..count).map(|number| Ipv4Addr::from(first.wrapping_add(number))).collect()
-}
 
 /// The addresses that `ip -json route show` leads to pods.
 ///
@@ -99,17 +87,6 @@ mod tests {
     use super::*;
     use crate::audit::tests::{address, of};
     use serde_json::json;
-
-    #[test]
-    fn a_block_is_sixteen_addresses_and_a_text_of_no_range_is_none() {
-        assert_eq!(expanded("10.0.0.7"), [address(7)]);
-        assert_eq!(expanded("10.0.0.7/32"), [address(7)]);
-        let block: Vec<_> = (32..48).map(address).collect();
-        assert_eq!(expanded("10.0.0.32/28"), block);
-        for text in ["", "none", "10.0.0.7/33", "10.0.0.7/", "0.0.0.0/0", "fd00::1/128"] {
-            assert!(expanded(text).is_empty(), "{text}");
-        }
-    }
 
     #[test]
     fn each_audit_reading_finds_its_addresses() {

@@ -12,9 +12,10 @@ use serde_json::json;
 use std::io::IsTerminal;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
-use vnetpool_tests::cluster::{Cluster, root, tool};
+use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::glimpse;
 use vnetpool_tests::panels;
+use vnetpool_tests::project::{root, tool};
 use vnetpool_tests::prometheus::Prometheus;
 use vnetpool_tests::story::Observed;
 

@@ -5,8 +5,8 @@ use anyhow::{Context, Result, bail};
 use plotters::prelude::*;
 use serde_json::Value;
 use std::fs;
-use vnetpool_tests::cluster::root;
 use vnetpool_tests::panels::{self, Dashboard};
+use vnetpool_tests::project::root;
 
 const SIZE: (u32, u32) = (720, 360);
 const COLOURS: [RGBColor; 5] = [BLUE, RED, GREEN, MAGENTA, BLACK];

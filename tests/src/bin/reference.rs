@@ -1,7 +1,7 @@
 //! Writes the pages of `docs/reference` that are made from the programs: `make manifests`.
 
 use anyhow::Result;
-use vnetpool_tests::cluster::root;
+use vnetpool_tests::project::root;
 use vnetpool_tests::reference;
 
 fn main() -> Result<()> {

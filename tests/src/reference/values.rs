@@ -2,7 +2,7 @@
 //! README.
 
 use super::wrapped;
-use crate::cluster::root;
+use crate::project::root;
 use anyhow::{Context, Result};
 use serde_json::Value;
 

@@ -100,7 +100,8 @@ impl Keeper {
         self.forward(uplinks.iter().map(|(_, link)| link.name.clone()).collect()).await?;
         // Before a configuration asks for the bridge. The bridge stays for the pods that have it when no
         // configuration asks for it any more.
-        if let (Wiring::Bridge, Some((_, uplink))) = (spec.wiring, uplinks.first()) {
+        let serving = serving_of(spec, &uplinks).cloned();
+        if let (Wiring::Bridge, Some(uplink)) = (spec.wiring, &serving) {
             let (mtu, net) = (uplink.mtu, self.config.sysctl_net_dir.clone());
             if aside(Reason::BridgeMissing, move || bridge::ensure(mtu, &net)).await? {
                 tracing::info!("made the pods' bridge");
@@ -114,8 +115,7 @@ impl Keeper {
         let lacks = self.put_arp_table().await;
         self.close_ranges(spec).await?;
         let message = format!("forwarding is on and table inet vnetpool is in place{steered}{unseen}{lacks}");
-        let uplink = uplinks.into_iter().next().map(|(_, uplink)| uplink);
-        Ok((message, uplink))
+        Ok((message, serving))
     }
 
     async fn forward(&mut self, links: Vec<String>) -> Result<(), Failure> {
@@ -249,6 +249,12 @@ fn uplinks_of<'a>(
     spec.interfaces.iter().map(uplink).collect()
 }
 
+/// The link of the NIC that the pool uses, wherever the spec lists it.
+fn serving_of<'a>(spec: &NodeIPAllocationSpec, uplinks: &'a [(&str, Uplink)]) -> Option<&'a Uplink> {
+    let mac = &spec.serving()?.mac;
+    uplinks.iter().find(|(known, _)| known == mac).map(|(_, uplink)| uplink)
+}
+
 /// The range that Azure routes to the node as a whole, which only mode `Route` has.
 fn own_ranges(spec: &NodeIPAllocationSpec) -> Vec<Ipv4Net> {
     let ranges = spec.ip_configurations().filter(|_| spec.route_table_id.is_some());
@@ -285,4 +291,22 @@ fn gateway(nic: &Interface) -> anyhow::Result<Ipv4Addr> {
 /// The IPv4 prefixes of a NIC's subnet.
 fn prefixes(nic: &Interface) -> impl Iterator<Item = Ipv4Net> {
     nic.subnet.prefixes.iter().filter_map(|range| range.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn pods_have_the_mtu_of_the_serving_nic_wherever_the_spec_lists_it() {
+        let nic = |mac: &str, secondary: bool| json!({"id": mac, "mac": mac, "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}, "secondary": secondary});
+        let uplink = |mac: &'static str, mtu| (mac, Uplink { name: mac.into(), mtu, gso_max: None });
+        let uplinks = [uplink("a", 1500), uplink("b", 3900)];
+        for interfaces in [[nic("a", false), nic("b", true)], [nic("b", true), nic("a", false)]] {
+            let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": interfaces});
+            let spec: NodeIPAllocationSpec = serde_json::from_value(spec).unwrap();
+            assert_eq!(serving_of(&spec, &uplinks).map(|uplink| uplink.mtu), Some(3900));
+        }
+    }
 }

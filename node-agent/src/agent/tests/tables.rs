@@ -69,7 +69,7 @@ async fn a_table_that_is_flushed_is_put_back_beside_an_inspection_that_is_under_
     let (mut agent, _) = settled(&dir).await;
     fs::write(dir.join("hangs"), "-j list chains").unwrap();
     let keeper = agent.keeper.take().unwrap();
-    let inspection = keeper.inspect(agent.wanted.clone(), agent.reserved.clone(), INSPECT_WITHIN);
+    let inspection = keeper.inspect(agent.wanted.clone(), agent.reserved.clone());
     let disturbed = Notify::new();
     let back = async {
         until(&agent.tables, listens).await;

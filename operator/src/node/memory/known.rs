@@ -227,9 +227,10 @@ fn is_writing(allocation: &NodeIPAllocation) -> bool {
 mod tests {
     use super::*;
     use crate::azure::{ProvisioningState, sample_nic};
+    use crate::context::Waits;
     use serde_json::json;
 
-    const LATE: Duration = Duration::from_secs(60);
+    const LATE: Duration = Waits::FULL.late;
 
     #[test]
     fn a_nic_that_stays_unsettled_is_read_ever_less_often_until_it_has_settled() {

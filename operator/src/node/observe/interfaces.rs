@@ -56,7 +56,7 @@ pub struct Found {
     /// How many ipConfigurations the VM has on other NICs.
     pub elsewhere: u32,
     /// A write to it is under way that isn't ours.
-    pub is_unsettled: bool,
+    pub is_updating: bool,
     /// NICs in `spec` that aren't the node's any more.
     pub left: Vec<ResourceId>,
     /// The NICs that were read from Azure for this.
@@ -148,7 +148,7 @@ pub async fn find(
     } else {
         (None, Read::Nothing)
     };
-    let is_unsettled = nic.as_deref().is_some_and(Nic::is_updating);
+    let is_updating = nic.as_deref().is_some_and(Nic::is_updating);
     let mirror = || spec.serving().cloned().unwrap_or_default();
     let (held, foreign, found) = match &nic {
         Some(nic) => (nic.ip_configurations.clone(), nic.foreign, interface(nic)),
@@ -165,7 +165,7 @@ pub async fn find(
         primary,
         held,
         elsewhere,
-        is_unsettled,
+        is_updating,
         read,
     })
 }

@@ -90,7 +90,7 @@ mod tests {
     /// are read. The start may read all of them.
     fn reads(nodes: usize, is_listed: bool, hours: f64, reads_all: bool) -> Vec<f64> {
         let start = Instant::now();
-        let often = (!is_listed).then(|| Waits::default().unlisted);
+        let often = (!is_listed).then(|| Waits::FULL.unlisted);
         let mut reads = vec![];
         for node in (0..nodes).map(|index| format!("aks-pool-12345678-vmss{index:06}")) {
             let (mut known, mut now) = (reads_all.then_some(start), start);
@@ -136,7 +136,7 @@ mod tests {
     /// reads.
     #[test]
     fn a_node_whose_metadata_service_falls_silent_has_its_nic_read_within_a_quarter_of_an_hour() {
-        let (start, often) = (Instant::now(), Waits::default().unlisted);
+        let (start, often) = (Instant::now(), Waits::FULL.unlisted);
         let second = Duration::from_secs(1);
         for after in (0..20_000).step_by(100) {
             let known = start + after * second;
@@ -156,7 +156,7 @@ mod tests {
     /// Writes and reads of the one that serves, a hundred of them, make no difference.
     #[test]
     fn where_a_vm_has_other_nics_all_of_them_are_read_every_four_to_eight_hours() {
-        let (start, often) = (Instant::now(), Waits::default().unlisted);
+        let (start, often) = (Instant::now(), Waits::FULL.unlisted);
         let node = |elsewhere: u32| -> NodeIPAllocation {
             let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "elsewhere": elsewhere});
             serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap()

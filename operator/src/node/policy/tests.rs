@@ -1,8 +1,9 @@
 use super::*;
+use crate::context::Waits;
 use serde_json::{Value, json};
 use vnetpool_crds::pool::Wiring;
 
-const GRACE: Duration = Duration::from_secs(900);
+const GRACE: Duration = Waits::FULL.grace;
 const SUBNET: &str = "/s/subnets/nodes";
 
 fn pool(name: &str, spec: Value) -> Option<Arc<NodeIPPool>> {

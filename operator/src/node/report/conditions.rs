@@ -73,98 +73,104 @@ pub struct Facts<'a> {
 
 /// The operator's conditions as an object has them, and that a write is under way.
 pub fn announced(allocation: &NodeIPAllocation, now: Timestamp) -> Vec<Condition> {
-    let mut next = super::ours(allocation);
-    condition::set(&mut next, writing(true).condition(WRITING, allocation.metadata.generation, now));
-    next
+    let mut next = Next::of(allocation, now);
+    next.set(WRITING, writing(true));
+    next.conditions
 }
 
 /// All conditions of the operator's. Transition times go on from those the object has.
 pub fn conditions(facts: &Facts, now: Timestamp) -> Vec<Condition> {
     let before = facts.allocation.conditions();
-    let mut next: Vec<Condition> = before.iter().filter(|one| !condition::is_agents(one)).cloned().collect();
-    let generation = facts.allocation.metadata.generation;
-    let mut set = |type_: Type, verdict: Verdict| {
-        condition::set(&mut next, verdict.condition(type_, generation, now));
-    };
+    let mut next = Next::of(facts.allocation, now);
 
     let found = interface_found(facts);
     let reserved = reserved(facts, !found.is_false());
     let agent = agent_reporting(facts, condition::is_true(before, AGENT_REPORTING));
     let ready = ready(&[&found, &reserved, &agent]);
     let agent_is_well = !agent.is_false();
-    set(INTERFACE_FOUND, found);
-    set(RESERVED, reserved);
-    set(AGENT_REPORTING, agent);
-    set(READY, ready);
-    set(WRITING, writing(facts.writing));
+    next.set(INTERFACE_FOUND, found);
+    next.set(RESERVED, reserved);
+    next.set(AGENT_REPORTING, agent);
+    next.set(READY, ready);
+    next.set(WRITING, writing(facts.writing));
     if let Some(is_reported) = facts.plan.and_then(|plan| reports_surplus(facts, plan)) {
         let since = if is_reported { now - facts.surplus_for } else { now };
-        condition::set(&mut next, surplus(is_reported).condition(SURPLUS, generation, since));
+        next.set_since(SURPLUS, surplus(is_reported), since);
     }
-    let mut set = |type_: Type, verdict: Verdict| {
-        condition::set(&mut next, verdict.condition(type_, generation, now));
-    };
-    set(FULL, full(facts));
+    next.set(FULL, full(facts));
     if let Some(seen) = facts.seen.filter(|seen| seen.is_read) {
-        match &seen.adoption {
-            Some(adoption) => set(ADOPTED, adopted(adoption)),
-            None => next.retain(|one| one.type_ != ADOPTED),
-        }
+        next.show(ADOPTED, seen.adoption.as_ref().map(adopted));
     }
     // While it is paused its place stays as it is.
     let keeps_place = facts.is_updating && (facts.pause.is_some() || !facts.is_settled || !agent_is_well);
-    if keeps_place {
-        condition::set(&mut next, updating(facts).condition(UPDATING, generation, now));
-    } else {
-        next.retain(|one| one.type_ != UPDATING);
-    }
-    match facts.pause {
-        Some(pause) => condition::set(&mut next, pause.verdict().condition(PAUSED, generation, now)),
-        None => next.retain(|one| one.type_ != PAUSED),
-    }
-    if let Some(seen) = facts.seen {
-        // Its transition time is the clock of the grace, which another cause starts anew.
-        next.retain(|one| one.type_ != SELECTED);
-        if let Some(change) = &seen.pool_change {
+    next.show(UPDATING, keeps_place.then(|| updating(facts)));
+    next.show(PAUSED, facts.pause.map(Pause::verdict));
+    match facts.seen.map(|seen| &seen.pool_change) {
+        Some(Some(change)) => {
             let node = facts.allocation.name_any();
             let verdict = change.verdict(&node, &facts.allocation.spec.pool, facts.grace);
-            next.push(verdict.condition(SELECTED, generation, change.since()));
+            // Its transition time is the clock of the grace, which another cause starts anew.
+            next.remove(SELECTED);
+            next.set_since(SELECTED, verdict, change.since());
+        }
+        Some(None) => next.remove(SELECTED),
+        None => {}
+    }
+    if let Some(tracked) = &facts.tracked {
+        next.set(OPERATIONS_TRACKED, operations_tracked(tracked));
+    }
+    // Without a plan it isn't known that there is nothing to report of these.
+    for (type_, verdict) in [(ATTACHED, &facts.attached), (APPLICATION_SECURITY_GROUPS, &facts.grouped)] {
+        if verdict.is_some() || facts.plan.is_some() {
+            next.show(type_, verdict.clone());
         }
     }
-    let mut set = |type_: Type, verdict: Verdict| {
-        condition::set(&mut next, verdict.condition(type_, generation, now));
-    };
-    if let Some(tracked) = &facts.tracked {
-        set(OPERATIONS_TRACKED, operations_tracked(tracked));
-    }
-    if let Some(attached) = &facts.attached {
-        set(ATTACHED, attached.clone());
-    }
     if let Some(outlived) = &facts.outlived {
-        set(SANDBOXES_ENDED, outlived.clone());
+        next.set(SANDBOXES_ENDED, outlived.clone());
     }
-    if let Some(taken_off) = &facts.taken_off {
-        set(ADDRESSES_KEPT, taken_off.clone());
-    }
-    if let Some(grouped) = &facts.grouped {
-        set(APPLICATION_SECURITY_GROUPS, grouped.clone());
-    }
+    next.show(ADDRESSES_KEPT, facts.taken_off.clone());
     if let Some(rehearsal) = facts.rehearsal {
-        set(DRY_RUN, dry_run(facts, rehearsal));
+        next.set(DRY_RUN, dry_run(facts, rehearsal));
     } else if !facts.dry_run {
-        next.retain(|one| one.type_ != DRY_RUN);
+        next.remove(DRY_RUN);
     }
-    if facts.attached.is_none() && facts.plan.is_some() {
-        next.retain(|one| one.type_ != ATTACHED);
+    super::set_missing(&mut next.conditions, facts.missing.clone());
+    next.conditions
+}
+
+/// The operator's conditions as they are to be.
+struct Next {
+    conditions: Vec<Condition>,
+    generation: Option<i64>,
+    now: Timestamp,
+}
+
+impl Next {
+    /// As the object has them.
+    fn of(allocation: &NodeIPAllocation, now: Timestamp) -> Next {
+        Next { conditions: super::ours(allocation), generation: allocation.metadata.generation, now }
     }
-    if facts.taken_off.is_none() {
-        next.retain(|one| one.type_ != ADDRESSES_KEPT);
+
+    fn set(&mut self, type_: Type, verdict: Verdict) {
+        self.set_since(type_, verdict, self.now);
     }
-    if facts.grouped.is_none() && facts.plan.is_some() {
-        next.retain(|one| one.type_ != APPLICATION_SECURITY_GROUPS);
+
+    /// If its status changes, it has since then.
+    fn set_since(&mut self, type_: Type, verdict: Verdict, since: Timestamp) {
+        condition::set(&mut self.conditions, verdict.condition(type_, self.generation, since));
     }
-    super::set_missing(&mut next, facts.missing.clone());
-    next
+
+    fn remove(&mut self, type_: Type) {
+        self.conditions.retain(|one| one.type_ != type_);
+    }
+
+    /// Has this condition exactly as long as there is a verdict.
+    fn show(&mut self, type_: Type, verdict: Option<Verdict>) {
+        match verdict {
+            Some(verdict) => self.set(type_, verdict),
+            None => self.remove(type_),
+        }
+    }
 }
 
 fn interface_found(facts: &Facts) -> Verdict {

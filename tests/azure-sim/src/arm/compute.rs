@@ -1,6 +1,8 @@
-//! Microsoft.Compute: virtual machines that stand alone.
+//! Microsoft.Compute: virtual machines that stand alone; sets of them are in `scale_set`.
 
-use super::{Call, not_allowed, not_found, scale_set, unknown_type};
+mod scale_set;
+
+use super::{Call, not_allowed, not_found, unknown_type};
 use crate::operation::Effect;
 use crate::reply::Reply;
 use crate::vm;
@@ -110,7 +112,7 @@ fn delete(world: &mut World, call: &Call) -> Result<Reply, Reply> {
 }
 
 /// `If-Match` against the small integer that Compute has for an etag.
-pub(super) fn check_etag(call: &Call, known: Option<u64>) -> Result<(), Reply> {
+fn check_etag(call: &Call, known: Option<u64>) -> Result<(), Reply> {
     let Some(asked) = call.request.header("if-match").filter(|asked| *asked != "*") else { return Ok(()) };
     let current = known.unwrap_or_default();
     if asked.trim_matches('"') == current.to_string() {

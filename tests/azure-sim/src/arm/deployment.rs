@@ -110,7 +110,7 @@ fn put(world: &mut World, call: &Call, id: &str) -> Result<Reply, Reply> {
     // Azure's immediate answer, whatever the outcome.
     document["properties"]["provisioningState"] = json!("Accepted");
     for later in ["outputs", "outputResources", "error"] {
-        crate::nic::remove(&mut document["properties"], later);
+        crate::document::remove(&mut document["properties"], later);
     }
     let operation = format!(
         "{}{id}/operationStatuses/{}?api-version={}",

@@ -1,15 +1,19 @@
 //! Microsoft.Network: network interfaces, virtual networks, subnets; the rest is in `resource`.
 
-use super::{Call, not_allowed, not_found, peering, resource, unknown_type};
-use crate::attachment;
+mod peering;
+mod resource;
+mod usages;
+
+use super::{Call, not_allowed, not_found, unknown_type};
+use crate::document::{has_id, list as children};
 use crate::nic;
 use crate::operation::{Effect, Operation, retry_after};
 use crate::permission;
 use crate::reply::Reply;
-use crate::resource::{Kind as ResourceKind, list as children};
+use crate::resource::Kind as ResourceKind;
 use crate::throttle::Kind;
 use crate::vnet;
-use crate::world::{World, has_id, new_etag};
+use crate::world::{World, attachment, new_etag};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 
@@ -45,9 +49,7 @@ pub(super) fn answer(world: &mut World, call: &Call, resource: &[&str]) -> Resul
         ("GET", ["virtualnetworks", _]) => tagged(200, shown_vnet(world, known_vnet(world, call)?)),
         ("PUT", ["virtualnetworks", _]) => put_vnet(world, call),
         ("DELETE", ["virtualnetworks", _]) => delete_vnet(world, call),
-        ("GET", ["virtualnetworks", _, "usages"]) => {
-            Ok(super::usages::of(world, call, known_vnet(world, call)?))
-        }
+        ("GET", ["virtualnetworks", _, "usages"]) => Ok(usages::of(world, call, known_vnet(world, call)?)),
         ("GET", ["virtualnetworks", _, "checkipaddressavailability"]) => availability(world, call),
         ("GET", ["virtualnetworks", _, "subnets"]) => {
             let vnet = known_vnet(world, call)?;
@@ -103,7 +105,7 @@ pub(super) fn list(world: &World, call: &Call, kind: &str) -> Result<Reply, Repl
 }
 
 /// The answer to a GET has the etag in a header, too.
-pub(super) fn tagged(status: u16, document: Value) -> Result<Reply, Reply> {
+fn tagged(status: u16, document: Value) -> Result<Reply, Reply> {
     let etag = document["etag"].as_str().unwrap_or_default().to_owned();
     Ok(Reply::new(status, document).header("etag", etag))
 }
@@ -120,7 +122,7 @@ fn known_vnet<'a>(world: &'a World, call: &Call) -> Result<&'a Value, Reply> {
 }
 
 /// Only the provider knows sub-resources, and it words their absence in its own way.
-pub(super) fn child_not_found(call: &Call) -> Reply {
+fn child_not_found(call: &Call) -> Reply {
     Reply::nrp(404, "NotFound", format!("Resource {} not found.", call.request.path), json!([]))
 }
 
@@ -129,7 +131,7 @@ fn subnet_id(world: &World, call: &Call) -> String {
 }
 
 /// `If-Match` against a document's etag. The provider itself writes a bare value as a weak etag.
-pub(super) fn check_etag(call: &Call, id: &str, known: Option<&Value>) -> Result<(), Reply> {
+fn check_etag(call: &Call, id: &str, known: Option<&Value>) -> Result<(), Reply> {
     let Some(asked) = call.request.header("if-match").filter(|asked| *asked != "*") else { return Ok(()) };
     let asked =
         if asked.starts_with("W/") { asked.to_owned() } else { format!("W/\"{}\"", asked.trim_matches('"')) };
@@ -144,7 +146,7 @@ pub(super) fn check_etag(call: &Call, id: &str, known: Option<&Value>) -> Result
     Err(Reply::nrp(412, "PreconditionFailed", "Precondition failed.", details))
 }
 
-pub(super) fn announce(world: &World, call: &Call, operation: &Operation, reply: Reply) -> Reply {
+fn announce(world: &World, call: &Call, operation: &Operation, reply: Reply) -> Reply {
     operation.announce(reply, &call.base(), &world.config.subscription, &call.version)
 }
 

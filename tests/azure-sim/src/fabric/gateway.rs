@@ -2,7 +2,7 @@
 //! like a machine, ends its clients' HTTP connections there and connects to the backends from its own
 //! address.
 
-use crate::application_gateway::Gateway;
+use crate::topology::ApplicationGateway as Gateway;
 use anyhow::Context;
 use http_body_util::{Either, Empty};
 use hyper::body::{Bytes, Incoming};

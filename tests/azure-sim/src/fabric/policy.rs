@@ -6,8 +6,8 @@
 mod exposure;
 
 use super::rules::Port as Link;
-use super::{ARM, FIRST, PLATFORM_ADDRESSES, WIRE_SERVER};
-use crate::topology::{Addresses, Network, Port, Rule};
+use super::{ARM, FIRST, PLATFORM_ADDRESSES};
+use crate::topology::{Addresses, Network, Port, Rule, WIRE_SERVER};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
 use std::net::Ipv4Addr;

@@ -1,7 +1,8 @@
 //! One probe, from the source address of Azure's probes: the platform's, or an application gateway's own.
 
-use super::{Exit, WIRE_SERVER};
-use crate::topology::Probe;
+use super::Exit;
+use crate::health::Probe;
+use crate::topology::WIRE_SERVER;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;

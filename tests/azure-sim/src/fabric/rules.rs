@@ -1,8 +1,7 @@
 //! The kernel's state that delivers packets for a given network, and the commands from one such state to the
 //! next. Pure.
 
-use super::Plug;
-use crate::topology::{Hop, Network};
+use crate::topology::{Hop, Network, Plug};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

@@ -1,23 +1,15 @@
 //! Public addresses, load balancers and service endpoints: packets to addresses that no NIC holds.
 
-use crate::application_gateway;
-use crate::resource::{Kind, list};
+use super::application_gateway;
+use crate::document::{has_id, list};
+use crate::health::Probe;
+use crate::resource::Kind;
 use crate::vnet;
-use crate::world::{World, has_id};
+use crate::world::World;
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-
-/// The request of a health probe: a TCP connection, or a page that has to answer 200.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Probe {
-    pub(crate) address: Ipv4Addr,
-    pub(crate) port: u16,
-    pub(crate) page: Option<String>,
-    /// The lower-case id of the application gateway that probes. `None`: the platform probes.
-    pub(crate) gateway: Option<String>,
-}
 
 /// How a load balancer chooses among its members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

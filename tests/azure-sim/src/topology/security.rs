@@ -1,9 +1,9 @@
 //! Security groups as the rules that each NIC's packets meet, with tags and application security groups
 //! resolved to addresses.
 
-use super::{gateways, peers};
-use crate::fabric::{Plug, WIRE_SERVER};
-use crate::resource::{Kind, list};
+use super::{Plug, WIRE_SERVER, gateways, peers};
+use crate::document::list;
+use crate::resource::Kind;
 use crate::vnet;
 use crate::world::World;
 use ipnet::Ipv4Net;

@@ -1,12 +1,11 @@
 //! Route tables, public addresses, load balancers and their like in the world: finding them, and what they
 //! get with time.
 
-use super::{World, has_id};
-use crate::application_gateway;
-use crate::attachment;
+use super::{World, application_gateway, attachment};
+use crate::document::{has_id, list};
 use crate::nic;
 use crate::reply::Reply;
-use crate::resource::{self, Kind};
+use crate::resource::Kind;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::time::Instant;
@@ -29,15 +28,13 @@ impl World {
     /// The load balancer that has a backend pool.
     pub(crate) fn balancer_of(&self, pool: &str) -> Option<&Value> {
         let mut balancers = self.of_kind(Kind::LoadBalancer);
-        balancers.find(|balancer| {
-            resource::list(balancer, "backendAddressPools").iter().any(|own| has_id(own, pool))
-        })
+        balancers.find(|balancer| list(balancer, "backendAddressPools").iter().any(|own| has_id(own, pool)))
     }
 
     /// The frontends of all load balancers and application gateways.
     pub(crate) fn frontends(&self) -> impl Iterator<Item = &Value> {
         let owners = self.of_kind(Kind::LoadBalancer).chain(self.of_kind(Kind::ApplicationGateway));
-        owners.flat_map(|owner| resource::list(owner, "frontendIPConfigurations"))
+        owners.flat_map(|owner| list(owner, "frontendIPConfigurations"))
     }
 
     /// The address a frontend has in its subnet.

@@ -1,7 +1,6 @@
 //! Simulated Azure as a test sets it: the resources of the first moment, and how it behaves.
 
-use crate::entra::Application;
-use crate::permission::Access;
+use super::Access;
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 use std::net::Ipv4Addr;
@@ -40,6 +39,27 @@ pub struct Config {
     pub application: Application,
     /// How long tokens last.
     pub token_seconds: i64,
+}
+
+/// The application that may sign in. Its id is also that of the user-assigned managed identity of every VM.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Application {
+    pub client_id: String,
+    pub client_secret: String,
+    /// The service account's token that it trusts. Real Entra checks the token's issuer, subject and
+    /// audience.
+    pub trusted_token: String,
+}
+
+impl Default for Application {
+    fn default() -> Self {
+        Self {
+            client_id: "33333333-3333-3333-3333-333333333333".into(),
+            client_secret: "a-simulated-secret".into(),
+            trusted_token: "eyJhbGciOiJSUzI1NiJ9.c2ltdWxhdGVk.dG9rZW4".into(),
+        }
+    }
 }
 
 /// Behaviour that isn't known of Azure, or differs: a test can have it either way.

@@ -1,6 +1,7 @@
 //! Operations in flight: how they begin, end, fail and take each other's place.
 
-use super::{World, has_id, new_etag};
+use super::{World, new_etag};
+use crate::document::has_id;
 use crate::fault::Ending;
 use crate::operation::{Effect, Operation, Status};
 use crate::{nic, resource, vnet};

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
 
-#[path = "../client.rs"]
+#[path = "../behaviour/client.rs"]
 mod client;
 mod documents;
 mod gateways;

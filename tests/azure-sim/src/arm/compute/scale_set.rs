@@ -1,10 +1,10 @@
 //! Microsoft.Compute: scale sets in Uniform orchestration mode, their instances, and the instances' NICs.
 
-use super::compute::check_etag;
-use super::{Call, PRINCIPAL, action, not_allowed, not_found};
+use super::check_etag;
+use crate::arm::{Call, action, not_allowed, not_found};
 use crate::fault::Ending;
 use crate::operation::{Effect, retry_after};
-use crate::permission;
+use crate::permission::{self, PRINCIPAL};
 use crate::reply::Reply;
 use crate::scale_set;
 use crate::vm::quoted;

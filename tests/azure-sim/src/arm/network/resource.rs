@@ -2,13 +2,13 @@
 //! The answers follow the recordings of the same names: 201 or 200 with an operation, 202 for a deletion,
 //! `etag` in the header of a GET.
 
-use super::network::{announce, check_etag, child_not_found, tagged};
-use super::{Call, not_allowed, not_found};
-use crate::attachment;
+use super::{announce, check_etag, child_not_found, tagged};
+use crate::arm::{Call, not_allowed, not_found};
+use crate::document::list;
 use crate::operation::Effect;
 use crate::reply::Reply;
-use crate::resource::{self, Kind, list};
-use crate::world::{World, new_etag};
+use crate::resource::{self, Kind};
+use crate::world::{World, attachment, new_etag};
 use serde_json::{Value, json};
 
 /// Requests below a resource group. `path` are the lower-case segments after the collection's.

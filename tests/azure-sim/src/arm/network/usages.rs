@@ -1,7 +1,7 @@
 //! How full the subnets of a VNet are: `GET …/virtualNetworks/VNET/usages` (VirtualNetworks_ListUsage, a
 //! pageable list).
 
-use super::Call;
+use crate::arm::Call;
 use crate::reply::Reply;
 use crate::vnet;
 use crate::world::World;

@@ -1,6 +1,6 @@
 //! Azure's rules for the application security groups that a NIC names.
 
-use super::{has_id, id, list, missing, refusal};
+use crate::document::{has_id, id, list};
 use crate::nic;
 use crate::reply::Reply;
 use crate::resource::Kind;
@@ -18,7 +18,7 @@ pub(super) fn check(world: &World, nic: &Value) -> Result<(), Reply> {
         let region = |document: &Value| document["location"].as_str().unwrap_or_default().to_lowercase();
         let known = world.resource(Kind::ApplicationSecurityGroup, group);
         if known.is_none_or(|known| region(known) != region(nic)) {
-            return Err(missing(group, id(nic)));
+            return Err(Reply::missing(group, id(nic)));
         }
         let is_in = |one: &&Value| list(one, FIELD).iter().any(|own| has_id(own, group));
         let members = world.nics.values().map(|nic| &nic.document).filter(|other| !has_id(other, id(nic)));
@@ -34,7 +34,10 @@ pub(super) fn check(world: &World, nic: &Value) -> Result<(), Reply> {
                 id(nic),
                 id(member)
             );
-            return Err(refusal("NetworkInterfacesOfApplicationSecurityGroupMustBeInSameVnet", message));
+            return Err(Reply::refusal(
+                "NetworkInterfacesOfApplicationSecurityGroupMustBeInSameVnet",
+                message,
+            ));
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! An Azure at its worst: the fate of a request is drawn from a table of answers that Azure, its networks and
 //! proxies have been seen to give.
 
+use super::{Effect, Ending};
 use crate::draws::Draws;
-use crate::fault::{Effect, Ending};
 use crate::request::Request;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,11 +1,6 @@
-//! The simulator's behaviour over the wire, beyond the shape of bodies: etags, writes that take time, faults,
-//! limits, permissions.
+//! What any request meets: etags, writes that take time, faults, limits, permissions.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
-
-mod client;
-
-use client::{Answer, Client, path_of};
+use crate::client::{Answer, Client, path_of};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use vnetpool_azure_sim::{Config, Effect, Ending, Fault, NewVm, Settings, Sim};

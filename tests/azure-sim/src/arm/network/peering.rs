@@ -2,13 +2,12 @@
 //! `Initiated`, and when the other peering has gone it is `Disconnected` (documentation of virtual network
 //! peering).
 
-use super::Call;
-use super::network::{check_etag, child_not_found, tagged};
-use crate::nic::default;
+use super::{check_etag, child_not_found, tagged};
+use crate::arm::Call;
+use crate::document::{default, has_id, list};
 use crate::reply::Reply;
-use crate::resource::list;
 use crate::vnet;
-use crate::world::{World, has_id, new_etag};
+use crate::world::{World, new_etag};
 use ipnet::Ipv4Net;
 use serde_json::{Value, json};
 

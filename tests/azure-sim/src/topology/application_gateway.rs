@@ -1,15 +1,12 @@
-//! Application gateways: the rules for their documents, and what the documents mean for packets. Pure. The
-//! fabric has the proxy itself.
+//! Application gateways: what their documents mean for packets. Pure. The fabric has the proxy itself.
 //!
 //! They are simpler than Azure's: HTTP only, basic rules only, one instance, and a probe's threshold applies
-//! to good answers, too. Only the error code of a missing reference is known. The rules are those of
-//! "Application Gateway infrastructure configuration".
+//! to good answers, too.
 
-use crate::attachment::{id, missing, refusal};
-use crate::reply::Reply;
-use crate::resource::{Kind, list};
-use crate::topology::Probe;
-use crate::world::{World, has_id};
+use crate::document::{has_id, id, list};
+use crate::health::Probe;
+use crate::resource::Kind;
+use crate::world::World;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -23,52 +20,6 @@ pub(crate) struct Gateway {
     pub(crate) frontends: BTreeSet<Ipv4Addr>,
     /// Where it listens, and the backends of each listener.
     pub(crate) listeners: BTreeMap<SocketAddrV4, Vec<SocketAddrV4>>,
-}
-
-/// The references of each kind of child, and the children they lead to.
-const REFERENCES: [(&str, &str, &str); 6] = [
-    ("httpListeners", "frontendIPConfiguration", "frontendIPConfigurations"),
-    ("httpListeners", "frontendPort", "frontendPorts"),
-    ("requestRoutingRules", "httpListener", "httpListeners"),
-    ("requestRoutingRules", "backendAddressPool", "backendAddressPools"),
-    ("requestRoutingRules", "backendHttpSettings", "backendHttpSettingsCollection"),
-    ("backendHttpSettingsCollection", "probe", "probes"),
-];
-
-/// Whether a document may be stored as it is.
-pub(crate) fn check(world: &World, gateway: &Value) -> Result<(), Reply> {
-    let Some(subnet) = subnet(gateway) else {
-        let message = format!("Application gateway {} has no gateway IP configuration.", id(gateway));
-        return Err(refusal("ApplicationGatewayMustHaveGatewayIpConfiguration", message));
-    };
-    if world.subnet_document(subnet).is_none() {
-        return Err(missing(subnet, id(gateway)));
-    }
-    // "No other resource is allowed" in its subnet.
-    if let Some(other) = world.ip_configurations().find(|one| has_id(&one["properties"]["subnet"], subnet)) {
-        let message = format!(
-            "Subnet {subnet} cannot be used for application gateway {}: {} is in it.",
-            id(gateway),
-            id(other)
-        );
-        return Err(refusal("ApplicationGatewaySubnetCannotHaveOtherResources", message));
-    }
-    for (children, field, wanted) in REFERENCES {
-        for child in list(gateway, children) {
-            let reference = child["properties"][field]["id"].as_str();
-            if let Some(reference) =
-                reference.filter(|one| !list(gateway, wanted).iter().any(|c| has_id(c, one)))
-            {
-                return Err(missing(reference, id(child)));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The id of the subnet it is in.
-pub(crate) fn subnet(gateway: &Value) -> Option<&str> {
-    list(gateway, "gatewayIPConfigurations").first()?["properties"]["subnet"]["id"].as_str()
 }
 
 /// All finished gateways by their ids in lower case, each with its document.

@@ -1,11 +1,7 @@
 //! Uniform scale sets on the wire: their NICs are read and never written, their instances are written by
 //! parts.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "this is how a test fails")]
-
-mod client;
-
-use client::{Answer, Client};
+use crate::client::{Answer, Client};
 use serde_json::{Value, json};
 use vnetpool_azure_sim::{Config, NewInstance, NewScaleSet, Sim, VmInfo};
 

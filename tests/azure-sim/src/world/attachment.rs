@@ -3,12 +3,12 @@
 
 mod groups;
 
-use crate::application_gateway;
+use super::{World, application_gateway};
+use crate::document::{has_id, id, list, text};
 use crate::nic;
 use crate::reply::Reply;
-use crate::resource::{Kind, list};
+use crate::resource::Kind;
 use crate::vnet;
-use crate::world::{World, has_id};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -19,28 +19,6 @@ const MAX_ROUTES: usize = 400;
 /// The range of simulated Azure's public addresses: a documentation range (RFC 5737), half of the simulated
 /// internet.
 pub(crate) const PUBLIC: (Ipv4Addr, u32) = (Ipv4Addr::new(203, 0, 113, 128), 120);
-
-pub(crate) fn refusal(code: &str, message: String) -> Reply {
-    Reply::nrp(400, code, message, json!([]))
-}
-
-/// The refusal of a reference to a resource that doesn't exist.
-pub(crate) fn missing(what: &str, by: &str) -> Reply {
-    let message = format!(
-        "Resource {what} referenced by resource {by} was not found. Please make sure that the referenced resource exists, \
-         and that both resources are in the same region."
-    );
-    let details = json!([{ "code": "NotFound", "message": format!("Resource {what} not found.") }]);
-    Reply::nrp(400, "InvalidResourceReference", message, details)
-}
-
-fn text<'a>(document: &'a Value, pointer: &str) -> Option<&'a str> {
-    document.pointer(pointer).and_then(Value::as_str)
-}
-
-pub(crate) fn id(document: &Value) -> &str {
-    document["id"].as_str().unwrap_or_default()
-}
 
 /// Whether a document may be stored as it is.
 pub(crate) fn check(world: &World, kind: Kind, document: &Value) -> Result<(), Reply> {
@@ -69,7 +47,7 @@ fn check_routes(table: &Value) -> Result<(), Reply> {
         // The true code is not known; the limit and the 400 are.
         let message =
             format!("Route table {} has {} routes, the limit is {MAX_ROUTES}.", id(table), routes.len());
-        return Err(refusal("RouteTableRouteLimitReached", message));
+        return Err(Reply::refusal("RouteTableRouteLimitReached", message));
     }
     let mut prefixes = std::collections::BTreeMap::new();
     for route in routes {
@@ -82,7 +60,7 @@ fn check_routes(table: &Value) -> Result<(), Reply> {
             let message = format!(
                 "Route {name}: Next hop values are only allowed in routes where the next hop type is VirtualAppliance."
             );
-            return Err(refusal("InvalidNextHopIpAddress", message));
+            return Err(Reply::refusal("InvalidNextHopIpAddress", message));
         }
         let prefix = properties["addressPrefix"].as_str().unwrap_or_default();
         // Seen in cloud-provider-azure#657.
@@ -90,7 +68,7 @@ fn check_routes(table: &Value) -> Result<(), Reply> {
             let message = format!(
                 "Route: {name} conflicts with Route: {other}. Routes cannot have the same AddressPrefix."
             );
-            return Err(refusal("RouteConflict", message));
+            return Err(Reply::refusal("RouteConflict", message));
         }
     }
     Ok(())
@@ -106,14 +84,14 @@ fn check_security_rules(group: &Value) -> Result<(), Reply> {
             let message = format!(
                 "Security rule has invalid Priority. Value provided: {priority} Allowed range 100-4096."
             );
-            return Err(refusal("SecurityRuleInvalidPriority", message));
+            return Err(Reply::refusal("SecurityRuleInvalidPriority", message));
         }
         let direction = properties["direction"].as_str().unwrap_or_default().to_lowercase();
         if let Some(other) = seen.insert((direction, priority), name) {
             let message = format!(
                 "Security rule {name} conflicts with rule {other}. Rules cannot have the same Priority and Direction."
             );
-            return Err(refusal("SecurityRuleConflict", message));
+            return Err(Reply::refusal("SecurityRuleConflict", message));
         }
     }
     Ok(())
@@ -124,7 +102,7 @@ fn check_label(world: &World, address: &Value) -> Result<(), Reply> {
     let others = world.of_kind(Kind::PublicAddress).filter(|other| !has_id(other, id(address)));
     if others.filter_map(|other| text(other, "/properties/dnsSettings/fqdn")).any(|other| other == name) {
         let message = format!("DNS record {name} is already used by another public IP.");
-        return Err(refusal("DnsRecordInUse", message));
+        return Err(Reply::refusal("DnsRecordInUse", message));
     }
     Ok(())
 }
@@ -132,14 +110,14 @@ fn check_label(world: &World, address: &Value) -> Result<(), Reply> {
 /// A public address that exists and that no resource but `by` uses.
 fn check_public_address(world: &World, address: &str, by: &str) -> Result<(), Reply> {
     if world.resource(Kind::PublicAddress, address).is_none() {
-        return Err(missing(address, by));
+        return Err(Reply::missing(address, by));
     }
     match user(world, Kind::PublicAddress, address) {
         Some(other) if !other.eq_ignore_ascii_case(by) => {
             let message = format!(
                 "Resource {by} is referencing public IP address {address} that is already allocated to resource {other}."
             );
-            Err(refusal("PublicIPAddressInUse", message))
+            Err(Reply::refusal("PublicIPAddressInUse", message))
         }
         _ => Ok(()),
     }
@@ -153,7 +131,7 @@ fn check_zone(world: &World, address: &str, by: &str) -> Result<(), Reply> {
         return Ok(());
     }
     let message = format!("Resource {by} is in an availability zone, and public IP address {address} isn't.");
-    Err(refusal("PublicIPAddressZoneMismatch", message))
+    Err(Reply::refusal("PublicIPAddressZoneMismatch", message))
 }
 
 /// Checks that each frontend has a free public address, or a subnet.
@@ -162,7 +140,7 @@ fn check_frontends(world: &World, resource: &Value) -> Result<(), Reply> {
         match (text(frontend, "/properties/publicIPAddress/id"), text(frontend, "/properties/subnet/id")) {
             (Some(address), _) => check_public_address(world, address, id(frontend))?,
             (None, Some(subnet)) if world.subnet_document(subnet).is_none() => {
-                return Err(missing(subnet, id(frontend)));
+                return Err(Reply::missing(subnet, id(frontend)));
             }
             (None, Some(_)) => {}
             (None, None) => {
@@ -170,7 +148,7 @@ fn check_frontends(world: &World, resource: &Value) -> Result<(), Reply> {
                     "Frontend IP configuration {} does not reference a subnet, a public IP address or a public IP prefix.",
                     id(frontend)
                 );
-                return Err(refusal("LoadBalancerFrontendIPConfigMustHaveSubnetOrPublicIP", message));
+                return Err(Reply::refusal("LoadBalancerFrontendIPConfigMustHaveSubnetOrPublicIP", message));
             }
         }
     }
@@ -185,7 +163,7 @@ fn check_balancer(world: &World, balancer: &Value) -> Result<(), Reply> {
                 let Some(wanted) = text(rule, &format!("/properties/{reference}/id")) else { continue };
                 let parts = ["frontendIPConfigurations", "backendAddressPools", "probes"];
                 if !parts.iter().flat_map(|part| list(balancer, part)).any(|part| has_id(part, wanted)) {
-                    return Err(missing(wanted, id(rule)));
+                    return Err(Reply::missing(wanted, id(rule)));
                 }
             }
         }
@@ -210,7 +188,7 @@ fn refuse_secondary(configuration: &Value, pool: &str, rule: &str) -> Result<(),
         "OutboundRule {rule} cannot be used with Backend Address Pool {pool} that contains Secondary IPConfig {}",
         id(configuration)
     );
-    Err(refusal(
+    Err(Reply::refusal(
         "OutboundRuleCannotBeUsedWithBackendAddressPoolThatIsReferencedBySecondaryIpConfigs",
         message,
     ))
@@ -231,13 +209,16 @@ pub(crate) fn check_nic(world: &World, nic: &Value) -> Result<(), Reply> {
                 // code of the refusal is not published.
                 let message =
                     format!("IP configuration {own} with an address prefix cannot have a public IP address.");
-                return Err(refusal("PublicIPAddressNotSupportedOnIpConfigurationWithPrefix", message));
+                return Err(Reply::refusal(
+                    "PublicIPAddressNotSupportedOnIpConfigurationWithPrefix",
+                    message,
+                ));
             }
             check_public_address(world, address, own)?;
             check_zone(world, address, own)?;
         }
         for pool in pools(configuration) {
-            let Some(balancer) = world.balancer_of(pool) else { return Err(missing(pool, own)) };
+            let Some(balancer) = world.balancer_of(pool) else { return Err(Reply::missing(pool, own)) };
             let uses = |rule: &&Value| has_id(&rule["properties"]["backendAddressPool"], pool);
             if let Some(rule) = list(balancer, "outboundRules").iter().find(uses) {
                 refuse_secondary(configuration, pool, id(rule))?;
@@ -246,7 +227,9 @@ pub(crate) fn check_nic(world: &World, nic: &Value) -> Result<(), Reply> {
     }
     groups::check(world, nic)?;
     match text(nic, "/properties/networkSecurityGroup/id") {
-        Some(group) if world.resource(Kind::SecurityGroup, group).is_none() => Err(missing(group, id(nic))),
+        Some(group) if world.resource(Kind::SecurityGroup, group).is_none() => {
+            Err(Reply::missing(group, id(nic)))
+        }
         _ => Ok(()),
     }
 }
@@ -257,7 +240,7 @@ pub(crate) fn check_subnet(world: &World, subnet: &Value) -> Result<(), Reply> {
         if let Some(wanted) = text(subnet, &format!("/properties/{field}/id"))
             && world.resource(kind, wanted).is_none()
         {
-            return Err(missing(wanted, id(subnet)));
+            return Err(Reply::missing(wanted, id(subnet)));
         }
     }
     Ok(())
@@ -295,7 +278,7 @@ pub(crate) fn allocate(world: &World, kind: Kind, document: &mut Value) -> Resul
                         subnet.name(),
                         subnet.prefix()
                     );
-                    return Err(refusal("SubnetIsFull", message));
+                    return Err(Reply::refusal("SubnetIsFull", message));
                 };
                 if let Some(holder) = subnet.holder(block) {
                     let message = format!(
@@ -304,7 +287,7 @@ pub(crate) fn allocate(world: &World, kind: Kind, document: &mut Value) -> Resul
                         id(frontend),
                         block.addr()
                     );
-                    return Err(refusal("PrivateIPAddressIsAllocated", message));
+                    return Err(Reply::refusal("PrivateIPAddressIsAllocated", message));
                 }
                 subnet.taken.insert(block, id(frontend).to_owned());
                 frontend["properties"]["privateIPAddress"] = json!(block.addr());
@@ -404,7 +387,7 @@ pub(crate) fn in_use(kind: Kind, resource: &str, user: &str) -> Reply {
             format!("Load balancer {resource} is in use by {user} and cannot be deleted."),
         ),
     };
-    refusal(code, message)
+    Reply::refusal(code, message)
 }
 
 /// The users of a child, such as a backend pool.
@@ -419,7 +402,7 @@ pub(crate) fn user_of_child(world: &World, parent: &Value, child: &str) -> Optio
 
 pub(crate) fn child_in_use(child: &str, user: &str) -> Reply {
     let message = format!("Resource {child} is in use by {user} and cannot be deleted.");
-    refusal("InUseBackendAddressPoolCannotBeDeleted", message)
+    Reply::refusal("InUseBackendAddressPoolCannotBeDeleted", message)
 }
 
 /// A document with its back references, as a GET shows it.

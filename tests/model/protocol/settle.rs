@@ -6,9 +6,9 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 
 use vnetpool_plugin::ledger::State;
 
+use super::{Action, Protocol};
 use crate::Broken;
 use crate::operator::{Operator, number};
-use crate::protocol::{Action, Protocol};
 use crate::world::{Faults, PODS, Step, World};
 
 /// More rounds than any world needs.
