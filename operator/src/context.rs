@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_waits_are_those_that_are_documented() {
-        let Waits { second_read, deadline, late, grace, unlisted, scarce } = Waits::default();
+        let Waits { second_read, deadline, late, grace, unlisted, scarce } = Waits::FULL;
         let seconds = [second_read, deadline, late, grace, unlisted, scarce].map(|wait| wait.as_secs());
         assert_eq!(seconds, [60, 300, 60, 900, 900, 60]);
     }

@@ -27,10 +27,6 @@ impl<K: Clone + Eq + Hash, F: Future<Output = K>> Rounds<K, F> {
         }
     }
 
-    pub fn count(&self) -> usize {
-        self.work.len()
-    }
-
     pub fn is_under_way(&self, of: &K) -> bool {
         self.under_way.contains(of)
     }

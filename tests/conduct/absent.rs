@@ -4,7 +4,7 @@ use crate::Test;
 use crate::attachments::{attached, kept, pool};
 use crate::machines::{NODE, held, sizing, uniform, until_served};
 use crate::nics;
-use crate::stage::{Stage, find, quick};
+use crate::stage::{Stage, find, quick, subnet};
 use anyhow::{Context, Result, ensure};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -142,7 +142,7 @@ async fn a_gone_node_of_which_one_nic_is_in_use_and_another_has_gone_goes_on_rep
 ) -> Result<()> {
     let stage = Stage::empty(plane, quick()).await?;
     let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
-    stage.pool("default", json!({ "subnetID": nics::subnet("small"), "sizing": sizing })).await?;
+    stage.pool("default", json!({ "subnetID": subnet("small"), "sizing": sizing })).await?;
     nics::node(&stage, "n1", "nodes", "small", 0).await?;
     stage.start_with(|config| config.waits.second_read = Duration::from_secs(3)).await?;
     stage.until_offers("n1", 2).await?;

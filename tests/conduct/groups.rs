@@ -1,9 +1,9 @@
 //! Application security groups of a pool: Azure has one set for a whole NIC, part of which may be others'.
 
 use crate::Test;
-use crate::nics::{node, subnet};
+use crate::nics::node;
 use crate::routes::settled;
-use crate::stage::{Stage, find, quick};
+use crate::stage::{Stage, find, quick, subnet};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;

@@ -135,16 +135,23 @@ impl Peer {
         // The first pod brings what stays on the node for all, such as a bridge.
         let first = Namespace::new();
         self.node.netns.inside(|| self.call("ADD", "first", &first));
-        self.links = self.node.links() - 1;
+        self.links = self.node_links() - 1;
         self.node.netns.inside(|| self.call("DEL", "first", &first));
         self.end([first]);
+    }
+
+    /// How many links the node has.
+    fn node_links(&self) -> usize {
+        const HEADS: usize = 2;
+        let listed = self.node.netns.inside(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+        listed.lines().count() - HEADS
     }
 
     /// Ends the namespaces of pods, and waits until the kernel has: it does so later, under the locks that
     /// the next peer needs, and floor and ours leave it the links.
     fn end(&self, pods: impl IntoIterator<Item = Namespace>) {
         pods.into_iter().for_each(Namespace::delete);
-        while self.node.links() > self.links {
+        while self.node_links() > self.links {
             thread::sleep(ENDS_EVERY);
         }
         thread::sleep(ENDS_EVERY);
@@ -217,7 +224,7 @@ impl Peer {
         let input = self.config.to_string();
         let held = |verb| {
             let mut command = self.command(verb, "held", &netns);
-            calls::memory(&mut command, input.as_bytes()).most as f64 / 1024.0
+            calls::memory(&mut command, input.as_bytes(), "VmHWM") as f64 / 1024.0
         };
         let held = self.node.netns.inside(|| ["ADD", "DEL"].map(held));
         self.end([netns]);

@@ -249,7 +249,8 @@ impl Error {
 /// Azure's words without the sentence that has the wait.
 fn untimed(message: &str) -> String {
     let sentences = message.split_inclusive(". ").filter(|sentence| !sentence.contains(" seconds"));
-    sentences.collect::<String>().trim_end().to_owned()
+    let rest: String = sentences.collect();
+    if rest.is_empty() { "no reason".to_owned() } else { rest.trim_end().to_owned() }
 }
 
 #[cfg(test)]

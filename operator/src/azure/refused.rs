@@ -46,7 +46,7 @@ impl Place {
             // What can't be attached to one NIC may suit another, and a policy may spare some.
             (_, Error::Unattachable { .. } | Error::PolicyForbidden { .. }) => ALIKE,
             // Nobody grants a right to a public address that isn't there yet: all of its group lack it.
-            (Place::Scope { call, .. }, _) if *call == Kind::Write => 1,
+            (Place::Scope { call: Kind::Write, .. }, _) => 1,
             // To one that is there, the right may be missing by itself.
             (Place::Scope { id, .. }, Error::Denied { scope, .. }) if !is_within(id, scope) => ALIKE,
             (Place::Scope { .. }, Error::DenyAssignment { .. }) => ALIKE,

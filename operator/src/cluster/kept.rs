@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_agent_says_is_kept_of_that_which_is_not_well_and_the_operators_own_words_always() {
+    fn the_agents_messages_are_kept_where_a_part_is_not_well_and_the_operators_own_always() {
         let kept = |type_: condition::Type, status: &str| {
             let mut object: NodeIPAllocation = serde_json::from_value(json!({
                 "metadata": {"name": "n"}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"},

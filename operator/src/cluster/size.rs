@@ -182,22 +182,3 @@ fn of_a_pod_few_bytes_are_kept() {
     let cost = cost(MANY * 12, pod, intake::pods(view, waker, watch::channel(true).0), &mut wakeups);
     assert!(cost.kept <= 110 && cost.renewed <= 60, "{cost:?}");
 }
-
-#[test]
-fn zz_decode_speed() {
-    let text = node(1).to_string();
-    let time = |work: &dyn Fn()| {
-        work();
-        let start = std::time::Instant::now();
-        (0..500).for_each(|_| work());
-        start.elapsed() / 500
-    };
-    println!(
-        "whole {:?}",
-        time(&|| drop(serde_json::from_str::<Reading<k8s_openapi::api::core::v1::Node>>(&text).unwrap()))
-    );
-    println!("own {:?}", time(&|| drop(serde_json::from_str::<Reading<Node>>(&text).unwrap())));
-    let read = serde_json::from_str::<Node>(&text).unwrap();
-    println!("map {:?}", time(&|| drop(read.labels().to_map())));
-    println!("node {} progress", size_of::<Node>());
-}

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_one_asks_for_on_behalf_of_all_waits_until_that_is_told() {
+    async fn what_one_asks_for_on_behalf_of_all_waits_until_it_is_answered() {
         let (ctx, object, now) = (Context::sample(), object(), Instant::now());
         let (mut pending, at) = (Pending::default(), (&ctx, &object));
         let locked = azure::Error::Locked { resource: nic("o"), scope: GROUP.into(), message: "m".into() };

@@ -88,7 +88,7 @@ fn detached<'a>(
 /// of ours.
 pub fn adopts(allocation: &NodeIPAllocation, seen: &Seen) -> bool {
     match &seen.adoption {
-        Some(adoption) => adoption.remaining > 0,
+        Some(adoption) => adoption.is_left,
         None if seen.is_read => false,
         None => condition::find(allocation.conditions(), ADOPTED)
             .is_some_and(|condition| condition.status == "False"),
@@ -377,8 +377,9 @@ mod tests {
         let sent: Value = serde_json::from_str(&body).unwrap_or_default();
         let is_apply = headers.get("content-type").is_some_and(|one| one == "application/apply-patch+yaml");
         let makes = method == Method::POST || (is_apply && store.object.is_none());
-        let (code, answer) = match (&method, &mut store.object) {
-            _ if makes && store.fails > 0 => {
+        let (mut object, fails) = (store.object.take(), makes && store.fails > 0);
+        let (code, answer) = match (&method, &mut object) {
+            _ if fails => {
                 store.fails -= 1;
                 (500, None)
             }
@@ -388,7 +389,7 @@ mod tests {
                 let mut made = sent;
                 made["metadata"]["uid"] = json!("again");
                 made["metadata"]["resourceVersion"] = json!("8");
-                store.object = Some(made.clone());
+                object = Some(made.clone());
                 (201, Some(made))
             }
             (_, None) => (404, None),
@@ -401,12 +402,13 @@ mod tests {
                     (200, Some(there.clone()))
                 } else {
                     assert_eq!(sent["metadata"]["finalizers"], json!([]));
-                    let gone = store.object.take();
-                    store.object = store.next.take();
+                    let gone = object.take();
+                    object = store.next.take();
                     (200, gone)
                 }
             }
         };
+        store.object = object;
         if method != Method::GET {
             store.asked.push((method, code));
         }

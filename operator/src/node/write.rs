@@ -69,7 +69,7 @@ pub async fn write(
         }
         Err(error) => {
             if let Some(own) = learn_from(memory, &plan.change, &error, now) {
-                let (refused, node) = ((seen, &plan.change), node.name_any());
+                let (refused, node) = ((&**seen, &plan.change), node.name_any());
                 memory.setback = Some(scope::refused(ctx, &node, refused, (&error, own), now));
             }
             Err(error)

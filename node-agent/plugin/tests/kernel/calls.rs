@@ -56,17 +56,10 @@ pub fn stop_before_each(
     None
 }
 
-/// The memory of a program, in KiB.
-#[derive(Debug)]
-pub struct Memory {
-    /// All that it held at most, with the pages of its own file.
-    pub most: u64,
-    /// What isn't a file's, at its end.
-    pub own: u64,
-}
-
-/// Runs a program with this input, which must succeed; gives its memory.
-pub fn memory(command: &mut Command, input: &[u8]) -> Memory {
+/// Runs a program with this input, which must succeed; gives the line of this name of its
+/// `/proc/<pid>/status` at its end, in KiB: all the memory that it held at most is `VmHWM`, and what isn't a
+/// file's `RssAnon`.
+pub fn memory(command: &mut Command, input: &[u8], name: &str) -> u64 {
     let (child, pid) = spawn_traced(command, input, Options::PTRACE_O_TRACEEXIT);
     ptrace::cont(pid, None).unwrap();
     // Its memory is still there: it goes once the program runs on.
@@ -74,11 +67,8 @@ pub fn memory(command: &mut Command, input: &[u8]) -> Memory {
     let is_exit = matches!(stopped, WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXIT));
     assert!(is_exit, "{stopped:?}");
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let of = |name: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        value.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
-    };
-    let memory = Memory { most: of("VmHWM"), own: of("RssAnon") };
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    let memory = line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap();
     ptrace::detach(pid, None).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));

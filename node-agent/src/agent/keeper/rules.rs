@@ -100,8 +100,7 @@ impl Keeper {
         self.forward(uplinks.iter().map(|(_, link)| link.name.clone()).collect()).await?;
         // Before a configuration asks for the bridge. The bridge stays for the pods that have it when no
         // configuration asks for it any more.
-        let serving = serving_of(spec, &uplinks).cloned();
-        if let (Wiring::Bridge, Some(uplink)) = (spec.wiring, &serving) {
+        if let (Wiring::Bridge, Some((_, uplink))) = (spec.wiring, uplinks.first()) {
             let (mtu, net) = (uplink.mtu, self.config.sysctl_net_dir.clone());
             if aside(Reason::BridgeMissing, move || bridge::ensure(mtu, &net)).await? {
                 tracing::info!("made the pods' bridge");
@@ -115,7 +114,8 @@ impl Keeper {
         let lacks = self.put_arp_table().await;
         self.close_ranges(spec).await?;
         let message = format!("forwarding is on and table inet vnetpool is in place{steered}{unseen}{lacks}");
-        Ok((message, serving))
+        let uplink = uplinks.into_iter().next().map(|(_, uplink)| uplink);
+        Ok((message, uplink))
     }
 
     async fn forward(&mut self, links: Vec<String>) -> Result<(), Failure> {
@@ -180,42 +180,38 @@ impl Keeper {
 
     async fn count_dropped(&mut self) {
         let begun = file::now();
-        let (counted, dropped, asked) = {
+        let (dropped, asked) = {
             let table = &mut self.tables.lock().await.inet;
-            let counted = table.count().await;
-            // Without a count these can wait, and have the pods looked for that are to be read next.
-            let dropped = if counted.is_ok() { table.take_dropped() } else { BTreeMap::new() };
-            (counted, dropped, table.take_asked())
+            let dropped = table.count().await.map(|()| table.take_dropped());
+            (dropped, table.take_asked())
         };
-        let named = self.count_refused(asked);
-        match counted {
-            Ok(()) if named.is_ok() => lock(&self.tenants).counted(begun),
-            Ok(()) => {}
+        self.count_refused(asked);
+        match dropped {
+            Ok(dropped) => {
+                lock(&self.tenants).counted(begun);
+                dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
+            }
+            // What was counted before can wait, and has the pods looked for that were to be read next.
             Err(error) => tracing::warn!(%error, "can't count what table inet vnetpool drops"),
         }
-        if let Err(error) = named {
-            tracing::warn!(%error, "it is unknown which pods have asked Azure's services on the host");
-        }
-        dropped.into_iter().for_each(|(target, packets)| self.metrics.count_dropped(target, packets));
     }
 
-    /// Counts by pod the packets that were sent to Azure's services in vain. They are lost without the ledger
-    /// of the moment, since pods that have just come may have asked, too.
-    fn count_refused(&mut self, asked: BTreeMap<(Ipv4Addr, Service), u64>) -> Result<(), file::Error> {
+    /// Counts by pod the packets that were sent to Azure's services in vain.
+    fn count_refused(&mut self, asked: BTreeMap<(Ipv4Addr, Service), u64>) {
         let asked: Vec<_> = asked.into_iter().filter(|(_, packets)| *packets > 0).collect();
         if asked.is_empty() {
-            return Ok(());
+            return;
         }
-        let (ledger, now) = (self.store.peek()?, file::now());
+        let (ledger, now) = (self.store.peek(), file::now());
         let mut tenants = lock(&self.tenants);
-        tenants.see(&ledger, now);
+        // A pod that has just come may have asked, too.
+        ledger.iter().for_each(|ledger| tenants.see(ledger, now));
         for ((address, service), packets) in asked {
             let Some(pod) = tenants.only(address) else { continue };
             let refusal = Refusal { service, pod: pod.to_owned() };
             self.metrics.count_refused(&refusal, packets);
             self.refusals.asked(refusal, now);
         }
-        Ok(())
     }
 
     async fn close_ranges(&self, spec: &NodeIPAllocationSpec) -> Result<(), Failure> {
@@ -247,12 +243,6 @@ fn uplinks_of<'a>(
         }
     };
     spec.interfaces.iter().map(uplink).collect()
-}
-
-/// The link of the NIC that the pool uses, wherever the spec lists it.
-fn serving_of<'a>(spec: &NodeIPAllocationSpec, uplinks: &'a [(&str, Uplink)]) -> Option<&'a Uplink> {
-    let mac = &spec.serving()?.mac;
-    uplinks.iter().find(|(known, _)| known == mac).map(|(_, uplink)| uplink)
 }
 
 /// The range that Azure routes to the node as a whole, which only mode `Route` has.
@@ -291,22 +281,4 @@ fn gateway(nic: &Interface) -> anyhow::Result<Ipv4Addr> {
 /// The IPv4 prefixes of a NIC's subnet.
 fn prefixes(nic: &Interface) -> impl Iterator<Item = Ipv4Net> {
     nic.subnet.prefixes.iter().filter_map(|range| range.parse().ok())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn pods_have_the_mtu_of_the_serving_nic_wherever_the_spec_lists_it() {
-        let nic = |mac: &str, secondary: bool| json!({"id": mac, "mac": mac, "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}, "secondary": secondary});
-        let uplink = |mac: &'static str, mtu| (mac, Uplink { name: mac.into(), mtu, gso_max: None });
-        let uplinks = [uplink("a", 1500), uplink("b", 3900)];
-        for interfaces in [[nic("a", false), nic("b", true)], [nic("b", true), nic("a", false)]] {
-            let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": interfaces});
-            let spec: NodeIPAllocationSpec = serde_json::from_value(spec).unwrap();
-            assert_eq!(serving_of(&spec, &uplinks).map(|uplink| uplink.mtu), Some(3900));
-        }
-    }
 }

@@ -91,8 +91,8 @@ impl Reports {
         let now = condition.map(|one| refusal::refusals(&one.message)).unwrap_or_default();
         let counted_at = status.counted_at.as_ref().map(|at| at.0);
         let was_led = counted_at.zip(unled_since).is_some_and(|(at, since)| at + COUNTED_BEFORE < since);
-        let told = || if was_led { now.clone() } else { BTreeSet::new() };
-        let before = self.refused.take().unwrap_or_else(told);
+        let reported = || if was_led { now.clone() } else { BTreeSet::new() };
+        let before = self.refused.take().unwrap_or_else(reported);
         let news = now.difference(&before).cloned().collect();
         self.refused = Some(now);
         news
