@@ -6,17 +6,42 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test soak conformance nightly mutations older-linux azure-cli bench-scale bench-node bench-wire bench-peers plots pictures book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test soak conformance nightly mutations older-linux arm64 azure-cli bench-scale bench-node bench-wire bench-peers plots pictures book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-docs check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-conduct-short test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
 
 # `dev` for tests; `release` for images that are to be used (the Dockerfile does).
 PROFILE ?= dev
-# As in `.cargo/config.toml`: that of the machine that builds.
-TARGET = target/$(shell rustc --version --verbose | sed -n 's/^host: //p')
-OUT = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+# What is built is for this machine, or with ARCH=arm64 for that one (tests/arm64).
+HERE := $(shell dpkg --print-architecture)
+ARCH := $(HERE)
+ifeq ($(ARCH),$(HERE))
+SETUP := tests/setup.sh cargo
+CARGO := cargo
+TRIPLE = $(shell rustc --version --verbose | sed -n 's/^host: //p')
 IMAGES := target/images
+# The Debian whose programs the images hold. How a program in a root file system is run, and what tells which
+# libraries it loads.
+DEBIAN := /
+CHROOT := chroot
+LDD := ldd
+NFT := /usr/sbin/nft --version
+else ifeq ($(ARCH),arm64)
+SETUP := tests/arm64/setup.sh
+CARGO := cargo --config tests/arm64/cargo.toml
+TRIPLE := aarch64-unknown-linux-gnu
+IMAGES := target/images-arm64
+DEBIAN := $(CURDIR)/target/arm64/debian
+CHROOT := $(CURDIR)/tests/arm64/chroot
+LDD := $(CHROOT) $(DEBIAN) /lib/ld-linux-aarch64.so.1 --list
+# The emulator knows nothing of netlink, without which nft ends: its libraries are there.
+NFT := /lib/ld-linux-aarch64.so.1 --list /usr/sbin/nft
+else
+$(error there is no way yet to build for $(ARCH) on another machine)
+endif
+TARGET = target/$(TRIPLE)
+OUT = $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 TOOLS := target/cluster/bin
 # The flags with which `cluster build` compiled Kubernetes: with others, vet and test would compile it again.
 GO := GOFLAGS="-trimpath -buildvcs=false" go
@@ -28,7 +53,7 @@ DEMO_PARTS := kube helm probe cluster
 HELM_LINT := $(TOOLS)/helm lint --strict --kube-version 1.36.3 charts/vnetpool
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 check: setup ## format, lints, units, the model, and the operator before a real API server: minutes
 	@tests/run-all.sh check
@@ -56,6 +81,14 @@ mutations: setup ## each rule of safety left out of a copy of the product: do th
 older-linux: setup ## the tests of the kernel that plugin and agent have, on Linux 6.1
 	@tests/older-linux/setup.sh
 	cargo test --workspace --test older-linux
+
+# The emulator starts no further program for arm64 and knows no netlink. Whoever starts a program in it goes
+# on before that one runs.
+NOT_EMULATED := agent:: cleanup:: without_inotify a_process_that_can_not_come_back a_plugin_that_runs_is_replaced
+arm64: ## the images for arm64, and the unit tests of plugin and agent under an emulator
+	@$(MAKE) images-root ARCH=arm64
+	cargo --config tests/arm64/cargo.toml test --no-fail-fast --package vnetpool-plugin --package vnetpool-node-agent --lib -- \
+		$(addprefix --skip ,$(NOT_EMULATED))
 
 # From its registry, with all that it needs.
 AZURE_CLI := 2.91.0
@@ -113,7 +146,6 @@ pictures: build images ## the demo beside a Prometheus: its transcript and the d
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 RELEASE := target/release-$(VERSION)
-ARCH = $(shell go env GOARCH)
 CLI = kubectl-vnetpool-$(VERSION)-linux-$(ARCH).tar.gz
 CHART := vnetpool-$(VERSION).tgz
 # The same source gives the same archives.
@@ -137,7 +169,7 @@ release: setup images-root cluster-build ## what a release consists of, in targe
 	sed -e 's/$$VERSION/$(VERSION)/g' -e 's/$$ARCH/$(ARCH)/g' -e "s/\$$SHA256/$$(sha256sum < $(RELEASE)/$(CLI) | cut -c 1-64)/" operator/kubectl/krew.yaml \
 		> $(RELEASE)/krew-vnetpool.yaml
 	cargo install --quiet --locked --root target/cyclonedx --version $(CYCLONEDX) cargo-cyclonedx
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) target/cyclonedx/bin/cargo-cyclonedx cyclonedx --format json --describe binaries --target $(notdir $(TARGET))
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) target/cyclonedx/bin/cargo-cyclonedx cyclonedx --format json --describe binaries --target $(TRIPLE)
 	mv operator/vnetpool-operator_bin.cdx.json operator/kubectl/kubectl-vnetpool_bin.cdx.json \
 		node-agent/vnetpool-node-agent_bin.cdx.json node-agent/plugin/vnetpool_bin.cdx.json $(RELEASE)
 	find . -name '*.cdx.json' -not -path './target/*' -delete
@@ -176,7 +208,7 @@ images: images-root cluster-build ## the images of operator and node agent, as a
 # The sources of those above.
 
 setup:
-	@PACKAGES="$(PACKAGES)" tests/setup.sh cargo
+	@PACKAGES="$(PACKAGES)" $(SETUP)
 
 build: setup
 	cargo build --workspace --bins
@@ -192,18 +224,20 @@ PLUGIN_BYTES := 1500000
 # nft, whose language for rules is the one stable interface to nftables, and the older iptables, whose tables
 # nft doesn't see; with the libraries they load.
 images-root: setup
-	cargo build --profile $(PROFILE) $(if $(filter dev,$(PROFILE)),--workspace --bins,--package vnetpool-operator --package vnetpool-node-agent)
-	cargo build --profile plugin --package vnetpool-plugin
+	$(CARGO) build --profile $(PROFILE) $(if $(filter dev-$(HERE),$(PROFILE)-$(ARCH)),--workspace --bins,--package vnetpool-operator --package vnetpool-node-agent)
+	$(CARGO) build --profile plugin --package vnetpool-plugin
 	@size=$$(stat -c %s $(TARGET)/plugin/vnetpool); (( size <= $(PLUGIN_BYTES) )) || { \
 		echo "the plugin has $$size bytes, and $(PLUGIN_BYTES) are enough"; exit 1; }
 	rm -rf $(IMAGES).new
 	install -D -t $(IMAGES).new/operator $(OUT)/vnetpool-operator
 	install -D -t $(IMAGES).new/node-agent $(OUT)/vnetpool-node-agent $(TARGET)/plugin/vnetpool
-	cp --parents --dereference /usr/sbin/nft $$(ldd /usr/sbin/nft | grep -o '/[^ ]*') $(IMAGES).new/node-agent
-	cp --parents --dereference --recursive /usr/sbin/iptables-legacy /usr/lib/$$(gcc -print-multiarch)/xtables \
-		$$(ldd /usr/sbin/iptables-legacy | grep -o '/[^ ]*') $(IMAGES).new/node-agent
-	chroot $(IMAGES).new/node-agent /usr/sbin/nft --version
-	chroot $(IMAGES).new/node-agent /usr/sbin/iptables-legacy --version
+	cd $(DEBIAN) && cp --parents --dereference --recursive --target-directory $(CURDIR)/$(IMAGES).new/node-agent \
+		usr/sbin/{nft,iptables-legacy} usr/lib/$(subst -unknown,,$(TRIPLE))/xtables \
+		$$(for program in nft iptables-legacy; do $(LDD) /usr/sbin/$$program; done | sed -En 's|^\s*([^/ ]+ => )?/([^ ]*) .*|\2|p' | sort -u)
+	$(CHROOT) $(IMAGES).new/operator /vnetpool-operator --version
+	$(CHROOT) $(IMAGES).new/node-agent /vnetpool-node-agent --version
+	$(CHROOT) $(IMAGES).new/node-agent $(NFT)
+	$(CHROOT) $(IMAGES).new/node-agent /usr/sbin/iptables-legacy --version
 	rm -rf $(IMAGES)
 	mv $(IMAGES).new $(IMAGES)
 

@@ -156,6 +156,7 @@ case $target in
       check 'Release' make release
       tests 'Nightly' make test-nightly
       tests 'Linux 6.1' make older-linux
+      tests 'arm64' make arm64
       tests 'The real az' make azure-cli
       tests 'Mutations' make mutations
       tests "Kubernetes' conformance" env NIGHTLY=yes make conformance
