@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test soak conformance nightly mutations older-linux arm64 azure-cli bench-scale bench-node bench-wire bench-peers plots pictures book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test soak conformance nightly mutations fuzz older-linux arm64 azure-cli bench-scale bench-node bench-wire bench-peers plots pictures book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-docs check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-conduct-short test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
@@ -76,6 +76,11 @@ nightly: setup ## the same and what is too long for that
 # Those of one rule: cargo test --workspace --test mutations -- RULE
 mutations: setup ## each rule of safety left out of a copy of the product: do the tests notice?
 	cargo test --workspace --test mutations
+
+# LLVM's own library, and C++'s, in which it is written.
+fuzz: PACKAGES = g++ libclang-rt-dev
+fuzz: setup ## MINUTES=10 READER=nic: libFuzzer makes bytes for each of our readers, for so long each
+	@tests/fuzz/run.sh $(or $(MINUTES),10) $(READER)
 
 # The kernel isn't installed: an emulator boots it.
 older-linux: setup ## the tests of the kernel that plugin and agent have, on Linux 6.1

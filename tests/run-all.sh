@@ -159,6 +159,7 @@ case $target in
       tests 'arm64' make arm64
       tests 'The real az' make azure-cli
       tests 'Mutations' make mutations
+      check 'Bytes' make fuzz
       tests "Kubernetes' conformance" env NIGHTLY=yes make conformance
     fi
     ;;

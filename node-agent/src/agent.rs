@@ -46,7 +46,7 @@ use notes::{Finding, Notes, Reserved};
 use supply::{Meaning, Taken};
 use tables::{Tables, guard};
 
-pub use supply::rebuild;
+pub use supply::{Transacted, rebuild, transact};
 
 /// How long changes of the ledger are collected before a reconcile: pods come in bursts.
 const DEBOUNCE: Duration = Duration::from_millis(100);

@@ -27,9 +27,11 @@ mod chain;
 mod child;
 pub mod cleanup;
 pub mod config;
-mod disturbance;
+pub mod disturbance;
 mod error;
 pub mod firewall;
+#[cfg(test)]
+mod fuzz;
 mod host_ports;
 pub mod imds;
 mod install;

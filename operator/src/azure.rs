@@ -10,6 +10,8 @@ mod budget;
 mod cache;
 mod credential;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod late;
 mod network;
 mod nic;

@@ -224,7 +224,7 @@ impl Peer {
         let input = self.config.to_string();
         let held = |verb| {
             let mut command = self.command(verb, "held", &netns);
-            calls::memory(&mut command, input.as_bytes(), "VmHWM") as f64 / 1024.0
+            calls::memory(command, input.as_bytes(), "VmHWM") as f64 / 1024.0
         };
         let held = self.node.netns.inside(|| ["ADD", "DEL"].map(held));
         self.end([netns]);

@@ -26,7 +26,7 @@ mod record;
 mod supply;
 mod tenant;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
 

@@ -110,29 +110,13 @@ impl Agent {
         Ok(Meaning::Ours(supply))
     }
 
-    /// Two transactions, so that waiting pods get new addresses before any of them is given up. The first
-    /// also records whether the node has its rules, with or without a spec.
     async fn transact(
         &self,
         supply: Option<Supply>,
         target: u32,
     ) -> anyhow::Result<Result<Transacted, file::Error>> {
         let (store, is_ruled) = (self.store.clone(), self.is_ruled());
-        blocking(move || {
-            let supplied = store.note(|ledger, _| {
-                is_ruled.into_iter().for_each(|is_ruled| ledger.rule(is_ruled));
-                supply.map(|supply| ledger.supply(&supply))
-            })?;
-            let transacted = store.with(|ledger, at| {
-                let relinquished = match supplied {
-                    Some(Supplied::Applied) => ledger.relinquish(target, at),
-                    _ => Vec::new(),
-                };
-                Transacted { supplied, relinquished, ledger: ledger.clone(), at }
-            })?;
-            Ok(Transacted { ledger: store.living(transacted.ledger), ..transacted })
-        })
-        .await
+        blocking(move || transact(&store, supply.as_ref(), target, is_ruled)).await
     }
 
     /// Builds a ledger: from what is wired on the node, then from the names relinquished earlier, then from
@@ -229,11 +213,40 @@ pub fn rebuild(
     Ok(())
 }
 
-struct Transacted {
-    supplied: Option<Supplied>,
-    relinquished: Vec<String>,
-    ledger: Ledger,
-    at: Millis,
+/// The outcome of [`transact`].
+#[derive(Debug)]
+pub struct Transacted {
+    /// What became of the spec; `None` without one.
+    pub supplied: Option<Supplied>,
+    /// The names that were given up.
+    pub relinquished: Vec<String>,
+    /// The ledger afterwards, and CLOCK_BOOTTIME of its read.
+    pub ledger: Ledger,
+    pub at: Millis,
+}
+
+/// Takes the spec, if there is one, into the ledger, and relinquishes what is beyond `target`. Records
+/// whether the node has its rules, if that is known.
+///
+/// These are two transactions, so that waiting pods get new addresses before any of them is given up.
+pub fn transact(
+    store: &Store,
+    supply: Option<&Supply>,
+    target: u32,
+    is_ruled: Option<bool>,
+) -> Result<Transacted, file::Error> {
+    let supplied = store.note(|ledger, _| {
+        is_ruled.into_iter().for_each(|is_ruled| ledger.rule(is_ruled));
+        supply.map(|supply| ledger.supply(supply))
+    })?;
+    let transacted = store.with(|ledger, at| {
+        let relinquished = match supplied {
+            Some(Supplied::Applied) => ledger.relinquish(target, at),
+            _ => Vec::new(),
+        };
+        Transacted { supplied, relinquished, ledger: ledger.clone(), at }
+    })?;
+    Ok(Transacted { ledger: store.living(transacted.ledger), ..transacted })
 }
 
 /// The condition `AssignmentsBacked`.

@@ -98,6 +98,8 @@ pub enum Error {
     NotOnInstance { what: &'static str },
     #[error("ipConfiguration {name} is the primary one, which can't be removed")]
     Primary { name: String },
+    #[error("ipConfiguration {name} has {address}, which is the node's own")]
+    Own { name: String, address: Ipv4Addr },
 }
 
 impl Nic {
@@ -105,19 +107,25 @@ impl Nic {
     pub(super) fn read(id: &ResourceId, document: &Value) -> Result<Nic, Error> {
         let properties = &document["properties"];
         let all = ip_configurations(document)?;
-        let primary = all.iter().find(|one| is_primary(one)).or(all.first());
-        let primary = &primary.ok_or(Error::Lacks { what: "an ipConfiguration" })?["properties"];
-        let ours: Vec<IpConfiguration> =
-            all.iter().filter(|one| is_ours(one)).map(ip_configuration).collect();
+        // If a NIC marks none as primary, the first one is.
+        let primary = all.iter().position(is_primary).unwrap_or_default();
+        let ours = all.iter().enumerate().filter(|(index, one)| *index != primary && is_ours(one));
+        let ours: Vec<IpConfiguration> = ours.map(|(_, one)| ip_configuration(one)).collect();
+        let primary = &all.get(primary).ok_or(Error::Lacks { what: "an ipConfiguration" })?["properties"];
+        let own: Ipv4Addr = primary["privateIPAddress"]
+            .as_str()
+            .and_then(|address| address.parse().ok())
+            .ok_or(Error::Lacks { what: "an IPv4 address of the primary ipConfiguration" })?;
+        let has_own = |one: &&IpConfiguration| one.address.is_some_and(|range| range.contains(&own));
+        if let Some(one) = ours.iter().find(has_own) {
+            return Err(Error::Own { name: one.name.clone(), address: own });
+        }
         Ok(Nic {
             id: id.clone(),
             location: document["location"].as_str().unwrap_or_default().to_owned(),
             mac: properties["macAddress"].as_str().map(mac),
             vm: vm(properties)?,
-            primary: primary["privateIPAddress"]
-                .as_str()
-                .and_then(|address| address.parse().ok())
-                .ok_or(Error::Lacks { what: "an IPv4 address of the primary ipConfiguration" })?,
+            primary: own,
             subnet: subnet(primary)?.parse().map_err(|_| Error::Lacks { what: "a well-formed subnet id" })?,
             state: provisioning_state(properties),
             forwards: properties["enableIPForwarding"] == true,

@@ -229,6 +229,9 @@ fn pace(asked: Option<Duration>) -> Duration {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use serde_json::json;
 

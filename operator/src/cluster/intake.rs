@@ -215,4 +215,6 @@ pub fn pods(
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -414,4 +414,6 @@ fn invalid_config(msg: impl Into<String>, remedy: &str) -> Error {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

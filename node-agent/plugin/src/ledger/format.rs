@@ -96,11 +96,15 @@ fn version_of(ledger: &Ledger) -> u32 {
         State::Assigned(assignment) => assignment.is_by_namespace(),
         _ => false,
     };
-    let waits_by_namespace = |waiter: &Waiter| matches!(waiter.proof, Proof::Namespace { .. });
+    // Version 1 has no word for it: there each waits with the link that its sandbox is given.
+    let waits_otherwise = |Waiter { sandbox, pod, proof, .. }: &Waiter| match proof {
+        Proof::Link(link) => *link != sandbox.host_link(pod),
+        Proof::Namespace { .. } => true,
+    };
     if !ledger.is_ruled {
         return 3;
     }
-    let needs_2 = ledger.records.iter().any(is_by_namespace) || ledger.waiting.iter().any(waits_by_namespace);
+    let needs_2 = ledger.records.iter().any(is_by_namespace) || ledger.waiting.iter().any(waits_otherwise);
     if needs_2 { 2 } else { 1 }
 }
 
@@ -169,5 +173,7 @@ pub(super) fn read(text: &Arc<String>) -> Result<Ledger, Malformed> {
     Err(Malformed::CutOff)
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 mod properties;
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use super::*;
 
@@ -53,6 +53,16 @@ fn assign(ledger: &mut Ledger, number: u8, now: Millis) -> Option<Ipv4Addr> {
         Assign::Assigned(address) => Some(address),
         Assign::Waiting => None,
     }
+}
+
+/// A sandbox that gets an address has it still when its ledger was written and read.
+pub(crate) fn is_kept(sandbox: &Sandbox, pod: &Pod, network: &str) {
+    let mut ledger = holding(&[1]);
+    let proof = Proof::Link(sandbox.host_link(pod));
+    assert_eq!(ledger.assign(&Claim { sandbox, pod, network, proof }, START), Assign::Assigned(address(1)));
+    let text: String = format::write(&ledger).pieces().collect();
+    let read = format::read(&Arc::new(text)).unwrap();
+    assert_eq!((&read, read.address_of(sandbox)), (&ledger, Some(address(1))));
 }
 
 #[test]

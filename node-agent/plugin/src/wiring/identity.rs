@@ -14,7 +14,7 @@ const ALIAS_MARK: &str = "vnetpool/1";
 pub struct Identity {
     pub address: Ipv4Addr,
     pub sandbox: Sandbox,
-    /// The alias leaves out the pod's name, then its namespace, if it would get too long.
+    /// The alias leaves out the pod's name, then its namespace, then its UID, if it would get too long.
     pub pod: Pod,
 }
 
@@ -25,14 +25,14 @@ impl fmt::Display for Identity {
             sandbox: Sandbox { container_id, ifname },
             pod: Pod { namespace, name, uid },
         } = self;
-        let text = |namespace: &str, name: &str| {
+        let text = |uid: &str, namespace: &str, name: &str| {
             let word = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
             let (uid, namespace, name) = (word(uid), word(namespace), word(name));
             format!("{ALIAS_MARK} {address} {container_id} {ifname} {uid} {namespace} {name}")
         };
-        let candidates = [text(namespace, name), text(namespace, ""), text("", "")];
-        let fitting = candidates.iter().find(|text| text.len() <= ALIAS_SIZE);
-        f.write_str(fitting.unwrap_or(&candidates[2]))
+        let candidates = [text(uid, namespace, name), text(uid, namespace, ""), text(uid, "", "")];
+        let fitting = candidates.into_iter().find(|text| text.len() <= ALIAS_SIZE);
+        f.write_str(&fitting.unwrap_or_else(|| text("", "", "")))
     }
 }
 
@@ -77,6 +77,13 @@ mod tests {
         let text = identity(&"n".repeat(63), &"p".repeat(253)).to_string();
         assert!(text.len() <= ALIAS_SIZE, "{}", text.len());
         assert_eq!(text.parse(), Ok(identity(&"n".repeat(63), "")));
+    }
+
+    #[test]
+    fn a_pods_uid_too_long_for_a_link_is_left_out() {
+        let mut identity = identity("default", "web-0");
+        identity.pod.uid = "u".repeat(200);
+        assert_eq!(identity.to_string().parse(), Ok(Identity { pod: Pod::default(), ..identity }));
     }
 
     #[test]

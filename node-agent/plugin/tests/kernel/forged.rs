@@ -10,7 +10,7 @@ use serde_json::json;
 use vnetpool_plugin::wiring::GATEWAY;
 
 use crate::{
-    calls::stop_before_each,
+    calls::{from_start, stop_before_each},
     hazards::Ear,
     node::{Answer, Namespace, Node, Pod},
 };
@@ -125,7 +125,7 @@ fn no_process_in_a_pods_namespace_answers_the_plugin_in_the_kernels_place() {
             }
             ControlFlow::Continue(())
         };
-        let mut check = Node::call("CHECK", &pod);
+        let mut check = from_start(Node::call("CHECK", &pod));
         let ended = node.netns.inside(|| stop_before_each(&mut check, input.as_bytes(), lie));
         let answer = Answer::of(ended.unwrap());
         if answer.is_success || !answer.message().contains("lacks the default route") {

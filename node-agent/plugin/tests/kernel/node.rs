@@ -215,10 +215,15 @@ impl Node {
     /// A node that holds this many addresses, none of which was ever used.
     pub fn holding(count: u8) -> Node {
         let node = Node::new();
-        let ledger =
-            Ledger::rebuild(file::boot_id().unwrap(), &[], &[], &supply(1, count), None, file::now(), true);
-        node.store.quiesce().unwrap().create(&ledger).unwrap();
+        node.hold(count);
         node
+    }
+
+    /// Begins the ledger anew, with this many addresses.
+    pub fn hold(&self, count: u8) {
+        let boot = file::boot_id().unwrap();
+        let ledger = Ledger::rebuild(boot, &[], &[], &supply(1, count), None, file::now(), true);
+        self.store.quiesce().unwrap().create(&ledger).unwrap();
     }
 
     pub fn ledger(&self) -> Ledger {

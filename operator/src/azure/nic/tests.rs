@@ -71,6 +71,28 @@ pub fn sample_nic(held: &[(&str, &str)]) -> Nic {
     nic
 }
 
+/// Azure marks one as primary. If it didn't, no name would make the node's own address a pod's.
+#[test]
+fn the_nodes_own_address_is_none_of_ours_whatever_its_name_and_in_no_block_of_ours() {
+    let unmarked = |name, address| {
+        let mut one = ip_configuration(name, address, false);
+        one["properties"].as_object_mut().unwrap().remove("primary");
+        one
+    };
+    let nic =
+        read(&document(vec![unmarked("vnp-1", "10.240.0.4"), unmarked("vnp-2", "10.240.0.5")])).unwrap();
+    let ours: Vec<&str> = nic.ip_configurations.iter().map(|one| one.name.as_str()).collect();
+    assert_eq!((ours, nic.primary.to_string(), nic.foreign), (vec!["vnp-2"], "10.240.0.4".to_owned(), 1));
+    for address in ["10.240.0.4", "10.240.0.0/28"] {
+        let ours = ip_configuration("vnp-1", address, false);
+        let refused = read(&document(vec![ip_configuration("ipconfig1", "10.240.0.4", true), ours]));
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            "ipConfiguration vnp-1 has 10.240.0.4, which is the node's own"
+        );
+    }
+}
+
 #[test]
 fn a_nic_shows_our_ip_configurations_and_the_number_of_foreign_ones() {
     let nic = read(&document(vec![
@@ -383,7 +405,7 @@ fn ip_configurations_of_others_go_only_by_name_and_with_nothing_attached() {
         one("Cilium-x", false, json!({ "loadBalancerBackendAddressPools": [] })),
         one("balanced", false, json!({ "loadBalancerBackendAddressPools": [{ "id": "/b" }] })),
         one("v6", false, json!({ "privateIPAddressVersion": "IPv6" })),
-        one("vnp-1", false, json!({})),
+        one("vnp-1", false, json!({ "privateIPAddress": "10.0.0.10" })),
     ]);
     let nic = read(&before).unwrap();
     assert_eq!(nic.others.idle, ["ipconfig2", "Cilium-x"]);

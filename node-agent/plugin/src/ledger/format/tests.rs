@@ -5,7 +5,7 @@ fn read(text: &str) -> Result<Ledger, Malformed> {
 }
 
 /// As text, formatted anew and not copied from the lines that were read.
-fn write(ledger: &Ledger) -> String {
+pub(super) fn write(ledger: &Ledger) -> String {
     let anew = |record: &Record| Record::new(record.entry().clone(), record.state().clone());
     let anew = Ledger { records: ledger.records.iter().map(anew).collect(), ..ledger.clone() };
     let text: String = super::write(&anew).pieces().collect();
