@@ -110,10 +110,10 @@ impl Networks {
     ) {
         // Side by side: a count has the last place in Azure's limits, and while many nodes arrive it waits
         // for minutes.
-        tokio::join!(self.follow(in_use, &changed), self.count(&changed));
+        tokio::join!(self.follow(&in_use, &changed), self.count(&in_use, &changed));
     }
 
-    async fn follow(&self, in_use: impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
+    async fn follow(&self, in_use: &impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         let mut reads = Rounds::new();
         loop {
             let wait = {
@@ -125,8 +125,7 @@ impl Networks {
                 () = reads.ended() => continue,
                 () = sleep(wait) => {}
             }
-            let in_use = in_use();
-            self.lock().retain(|subnet, _| in_use.contains(subnet));
+            self.forget_but(&in_use());
             for (vnet, subnets) in self.due() {
                 reads.begin(vnet, |vnet| async move {
                     self.read(subnets, changed).await;
@@ -169,7 +168,11 @@ impl Networks {
         }
     }
 
-    async fn count(&self, changed: &impl Fn(&ResourceId, News)) {
+    fn forget_but(&self, in_use: &HashSet<ResourceId>) {
+        self.lock().retain(|subnet, _| in_use.contains(subnet));
+    }
+
+    async fn count(&self, in_use: &impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         let mut counts = Rounds::new();
         loop {
             for vnet in self.uncounted() {
@@ -188,7 +191,7 @@ impl Networks {
                 // How full a new subnet is isn't read on its first node's way to its addresses, but then.
                 () = self.arrived.notified() => self.report(None, changed),
                 () = counts.ended() => {}
-                () = sleep(wait) => {}
+                () = sleep(wait) => self.forget_but(&in_use()),
             }
         }
     }

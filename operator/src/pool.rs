@@ -20,7 +20,6 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::Controller;
 use kube::runtime::controller::{self, Action};
-use kube::runtime::events::Event;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
@@ -56,11 +55,8 @@ struct Pools {
     reconciled: Mutex<HashMap<String, Instant>>,
     /// What was last written to the status of a pool, by its name.
     written: Mutex<HashMap<String, Written>>,
-    /// The conditions of a pool before a write whose answer is awaited or lost.
-    unanswered: Mutex<HashMap<String, Written>>,
 }
 
-#[derive(Clone)]
 struct Written {
     /// The pool's: one of the same name may be made anew.
     uid: Option<String>,
@@ -68,15 +64,9 @@ struct Written {
     conditions: Vec<Condition>,
 }
 
-impl Written {
-    fn new(pool: &NodeIPPool, conditions: &[Condition], at: Instant) -> Written {
-        Written { uid: pool.uid(), at, conditions: conditions.to_vec() }
-    }
-}
-
 /// Runs until `stop`.
 pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPPool>>, stop: Stop) {
-    let pools = Pools::new(ctx.clone());
+    let pools = Pools { ctx: ctx.clone(), reconciled: Mutex::default(), written: Mutex::default() };
     Controller::for_stream(futures::stream::pending(), ctx.cluster.pools())
         .graceful_shutdown_on(stop)
         .reconcile_on(calls)
@@ -128,52 +118,41 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
     unreadable::report(pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if is_the_same(&before, &next) {
-        // The answer to the last write may have been lost.
-        if let Some(reported) = controller.unanswered(pool) {
-            publish(ctx, pool, turned(&reported, &next.conditions));
-        }
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
         return Ok(Action::await_change());
     }
     if let Some(rest) = controller.sums_wait(pool, now).filter(|_| only_sums_differ(&before, &next)) {
         return Ok(Action::requeue(rest));
     }
-    // The watch may not have shown yet what was written last, and each turn is published once.
-    let written = || controller.last_written(pool).map(|last| last.conditions);
-    let reported = controller.unanswered(pool).or_else(written).unwrap_or(before.conditions);
-    controller.writes(pool, &reported, now);
     let result = apply(ctx, &name, &next).await;
     ctx.metrics.reconciled("pool", if result.is_ok() { "ok" } else { "APIServer" }, now.elapsed());
     result?;
-    controller.wrote(pool, &next.conditions, now);
-    publish(ctx, pool, turned(&reported, &next.conditions));
+    // The watch may not have shown yet what was written last, and each turn is published once.
+    let written = controller.wrote(pool, &next, now);
+    let reported = written.map_or(before.conditions, |written| written.conditions);
+    if let Some(invalid) = turned_false(VALID, &reported, &next.conditions) {
+        let event = events::turned(invalid, "Validate");
+        ctx.events.report(&[pool.object_ref(&())], event);
+    }
+    if let Some(leave) = turned_false(SELECTED, &reported, &next.conditions) {
+        ctx.events.report(&[pool.object_ref(&())], events::turned(leave, "Select"));
+    }
+    if let Some(stopped) = rolling::turned_stopped(&reported, &next.conditions) {
+        let event = events::stuck(Reason::RolloutStopped, "RollOut", &stopped.message);
+        ctx.events.report(&[pool.object_ref(&())], event);
+    }
+    for (type_, reason) in
+        [(SUBNET_EXHAUSTING, Reason::SubnetExhausting), (NETWORK_EXHAUSTING, Reason::NetworkExhausting)]
+    {
+        if let Some(short) = turned_true(type_, &reported, &next.conditions) {
+            let event = events::stuck(reason, "Forecast", &short.message);
+            ctx.events.report(&[pool.object_ref(&())], event);
+        }
+    }
     Ok(Action::await_change())
 }
 
-/// The Events of conditions that have turned.
-fn turned(before: &[Condition], next: &[Condition]) -> Vec<Event> {
-    let invalid = turned_false(VALID, before, next).map(|invalid| events::turned(invalid, "Validate"));
-    let leave = turned_false(SELECTED, before, next).map(|leave| events::turned(leave, "Select"));
-    let stopped = rolling::turned_stopped(before, next)
-        .map(|stopped| events::stuck(Reason::RolloutStopped, "RollOut", &stopped.message));
-    let exhausting =
-        [(SUBNET_EXHAUSTING, Reason::SubnetExhausting), (NETWORK_EXHAUSTING, Reason::NetworkExhausting)];
-    let short = exhausting.into_iter().filter_map(|(type_, reason)| {
-        turned_true(type_, before, next).map(|short| events::stuck(reason, "Forecast", &short.message))
-    });
-    [invalid, leave, stopped].into_iter().flatten().chain(short).collect()
-}
-
-fn publish(ctx: &Context, pool: &NodeIPPool, events: Vec<Event>) {
-    events.into_iter().for_each(|event| ctx.events.report(&[pool.object_ref(&())], event));
-}
-
 impl Pools {
-    fn new(ctx: Arc<Context>) -> Pools {
-        let (reconciled, written, unanswered) = Default::default();
-        Pools { ctx, reconciled, written, unanswered }
-    }
-
     /// How much longer to wait; none starts the wait anew.
     fn too_soon(&self, pool: &str, now: Instant) -> Option<Duration> {
         let mut reconciled = lock(&self.reconciled);
@@ -188,30 +167,16 @@ impl Pools {
 
     /// How much longer sums alone are to wait.
     fn sums_wait(&self, pool: &NodeIPPool, now: Instant) -> Option<Duration> {
-        let last = self.last_written(pool)?.at;
+        let written = lock(&self.written);
+        let last = written.get(&pool.name_any()).filter(|last| last.uid == pool.uid())?.at;
         Some(SUMS.saturating_sub(now.duration_since(last))).filter(|rest| !rest.is_zero())
     }
 
-    /// What this process has written to the pool's status last.
-    fn last_written(&self, pool: &NodeIPPool) -> Option<Written> {
-        lock(&self.written).get(&pool.name_any()).filter(|last| last.uid == pool.uid()).cloned()
-    }
-
-    /// Conditions are about to be written in place of these, up to which all Events were published.
-    fn writes(&self, pool: &NodeIPPool, reported: &[Condition], now: Instant) {
-        lock(&self.unanswered).insert(pool.name_any(), Written::new(pool, reported, now));
-    }
-
-    /// The write has been answered.
-    fn wrote(&self, pool: &NodeIPPool, conditions: &[Condition], now: Instant) {
-        lock(&self.unanswered).remove(&pool.name_any());
-        lock(&self.written).insert(pool.name_any(), Written::new(pool, conditions, now));
-    }
-
-    /// The conditions up to which Events were published, if the answer to a later write was lost. Once.
-    fn unanswered(&self, pool: &NodeIPPool) -> Option<Vec<Condition>> {
-        let last = lock(&self.unanswered).remove(&pool.name_any());
-        last.filter(|last| last.uid == pool.uid()).map(|last| last.conditions)
+    /// Notes that this was written, and gives what was written to the same pool before.
+    fn wrote(&self, pool: &NodeIPPool, status: &NodeIPPoolStatus, now: Instant) -> Option<Written> {
+        let written = Written { uid: pool.uid(), at: now, conditions: status.conditions.clone() };
+        let last = lock(&self.written).insert(pool.name_any(), written);
+        last.filter(|last| last.uid == pool.uid())
     }
 }
 
@@ -245,28 +210,14 @@ mod tests {
 
     #[tokio::test]
     async fn of_the_pools_that_had_a_name_the_last_ones_status_is_kept() {
-        let pools = Pools::new(Arc::new(Context::sample()));
-        let (mut pool, now) = (pool(json!({})), Instant::now());
+        let ctx = Arc::new(Context::sample());
+        let pools = Pools { ctx, reconciled: Mutex::default(), written: Mutex::default() };
+        let (mut pool, status, now) = (pool(json!({})), NodeIPPoolStatus::default(), Instant::now());
         for uid in ["a", "b", "c"] {
             pool.metadata.uid = Some(uid.into());
-            assert!(pools.sums_wait(&pool, now).is_none() && pools.last_written(&pool).is_none());
-            pools.wrote(&pool, &[], now);
-            assert!(pools.sums_wait(&pool, now).is_some() && pools.last_written(&pool).is_some());
+            assert!(pools.sums_wait(&pool, now).is_none() && pools.wrote(&pool, &status, now).is_none());
+            assert!(pools.sums_wait(&pool, now).is_some() && pools.wrote(&pool, &status, now).is_some());
         }
         assert_eq!(lock(&pools.written).len(), 1);
-    }
-
-    #[tokio::test]
-    async fn the_conditions_before_a_write_whose_answer_was_lost_are_known_once_to_the_same_pool() {
-        let pools = Pools::new(Arc::new(Context::sample()));
-        let (mut pool, now) = (pool(json!({})), Instant::now());
-        pools.writes(&pool, &[], now);
-        assert_eq!((pools.unanswered(&pool), pools.unanswered(&pool)), (Some(vec![]), None));
-        pools.writes(&pool, &[], now);
-        pools.wrote(&pool, &[], now);
-        assert_eq!(pools.unanswered(&pool), None);
-        pools.writes(&pool, &[], now);
-        pool.metadata.uid = Some("another".into());
-        assert_eq!(pools.unanswered(&pool), None);
     }
 }

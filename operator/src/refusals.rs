@@ -361,8 +361,8 @@ impl Refusal {
         self.turn.as_ref().is_some_and(|given| given.node == node)
     }
 
-    /// The same of the node's request to these sites. A node that is gone makes several, which don't depend on
-    /// each other: what is refused to one shows nothing of the turn that it has for another.
+    /// The same of the node's request to these sites. A node that is gone makes several, which don't depend
+    /// on each other: what is refused to one shows nothing of the turn that it has for another.
     fn is_turn_at(&self, matter: &Matter, (node, sites): (&str, &[String])) -> bool {
         let is_about = || self.waiting.get(node).is_none_or(|waits| is_part(waits, sites));
         self.is_turn_of(node) && (self.concerns(matter, sites) || is_about())

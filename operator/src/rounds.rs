@@ -31,7 +31,8 @@ impl<K: Clone + Eq + Hash, F: Future<Output = K>> Rounds<K, F> {
         self.under_way.contains(of)
     }
 
-    /// Waits until the work on one of them has ended; for ever if none is under way. Dropped, nothing is lost.
+    /// Waits until the work on one of them has ended; for ever if none is under way. Nothing is lost if this
+    /// is dropped.
     pub async fn ended(&mut self) {
         match self.work.next().await {
             Some(of) => self.under_way.remove(&of),

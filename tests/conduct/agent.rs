@@ -284,8 +284,8 @@ impl Agent {
     }
 }
 
-/// An agent's conditions on a healthy node, as long as its own. They are of no other time, so that only a turn
-/// is news.
+/// An agent's conditions on a healthy node, as long as its own. They are of no other time, so that only a
+/// turn is news.
 fn conditions(is_backed: bool, generation: Option<i64>) -> Vec<Condition> {
     let backed = if is_backed {
         Verdict::yes(Reason::Backed, "every pod's address is reserved for this node")

@@ -24,7 +24,6 @@ pub const TESTS: &[Test] = crate::tests![
     lists_and_watches_that_are_refused_cost_no_more_than_their_backoff,
     watches_whose_version_is_too_old_are_listed_anew,
     an_outage_of_the_api_server_ends_a_leadership_and_restarts_nothing,
-    a_condition_whose_writes_answer_is_lost_has_its_event_once,
 ];
 
 /// Promised, as [`STALLED`] and [`DEAD`] are. A lost answer: the time a request may take, and the wait before
@@ -204,21 +203,6 @@ async fn refused(plane: &ControlPlane, trouble: Trouble, within: Duration) -> Re
     served_within(&stage, 4, within).await?;
     ensure!(gateway.left() == 0, "{} writes haven't met it", gateway.left());
     ensure!(stage.leader().await? == before, "the leader has changed");
-    Ok(())
-}
-
-async fn a_condition_whose_writes_answer_is_lost_has_its_event_once(plane: &ControlPlane) -> Result<()> {
-    let (stage, _proxy, gateway) = set_gateway(plane).await?;
-    gateway.trouble(Trouble::LoseAnswer("/nodeippools/"), 1);
-    let mut pool = sizing();
-    pool["subnetExhaustingPercent"] = json!(100);
-    stage.pool("default", pool).await?;
-    stage.until_reported("default", "SubnetExhausting", &["NodeIPPool"]).await?;
-    ensure!(gateway.left() == 0, "every write of the pool's status was answered");
-    gateway.trouble(Trouble::LoseAnswer("/nodeipallocations/"), 1);
-    stage.delete_pool("default").await?;
-    stage.until_reported("n1", "NoPool", &["Node", "NodeIPAllocation"]).await?;
-    ensure!(gateway.left() == 0, "every write of the node's conditions was answered");
     Ok(())
 }
 

@@ -47,9 +47,6 @@ pub enum Trouble {
     Expire,
     /// The same to an agent's watch of its one object.
     ExpireOne,
-    /// Writes of the status of objects below this path are done, and the connection ends in the middle of the
-    /// answer.
-    LoseAnswer(&'static str),
 }
 
 #[derive(Clone)]
@@ -163,18 +160,9 @@ impl Desk {
         lock(&self.state)
     }
 
-    /// The fate of this request, if it isn't answered as always.
+    /// The fate that is drawn for this request.
     fn draw(&self, request: &Request) -> Option<(Fate, watch::Receiver<()>)> {
         let (uri, mut state) = (request.uri(), self.lock());
-        if let Some((Trouble::LoseAnswer(below), left)) = &mut state.trouble
-            && *left > 0
-            && request.method() == Method::PATCH
-            && uri.path().contains(*below)
-            && uri.path().ends_with("/status")
-        {
-            *left -= 1;
-            return Some((Fate::Half, watch::Sender::default().subscribe()));
-        }
         let (draws, silence) = state.hostile.as_mut()?;
         let fate = hostile::draw(draws, request.method(), uri.path(), uri.query().unwrap_or_default())?;
         Some((fate, silence.subscribe()))
@@ -245,7 +233,6 @@ impl Desk {
                 let is_of_one = matches!(trouble, Trouble::ExpireOne);
                 is_watch && names_one == is_of_one && (is_of_one || !state.relisted.contains(path))
             }
-            Trouble::LoseAnswer(_) => false,
         };
         if !is_meant {
             return None;
@@ -267,7 +254,6 @@ impl Desk {
                 let gone = status_body(StatusCode::GONE, "Expired");
                 format!(r#"{{"type":"ERROR","object":{gone}}}"#).into_response()
             }
-            Trouble::LoseAnswer(_) => return None,
         })
     }
 }

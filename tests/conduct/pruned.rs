@@ -93,8 +93,8 @@ fn policies() -> [(DeleteParams, Option<&'static str>); 3] {
     ]
 }
 
-/// Deletes an object so, and does what the collector does. It runs here, too, but comes to know our kinds only
-/// half a minute after they were made: from then on it may be the first.
+/// Deletes an object so, and does what the collector does. It runs here, too, but comes to know our kinds
+/// only half a minute after they were made: from then on it may be the first.
 async fn prune<K>(stage: &Stage<'_>, name: &str, (params, turn): (DeleteParams, Option<&str>)) -> Result<()>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + serde::de::DeserializeOwned,

@@ -15,7 +15,6 @@ use vnetpool_tests::wait::throughout;
 pub const TESTS: &[Test] = crate::tests![
     addresses_wiped_off_a_nic_under_their_pods_are_restored_by_the_first_write,
     an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named,
-    an_address_that_its_subnet_does_not_have_by_now_is_asked_for_once_and_its_pod_is_named,
     lost_addresses_that_azure_refuses_keep_no_other_from_pods,
     a_release_goes_on_while_a_restore_is_refused,
     lost_addresses_that_a_full_network_has_no_room_for_are_not_asked_for_again_and_again,
@@ -98,34 +97,6 @@ async fn until_given_up(stage: &Stage<'_>, node: &str, before: &BTreeSet<String>
 }
 
 /// A person has given the subnet another range, in which the address is none that a NIC can have.
-async fn an_address_that_its_subnet_does_not_have_by_now_is_asked_for_once_and_its_pod_is_named(
-    plane: &ControlPlane,
-) -> Result<()> {
-    let stage = Stage::set(plane, quick(), sizing()).await?;
-    let mut lost = vec![];
-    for (node, code) in [("n1", "PrivateIPAddressNotInSubnet"), ("n2", "PrivateIPAddressInReservedRange")] {
-        stage.node(node, None).await?;
-        stage.bind(node, 3).await?;
-        let before = until_served(&stage, node, 3).await?;
-        stage.until_holds(node, 4).await?;
-        lost.push((node, code, before));
-    }
-    stage.kill().await?;
-    for (node, code, before) in &lost {
-        wipe(&stage, node).await?;
-        let address = before.first().context("no address")?;
-        let message = format!("Private static IP address {address} is none of subnet prefix 10.250.0.0/20.");
-        let body = json!({ "error": { "code": code, "message": message } });
-        let refusal = Effect::Status { status: 400, body, headers: Default::default() };
-        stage.fault("PUT", &format!("/{node}-nic"), Some(1), refusal);
-    }
-    stage.start().await?;
-    for (node, _, before) in &lost {
-        until_given_up(&stage, node, before, before.first().context("no address")?).await?;
-    }
-    Ok(())
-}
-
 async fn lost_addresses_that_azure_refuses_keep_no_other_from_pods(plane: &ControlPlane) -> Result<()> {
     let (stage, before) = with_three_pods(plane).await?;
     // An operator that starts reads the NIC before it writes, so that its first write asks for the lost

@@ -143,7 +143,7 @@ impl State {
         };
         // What is ready goes (`planner::plan`); it is asked for as in `node::publish`.
         self.writes = !adoption.ready.is_empty();
-        let asks = (self.asks_otherwise || adoption.remaining > 0) && !self.found.must_ask_anew(&object);
+        let asks = (self.asks_otherwise || adoption.is_left) && !self.found.must_ask_anew(&object);
         if asks != self.asks {
             self.generation += 1;
             self.asks = asks;

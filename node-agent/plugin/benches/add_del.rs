@@ -2,7 +2,7 @@
 //! one at a time and many at once, on an empty node and on a full one. And what ours takes of disk and
 //! memory. `make bench-node` builds all of them and runs it as root; the docs have its tables.
 
-#![allow(clippy::unwrap_used)] // a benchmark that can't go on has to stop
+#![allow(clippy::unwrap_used, clippy::panic)] // a benchmark that can't go on has to stop
 
 #[path = "../tests/kernel/calls.rs"]
 #[allow(dead_code)] // the tests need more of it
@@ -223,7 +223,7 @@ impl Peer {
         let netns = Namespace::new();
         let input = self.config.to_string();
         let held = |verb| {
-            let mut command = self.command(verb, "held", &netns);
+            let command = self.command(verb, "held", &netns);
             calls::memory(command, input.as_bytes(), "VmHWM") as f64 / 1024.0
         };
         let held = self.node.netns.inside(|| ["ADD", "DEL"].map(held));

@@ -1,5 +1,5 @@
-//! Publishes Events so that each is there once, however often that has to be tried. An Event has its name before
-//! the first try, and a series its count: what a request without an answer has done is not done twice.
+//! Publishes Events so that each is there once, however often that has to be tried. An Event has its name
+//! before the first try, and a series its count: what a request without an answer has done is not done twice.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -23,8 +23,8 @@ const SERIES: Duration = Duration::from_secs(6 * 60);
 /// Between two tries.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
-/// An Event that is refused for its own sake, such as by a namespace that ends, is given up after so many tries:
-/// others wait behind it.
+/// An Event that is refused for its own sake, such as by a namespace that ends, is given up after so many
+/// tries: others wait behind it.
 const TRIES: u32 = 3;
 /// After so long without any success each has one try only, so that they don't gather for ever.
 const OUTAGE: Duration = Duration::from_secs(600);
@@ -252,7 +252,8 @@ mod tests {
     async fn an_event_that_is_refused_for_its_own_sake_holds_up_no_other_for_long() {
         let (mut publisher, server) = publisher(&[Fate::Refused(403); TRIES as usize]);
         publisher.publish(&full("m"), &node()).await;
-        assert_eq!((lock(&server).asked, lock(&server).counts().len()), (3, 0));
+        let asked = lock(&server).asked;
+        assert_eq!((asked, lock(&server).counts().len()), (3, 0));
         publisher.publish(&reserved(1, 1, "nic"), &node()).await;
         assert_eq!(lock(&server).counts(), [1]);
     }

@@ -350,7 +350,7 @@ mod tests {
         let first = object(absences.condition(&object(None), epoch));
         for error in unanswered() {
             absences.note(&id("g", "n"), &error, start);
-            let known = absences.condition(&first, epoch + MINUTE).expect(&error.to_string());
+            let known = absences.condition(&first, epoch + MINUTE).unwrap_or_else(|| panic!("{error}"));
             assert_eq!(known.last_transition_time.0, epoch, "{error}");
             assert!(absences.prove(
                 &scope("g"),

@@ -95,15 +95,15 @@ pub fn decide(facts: Facts) -> Policy {
     };
     let passed_since = |since| Duration::try_from(now.duration_since(since)).unwrap_or_default();
     // What comes then was said of this cause alone. A node that no pool serves has nothing left to wait for.
-    let goes_on = |said: &&Condition| {
+    let goes_on = |known: &&Condition| {
         let is_unserved =
-            Reason::NoPool == said.reason.as_str() && passed_since(said.last_transition_time.0) >= grace;
-        said.status == "False" && (cause.reason() == said.reason.as_str() || is_unserved)
+            Reason::NoPool == known.reason.as_str() && passed_since(known.last_transition_time.0) >= grace;
+        known.status == "False" && (cause.reason() == known.reason.as_str() || is_unserved)
     };
-    let said = condition::find(allocation.conditions(), SELECTED).filter(goes_on);
+    let known = condition::find(allocation.conditions(), SELECTED).filter(goes_on);
     // Conditions have whole seconds.
     let since =
-        said.map_or_else(|| now.round(Unit::Second).unwrap_or(now), |said| said.last_transition_time.0);
+        known.map_or_else(|| now.round(Unit::Second).unwrap_or(now), |known| known.last_transition_time.0);
     let passed = passed_since(since);
     let is_confirmed = pause::is_confirmed_released(allocation);
     let rest = match grace.saturating_sub(passed) {

@@ -27,7 +27,6 @@ use super::blame::Part;
 use super::error::Error;
 use super::lag::lag;
 use super::memory::Memory;
-use super::memory::reports::Turn;
 use super::observe::{groups, taken_off};
 use super::pause::Pause;
 use super::progress::Progress;
@@ -144,20 +143,16 @@ async fn apply(
     memory: &mut Memory,
     next: Vec<Condition>,
 ) -> Result<(), Error> {
-    let (version, before) = (progress.allocation.resource_version(), ours(&progress.allocation));
-    if let Some(turn) = memory.reports.carried_out(version.as_deref(), &before) {
-        publish(ctx, progress, node, &turn);
-    }
+    let before = ours(&progress.allocation);
     if is_the_same(&before, &next) {
         return Ok(());
     }
-    let setback = memory.setback.as_ref().or(memory.lacking()).cloned();
     let write = apply_conditions(&ctx.client, &progress.allocation, &next);
-    memory.reports.writes(version, Turn { before, next: next.clone(), setback });
     let answer = ctx.writes.report(write).await.map_err(Error::Report)?;
     applied(ctx, progress, memory, answer);
-    if let Some(turn) = memory.reports.wrote() {
-        publish(ctx, progress, node, &turn);
+    let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
+    for event in conditions::turned(&before, &next, memory.setback.as_ref().or(memory.lacking())) {
+        ctx.events.report(&about, event);
     }
     Ok(())
 }
@@ -167,14 +162,6 @@ fn applied(ctx: &Context, progress: &mut Progress, memory: &mut Memory, answer: 
     progress.allocation = Arc::new(answer);
     ctx.cluster.answered(&progress.allocation);
     memory.nic.status_written(&progress.allocation);
-}
-
-/// Publishes the Events of conditions that turned.
-fn publish(ctx: &Context, progress: &Progress, node: &Node, turn: &Turn) {
-    let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
-    for event in conditions::turned(&turn.before, &turn.next, turn.setback.as_ref()) {
-        ctx.events.report(&about, event);
-    }
 }
 
 /// For an object whose Node is gone.

@@ -57,8 +57,8 @@ const LONGEST_BUSY: Duration = Duration::from_secs(60);
 const LASTING: u32 = 3;
 /// Even "at once" leaves the others their turn.
 const AT_ONCE: Duration = Duration::from_millis(500);
-/// How soon to look once more for what isn't found.
-const LOOKED_FOR_AGAIN: Duration = Duration::from_secs(15);
+/// How soon to read once more what isn't found.
+const READ_SOON: Duration = Duration::from_secs(15);
 
 impl Setback {
     /// The only place where a [`Remedy`] turns into conduct. `last` is the setback that still counted before.
@@ -68,7 +68,7 @@ impl Setback {
         let strikes = *met.entry(cause).and_modify(|times| *times = times.saturating_add(1)).or_default();
         let doubled = |wait: Duration, longest| doubled(wait, strikes.min(6), longest).max(wait);
         let in_shortage = matches!(error, Error::SubnetFull { .. } | Error::NetworkFull { .. });
-        let is_looked_for = matches!(error, Error::NotFound { .. }) && stage == Stage::Find;
+        let may_appear = matches!(error, Error::NotFound { .. }) && stage == Stage::Find;
         let (wait, needs_change) = match error.remedy() {
             // The operation that holds the resource mostly ends within seconds, but one on a VM may take an
             // hour.
@@ -91,7 +91,7 @@ impl Setback {
             // them: they can afford to be quick.
             Remedy::WaitForChange { retry, .. } if error.is_tried_for_all() => (retry, true),
             // It may just have been made, and pods wait for it.
-            Remedy::WaitForChange { .. } if is_looked_for => (doubled(LOOKED_FOR_AGAIN, LONGEST), true),
+            Remedy::WaitForChange { .. } if may_appear => (doubled(READ_SOON, LONGEST), true),
             Remedy::WaitForChange { .. } if in_shortage && stage == Stage::Growth => (Duration::ZERO, true),
             Remedy::WaitForChange { retry, .. } => (doubled(retry, LONGEST), true),
             Remedy::ReadAgain => (doubled(AT_ONCE, Duration::from_secs(30)), false),
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_found_is_soon_looked_for_again_and_then_ever_less_often() {
+    fn what_is_not_found_is_soon_read_again_and_then_ever_less_often() {
         let (now, mut last) = (Instant::now(), None);
         let error = Error::NotFound { resource: "r".into(), message: "m".into() };
         let waits = [(); 5].map(|()| {

@@ -349,8 +349,8 @@ impl<'a> Attempt<'a> {
         Ok(Ended::Nothing)
     }
 
-    /// Whether a NIC has public addresses, and all of them still wait. Their deletion comes after all else, so
-    /// the NIC needn't be read again.
+    /// Whether a NIC has public addresses, and all of them still wait. Their deletion comes after all else,
+    /// so the NIC needn't be read again.
     fn waits_for_public_addresses(&mut self, nic: &ResourceId) -> bool {
         let (mut count, mut waiting) = (0, 0);
         for id in public_addresses(self.allocation, nic) {
@@ -377,7 +377,7 @@ impl<'a> Attempt<'a> {
         let leave: Vec<ResourceId> = groups.filter_map(|group| group.parse().ok()).collect();
         let seen_without = format!("{id}/virtualMachine");
         if release.is_empty() && records_addresses(allocation, id) {
-            // An old answer looks the same, and no ETag stops what follows from it. It counts when it is given
+            // An old answer is the same, and no ETag stops what follows from it. It counts when it is given
             // again, like an absence.
             let message = "the NIC shows neither a VM nor the addresses that this object records".to_owned();
             let error = azure::Error::NotFound { resource: seen_without.clone(), message };

@@ -205,13 +205,13 @@ impl World {
         Ok(())
     }
 
-    /// One event: pods come or go, a machine makes room for another or, if `ends_leaders`, the operator loses
-    /// its Lease or is killed.
-    pub async fn happen(&mut self, stage: &Stage<'_>, step: usize, ends_leaders: bool) -> Result<()> {
+    /// One event: pods come or go, a machine makes room for another, the operator loses its Lease or is
+    /// killed.
+    pub async fn happen(&mut self, stage: &Stage<'_>, step: usize) -> Result<()> {
         let index = self.draws.below(self.nodes.len(), "node");
         let (node, machine) = self.nodes.iter().nth(index).context("no node")?;
         let (node, pods, vm) = (node.clone(), machine.pods, machine.name.clone());
-        match self.draws.below(if ends_leaders { 21 } else { 19 }, "event") {
+        match self.draws.below(21, "event") {
             0..10 => {
                 let more = 1 + self.draws.below(4, "pods");
                 let asks = match self.draws.below(6, "asks") {

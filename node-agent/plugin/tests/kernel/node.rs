@@ -230,13 +230,6 @@ impl Node {
         self.store.read().unwrap()
     }
 
-    /// How many links the node has.
-    pub fn links(&self) -> usize {
-        const HEADS: usize = 2;
-        let listed = self.netns.inside(|| fs::read_to_string("/proc/thread-self/net/dev").unwrap());
-        listed.lines().count() - HEADS
-    }
-
     pub fn config(&self) -> Value {
         json!({ "cniVersion": "1.0.0", "name": "vnetpool", "type": "vnetpool", "stateDir": self.dir.path() })
     }

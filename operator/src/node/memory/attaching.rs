@@ -179,7 +179,8 @@ impl Attaching {
     /// gone.
     pub fn not_read(&mut self, id: &ResourceId, error: &azure::Error, is_shared: bool, now: Instant) {
         self.public.remove(id);
-        let own = Setback::of_many(self.unread.get(id), Stage::Find, error, is_shared, now);
+        // Not that of finding the node, whose VM and NIC may just have been made.
+        let own = Setback::of_many(self.unread.get(id), Stage::Write, error, is_shared, now);
         self.unread.insert(id.clone(), own);
     }
 

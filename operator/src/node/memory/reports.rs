@@ -3,15 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use vnetpool_crds::NodeIPAllocationStatus;
-use vnetpool_crds::condition::{self, METADATA_REFUSED, WRITING};
+use vnetpool_crds::condition::{self, METADATA_REFUSED};
 use vnetpool_crds::refusal::{self, Refusal};
 
 use super::outlived::Outlived;
 use crate::node::lag::{AGENT_GRACE, Lag};
-use crate::node::setback::Setback;
 
 /// How long a runtime may take to find a configuration, and the kubelet to report it: ten seconds as a rule.
 const RUNTIME_GRACE: Duration = Duration::from_secs(60);
@@ -29,19 +27,6 @@ pub struct Reports {
     /// The pods that the node's agent named last as kept from a service of Azure's on the host; `None` before
     /// the first report.
     refused: Option<BTreeSet<Refusal>>,
-    unanswered: Option<Unanswered>,
-}
-
-/// A write of conditions whose answer is awaited or lost, and the version of the object before it.
-type Unanswered = (Option<String>, Turn);
-
-/// A write of the operator's conditions, with what decides which Events are published for it.
-#[derive(Clone, Debug)]
-pub struct Turn {
-    pub before: Vec<Condition>,
-    pub next: Vec<Condition>,
-    /// The one that still counts.
-    pub setback: Option<Setback>,
 }
 
 impl Reports {
@@ -57,26 +42,6 @@ impl Reports {
         let Some(since) = self.networkless_since else { return (false, None) };
         let left = RUNTIME_GRACE.saturating_sub(now.saturating_duration_since(since));
         (left.is_zero(), Some(left).filter(|left| !left.is_zero()))
-    }
-
-    /// This is about to be written. Its Events are due when it is.
-    pub fn writes(&mut self, version: Option<String>, turn: Turn) {
-        self.unanswered = Some((version, turn));
-    }
-
-    /// The write has been answered.
-    pub fn wrote(&mut self) -> Option<Turn> {
-        self.unanswered.take().map(|(_, turn)| turn)
-    }
-
-    /// A write whose answer was lost, if the object shows at a later version that it was carried out. Nobody
-    /// else writes these conditions; a write to Azure may have been announced since.
-    pub fn carried_out(&mut self, version: Option<&str>, conditions: &[Condition]) -> Option<Turn> {
-        let (_, turn) = self.unanswered.take_if(|(before, _)| before.as_deref() != version)?;
-        let states = |all: &[Condition]| -> Vec<Condition> {
-            all.iter().filter(|one| one.type_ != WRITING).cloned().collect()
-        };
-        condition::same(&states(&turn.next), &states(conditions)).then_some(turn)
     }
 
     /// The pods that the agent names now and didn't name before. The leader before this one, which led until
@@ -176,28 +141,5 @@ mod tests {
         assert_eq!(first(900), 0, "the leader before has reported it");
         assert_eq!(first(980), 1, "it may not have seen it");
         assert_eq!(first(1010), 1);
-    }
-
-    #[test]
-    fn the_events_of_a_write_whose_answer_was_lost_are_due_once_the_object_shows_it() {
-        let conditions =
-            |reason| vec![Verdict::no(reason, "m").condition(condition::READY, None, Timestamp::UNIX_EPOCH)];
-        let (before, next) = (conditions(Reason::Pending), conditions(Reason::SubnetFull));
-        let writes = || {
-            let mut reports = Reports::default();
-            let turn = Turn { before: before.clone(), next: next.clone(), setback: None };
-            reports.writes(Some("1".into()), turn);
-            reports
-        };
-        let mut reports = writes();
-        assert!(reports.carried_out(Some("1"), &before).is_none(), "the watch is behind");
-        assert!(reports.carried_out(Some("2"), &next).is_some());
-        assert!(reports.carried_out(Some("3"), &next).is_none(), "they were published");
-        let mut reports = writes();
-        assert!(reports.carried_out(Some("2"), &before).is_none(), "it wasn't carried out");
-        assert!(reports.carried_out(Some("3"), &next).is_none(), "another write has been");
-        let mut reports = writes();
-        assert!(reports.wrote().is_some());
-        assert!(reports.carried_out(Some("2"), &next).is_none());
     }
 }

@@ -90,7 +90,7 @@ mod tests {
     /// are read. The start may read all of them.
     fn reads(nodes: usize, is_listed: bool, hours: f64, reads_all: bool) -> Vec<f64> {
         let start = Instant::now();
-        let often = (!is_listed).then(|| Waits::FULL.unlisted);
+        let often = (!is_listed).then_some(Waits::FULL.unlisted);
         let mut reads = vec![];
         for node in (0..nodes).map(|index| format!("aks-pool-12345678-vmss{index:06}")) {
             let (mut known, mut now) = (reads_all.then_some(start), start);
