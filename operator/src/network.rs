@@ -5,13 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::azure::{self, Azure, Error, NETWORK_KEPT, Network, Priority, ResourceId, Usages};
 use crate::lock::lock;
-use crate::rounds::Rounds;
 use vnetpool_crds::reason::Reason;
 
 /// Of reading a network: all nodes of a subnet need it before their first address, and all pods go by it from
@@ -110,33 +110,22 @@ impl Networks {
     ) {
         // Side by side: a count has the last place in Azure's limits, and while many nodes arrive it waits
         // for minutes.
-        tokio::join!(self.follow(&in_use, &changed), self.count(&in_use, &changed));
+        tokio::join!(self.follow(in_use, &changed), self.count(&changed));
     }
 
-    async fn follow(&self, in_use: &impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
-        let mut reads = Rounds::new();
+    async fn follow(&self, in_use: impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         loop {
-            let wait = {
-                let known = self.lock();
-                let waiting = known.values().filter(|known| !reads.is_under_way(&known.network.id));
-                until_due(waiting.map(|known| known.read_at))
-            };
-            tokio::select! {
-                () = reads.ended() => continue,
-                () = sleep(wait) => {}
-            }
-            self.forget_but(&in_use());
-            for (vnet, subnets) in self.due() {
-                reads.begin(vnet, |vnet| async move {
-                    self.read(subnets, changed).await;
-                    vnet
-                });
-            }
+            let wait = until_due(self.lock().values().map(|known| known.read_at));
+            sleep(wait).await;
+            let in_use = in_use();
+            self.lock().retain(|subnet, _| in_use.contains(subnet));
+            let reads = self.due().into_iter().map(|subnets| self.read(subnets, changed));
+            join_all(reads).await;
         }
     }
 
-    /// The virtual networks that are due to be read again, each with its subnets.
-    fn due(&self) -> Vec<(ResourceId, Vec<ResourceId>)> {
+    /// The subnets of each virtual network that is due to be read again.
+    fn due(&self) -> Vec<Vec<ResourceId>> {
         let mut due = HashMap::<_, (_, Vec<_>)>::new();
         for (subnet, known) in self.lock().iter() {
             let (read_at, subnets) = due.entry(known.network.id.clone()).or_insert((known.read_at, vec![]));
@@ -144,7 +133,7 @@ impl Networks {
             subnets.push(subnet.clone());
         }
         due.retain(|_, (read_at, _)| read_at.elapsed() >= NETWORK_KEPT);
-        due.into_iter().map(|(vnet, (_, subnets))| (vnet, subnets)).collect()
+        due.into_values().map(|(_, subnets)| subnets).collect()
     }
 
     async fn read(&self, subnets: Vec<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
@@ -168,56 +157,42 @@ impl Networks {
         }
     }
 
-    fn forget_but(&self, in_use: &HashSet<ResourceId>) {
-        self.lock().retain(|subnet, _| in_use.contains(subnet));
-    }
-
-    async fn count(&self, in_use: &impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
-        let mut counts = Rounds::new();
+    async fn count(&self, changed: &impl Fn(&ResourceId, News)) {
         loop {
-            for vnet in self.uncounted() {
-                counts.begin(vnet, |vnet| async move {
-                    let is_news = self.count_one(&vnet).await;
-                    self.report(Some(&vnet).filter(|_| is_news), changed);
-                    vnet
-                });
-            }
-            let wait = {
-                let known = lock(&self.counts);
-                let waiting = known.iter().filter(|(vnet, _)| !counts.is_under_way(vnet));
-                until_due(waiting.map(|(_, (at, _))| *at))
-            };
+            // How full a new subnet is isn't read on its first node's way to its addresses, but right after.
+            let wait = until_due(lock(&self.counts).values().map(|(at, _)| *at));
             tokio::select! {
-                // How full a new subnet is isn't read on its first node's way to its addresses, but then.
-                () = self.arrived.notified() => self.report(None, changed),
-                () = counts.ended() => {}
-                () = sleep(wait) => self.forget_but(&in_use()),
+                () = self.arrived.notified() => {}
+                () = sleep(wait) => {}
             }
+            let news = self.count_due().await;
+            self.report(&news, changed);
         }
     }
 
-    /// The virtual networks whose count is due. Forgets the counts of those that aren't in use any more.
-    fn uncounted(&self) -> Vec<ResourceId> {
+    /// Returns the virtual networks whose counts have changed.
+    async fn count_due(&self) -> HashSet<ResourceId> {
         let vnets: HashSet<ResourceId> =
             self.subnets().iter().filter_map(|subnet| azure::vnet_of(subnet).ok()).collect();
-        let mut counts = lock(&self.counts);
-        counts.retain(|vnet, _| vnets.contains(vnet));
-        let is_due = |vnet: &ResourceId| counts.get(vnet).is_none_or(|(at, _)| at.elapsed() >= NETWORK_KEPT);
-        vnets.into_iter().filter(is_due).collect()
+        lock(&self.counts).retain(|vnet, _| vnets.contains(vnet));
+        let mut news = HashSet::new();
+        for vnet in vnets {
+            let last = lock(&self.counts).get(&vnet).map(|(last, _)| *last);
+            if last.is_none_or(|last| last.elapsed() >= NETWORK_KEPT) {
+                let usages = match self.azure.usages(&vnet, Priority::GiveBack).await {
+                    Ok(usages) => Hint::Counted(Arc::new(usages)),
+                    Err(error) => Hint::Unreadable { reason: error.reason(), message: error.to_string() },
+                };
+                let before = lock(&self.counts).insert(vnet.clone(), (Instant::now(), usages.clone()));
+                if before.is_none_or(|(_, before)| before != usages) {
+                    news.insert(vnet);
+                }
+            }
+        }
+        news
     }
 
-    /// Whether that is news.
-    async fn count_one(&self, vnet: &ResourceId) -> bool {
-        let usages = match self.azure.usages(vnet, Priority::GiveBack).await {
-            Ok(usages) => Hint::Counted(Arc::new(usages)),
-            Err(error) => Hint::Unreadable { reason: error.reason(), message: error.to_string() },
-        };
-        let before = lock(&self.counts).insert(vnet.clone(), (Instant::now(), usages.clone()));
-        before.is_none_or(|(_, before)| before != usages)
-    }
-
-    /// Takes the counts into each subnet, after that of this virtual network has changed.
-    fn report(&self, news: Option<&ResourceId>, changed: &impl Fn(&ResourceId, News)) {
+    fn report(&self, news: &HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         for subnet in self.subnets() {
             let Ok(vnet) = azure::vnet_of(&subnet) else { continue };
             let free = match self.usages(&vnet) {
@@ -234,7 +209,7 @@ impl Networks {
                     warn!(%subnet, %reason, message, "free addresses not read");
                 }
                 changed(&subnet, News::Free);
-            } else if news == Some(&vnet) {
+            } else if news.contains(&vnet) {
                 changed(&subnet, News::Around);
             }
         }
