@@ -27,10 +27,6 @@ impl<K: Clone + Eq + Hash, F: Future<Output = K>> Rounds<K, F> {
         }
     }
 
-    pub fn is_under_way(&self, of: &K) -> bool {
-        self.under_way.contains(of)
-    }
-
     /// Waits until the work on one of them has ended; for ever if none is under way. Nothing is lost if this
     /// is dropped.
     pub async fn ended(&mut self) {
@@ -62,7 +58,7 @@ mod tests {
                 });
             }
             rounds.ended().await;
-            assert!(rounds.is_under_way(&"waits") && !rounds.is_under_way(&"ends"));
+            assert!(rounds.under_way.contains("waits") && !rounds.under_way.contains("ends"));
         }
         begun.borrow_mut().sort_unstable();
         assert_eq!(*begun.borrow(), ["ends", "ends", "ends", "waits"]);
