@@ -137,6 +137,11 @@ async fn without_any_one_action_of_the_role_azures_refusal_names_it() {
         };
         assert!(world.arm_log().iter().any(refused), "nothing needs {}: {outcome:?}", left_out.name);
         if let Err(error) = outcome {
+            // Refused once, no operation is followed: then a deletion is proved by a second one.
+            let follows = left_out.name.ends_with("/locations/operations/read");
+            if follows && matches!(error, Error::NotFound { .. }) {
+                return;
+            }
             // Azure's own words, with which the message ends, name it anyway: what we made of them counts.
             let Error::Denied { action, scope, .. } = &error else { panic!("{}: {error}", left_out.name) };
             assert_eq!(action, left_out.name);

@@ -22,7 +22,7 @@ pub fn nic(etag: &str, state: &str, ours: &[&str]) -> Value {
     let one = |name: &str, primary: bool| {
         json!({ "name": name, "properties": {
             "provisioningState": state,
-            "privateIPAddress": "10.240.0.4",
+            "privateIPAddress": if primary { "10.240.0.4" } else { "10.240.0.5" },
             "primary": primary,
             "subnet": { "id": format!("{GROUP}/Microsoft.Network/virtualNetworks/vnet/subnets/nodes") },
         }})
