@@ -182,7 +182,7 @@ impl Disturbances {
 }
 
 /// Whether what happened then is still reported.
-fn is_reported(at: Millis, now: Millis) -> bool {
+pub fn is_reported(at: Millis, now: Millis) -> bool {
     now.saturating_sub(at) < REPORTED_FOR.as_millis() as Millis
 }
 

@@ -12,7 +12,7 @@ use std::{
 use vnetpool_crds::refusal::{self, Refusal};
 use vnetpool_plugin::ledger::{Ledger, Millis};
 
-use crate::disturbance::REPORTED_FOR;
+use crate::disturbance::is_reported;
 
 /// So many are remembered, of however many pods that have come and gone.
 const REMEMBERED: usize = 500;
@@ -43,7 +43,7 @@ impl Refusals {
         all.sort_by_key(|(_, asked)| Reverse(asked.last));
         let mut gone = Vec::new();
         for (rank, (refusal, asked)) in all.into_iter().enumerate() {
-            match rank < REMEMBERED && (is_reported(&asked, now) || is_there(&refusal.pod)) {
+            match rank < REMEMBERED && (is_reported(asked.last, now) || is_there(&refusal.pod)) {
                 true => _ = self.asked.insert(refusal, asked),
                 false => gone.push(refusal),
             }
@@ -54,7 +54,8 @@ impl Refusals {
     /// The message of the condition `MetadataRefused`, if there is anything to report. It has no counts,
     /// since each would be news. `pool` is the node's, if it is of a cluster.
     pub fn message(&self, pool: Option<&str>, now: Millis) -> Option<String> {
-        let mut reported: Vec<_> = self.asked.iter().filter(|(_, asked)| is_reported(asked, now)).collect();
+        let mut reported: Vec<_> =
+            self.asked.iter().filter(|(_, asked)| is_reported(asked.last, now)).collect();
         // Few are named. So those of one namespace, which may be a stranger's, hide none of another's, and
         // nobody hides a pod that has begun to ask behind others that began before.
         reported.sort_by_key(|&(refusal, asked)| (Reverse(asked.first), refusal));
@@ -70,10 +71,6 @@ impl Refusals {
         let all = turns.iter().map(|&(_, refusal)| refusal);
         (!turns.is_empty()).then(|| refusal::message(all, pool))
     }
-}
-
-fn is_reported(asked: &Asked, now: Millis) -> bool {
-    now.saturating_sub(asked.last) < REPORTED_FOR.as_millis() as Millis
 }
 
 /// Which pods have had the node's addresses since packets were counted last, so that a pod which has ended
@@ -138,7 +135,7 @@ mod tests {
     use std::collections::BTreeSet;
     use vnetpool_crds::refusal::{NAMED, Service};
 
-    const HOUR: Millis = REPORTED_FOR.as_millis() as Millis;
+    const HOUR: Millis = crate::disturbance::REPORTED_FOR.as_millis() as Millis;
 
     fn refusal(service: Service, pod: &str) -> Refusal {
         Refusal { service, pod: pod.to_owned() }

@@ -106,35 +106,39 @@ async fn a_node_registered_anew_keeps_its_record_while_it_has_no_provider_id(
     Ok(())
 }
 
-async fn a_nic_left_without_its_vm_gives_everything_back(plane: &ControlPlane) -> Result<()> {
+/// `n1`, whose VM is gone without its NIC.
+async fn without_its_vm(plane: &ControlPlane) -> Result<(Stage<'_>, VmInfo)> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
     let vm = stage.node("n1", None).await?;
     stage.bind("n1", 1).await?;
     stage.until_offers("n1", 2).await?;
     stage.sim.delete_vm("n1", true).await?;
-    stage.delete_node("n1").await?;
+    Ok((stage, vm))
+}
+
+async fn gives_everything_back(stage: &Stage<'_>, vm: &VmInfo) -> Result<()> {
     stage.until_gone("n1").await?;
-    ensure!(held(&stage, &vm.nic_id).is_empty(), "{:?}", held(&stage, &vm.nic_id));
+    ensure!(held(stage, &vm.nic_id).is_empty(), "{:?}", held(stage, &vm.nic_id));
     Ok(())
+}
+
+async fn a_nic_left_without_its_vm_gives_everything_back(plane: &ControlPlane) -> Result<()> {
+    let (stage, vm) = without_its_vm(plane).await?;
+    stage.delete_node("n1").await?;
+    gives_everything_back(&stage, &vm).await
 }
 
 async fn a_success_that_takes_nothing_off_the_nic_of_a_gone_node_leaves_its_record(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let stage = Stage::set(plane, quick(), sizing()).await?;
-    let vm = stage.node("n1", None).await?;
-    stage.bind("n1", 1).await?;
-    stage.until_offers("n1", 2).await?;
-    stage.sim.delete_vm("n1", true).await?;
+    let (stage, vm) = without_its_vm(plane).await?;
     let unchanged = Effect::Status { status: 200, body: stage.nic("n1"), headers: Default::default() };
     let fault = stage.fault("PUT", "/n1-nic", None, unchanged);
     stage.delete_node("n1").await?;
     stage.until_condition("n1", condition::READY, "WithoutEffect").await?;
     ensure!(!held(&stage, &vm.nic_id).is_empty(), "the NIC was written all the same");
     stage.sim.lift_fault(fault)?;
-    stage.until_gone("n1").await?;
-    ensure!(held(&stage, &vm.nic_id).is_empty(), "{:?}", held(&stage, &vm.nic_id));
-    Ok(())
+    gives_everything_back(&stage, &vm).await
 }
 
 async fn a_gone_node_of_which_one_nic_is_in_use_and_another_has_gone_goes_on_reporting_the_first(

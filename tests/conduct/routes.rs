@@ -157,6 +157,14 @@ async fn only_the_route_of_a_node_that_is_gone_is_removed(plane: &ControlPlane) 
     stage.nothing_was_listed()
 }
 
+/// The record of `n1` goes, and its route went before.
+async fn until_no_route_is_left(stage: &Stage<'_>, table: &str) -> Result<()> {
+    stage.until_gone("n1").await?;
+    let left = routes(stage, table).await?;
+    ensure!(left.len() == 1, "a dead node's route stays, and is in no record: {left:?}");
+    Ok(())
+}
+
 async fn a_passing_404_of_the_table_leaves_the_record_of_a_gone_nodes_route(
     plane: &ControlPlane,
 ) -> Result<()> {
@@ -174,10 +182,7 @@ async fn a_passing_404_of_the_table_leaves_the_record_of_a_gone_nodes_route(
     for fault in faults {
         stage.sim.lift_fault(fault)?;
     }
-    stage.until_gone("n1").await?;
-    let left = routes(&stage, &table).await?;
-    ensure!(left.len() == 1, "a dead node's route stays, and is in no record: {left:?}");
-    Ok(())
+    until_no_route_is_left(&stage, &table).await
 }
 
 async fn a_success_that_leaves_the_route_of_a_gone_node_leaves_its_record_too(
@@ -193,10 +198,7 @@ async fn a_success_that_leaves_the_route_of_a_gone_node_leaves_its_record_too(
     stage.delete_node("n1").await?;
     stage.until_condition("n1", READY, "WithoutEffect").await?;
     stage.sim.lift_fault(fault)?;
-    stage.until_gone("n1").await?;
-    let left = routes(&stage, &table).await?;
-    ensure!(left.len() == 1, "a dead node's route stays, and is in no record: {left:?}");
-    Ok(())
+    until_no_route_is_left(&stage, &table).await
 }
 
 async fn a_removed_route_is_put_back_with_the_same_range(plane: &ControlPlane) -> Result<()> {

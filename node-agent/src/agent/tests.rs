@@ -317,6 +317,22 @@ async fn settled(dir: &Path) -> (Agent, NodeIPAllocation) {
     (agent, object)
 }
 
+/// The same with one address, which rests for no time.
+async fn settled_with_one(dir: &Path) -> (Agent, NodeIPAllocation) {
+    let mut agent = agent(dir);
+    let mut object = object(&agent, 2, 1, "192.168.0.0/16");
+    object.spec.cooldown = Duration::ZERO.into();
+    settle(&mut agent, &object).await;
+    (agent, object)
+}
+
+/// Waits until a program hangs that is to, see `hangs`.
+async fn hung(dir: &Path) {
+    while !dir.join("hung").exists() {
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
 fn sandboxes() -> [Sandbox; 2] {
     ["a", "b"].map(|id| Sandbox { container_id: id.to_owned(), ifname: "eth0".to_owned() })
 }
@@ -431,10 +447,7 @@ async fn rules_that_stand_again_have_pods_served_though_the_object_is_gone() {
 #[tokio::test]
 async fn an_address_freed_while_the_node_lacks_its_rules_goes_to_no_pod() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
-    let mut agent = agent(&dir);
-    let mut object = object(&agent, 2, 1, "192.168.0.0/16");
-    object.spec.cooldown = Duration::ZERO.into();
-    settle(&mut agent, &object).await;
+    let (mut agent, object) = settled_with_one(&dir).await;
     let [a, b] = sandboxes();
     assert!(matches!(assign(&agent, &a), Assign::Assigned(_)));
     fs::write(dir.join("broken"), "").unwrap();
@@ -545,12 +558,7 @@ async fn an_inspection_that_hangs_is_broken_off_and_its_obstacles_are_reported_u
     assert_eq!(reason(&agent), Reason::Undisturbed, "{:?}", agent.notes.undisturbed());
 
     fs::write(dir.join("hangs"), "").unwrap();
-    let hangs = async {
-        while !dir.join("hung").exists() {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    inspect_in_vain(&mut agent, hangs).await;
+    inspect_in_vain(&mut agent, hung(&dir)).await;
     fs::remove_file(dir.join("hangs")).unwrap();
     assert!(agent.inspected.has_failed);
     assert!(agent.metrics.inspecting_for() > Duration::ZERO);

@@ -11,9 +11,8 @@ use kube::runtime::controller::{self, Action};
 use kube::runtime::reflector::ObjectRef;
 use tracing::{info, warn};
 use vnetpool_apiserver::jittered;
-use vnetpool_crds::NodeIPAllocationSpec;
 
-use super::publish;
+use super::publish::{self, Lasting};
 use crate::api_server::{CONFLICT, is_status};
 use crate::caught::or_later;
 use crate::context::{Context, Stop};
@@ -52,27 +51,17 @@ async fn admit(node: &Node, ctx: &Context) -> Result<Action, kube::Error> {
         return Ok(Action::await_change());
     };
     let started = Instant::now();
-    let first = NodeIPAllocationSpec {
+    let policy = &pool.spec;
+    let first = Lasting {
         node_uid: uid,
-        boot_id: String::new(),
         pool: pool.name_any(),
-        mode: pool.spec.mode,
-        route_table_id: None,
-        wiring: pool.spec.wiring,
-        target: 0,
-        sizing: Some(pool.spec.sizing.clone()),
-        cooldown: pool.spec.cooldown,
-        warm: pool.spec.sizing.warm,
-        report_holders: false,
-        pod_metadata_access: pool.spec.pod_metadata_access,
-        snat_exclusions: vec![],
-        elsewhere: 0,
-        taken_off_at: vec![],
-        interfaces: vec![],
-        detached_public_addresses: vec![],
-        stray_interfaces: vec![],
+        mode: policy.mode,
+        wiring: policy.wiring,
+        sizing: Some(policy.sizing.clone()),
+        cooldown: policy.cooldown,
+        pod_metadata_access: policy.pod_metadata_access,
     };
-    match publish::create(ctx, &name, &first).await {
+    match publish::create(ctx, &name, first).await {
         Ok(made) => info!(node = name, pool = made.spec.pool, "Node admitted"),
         Err(error) if is_status(&error, CONFLICT) => {}
         Err(error) => {

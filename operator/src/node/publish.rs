@@ -14,6 +14,7 @@ use vnetpool_apiserver::{doubled, jittered};
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
 use vnetpool_crds::condition::{self, ADOPTED};
 use vnetpool_crds::names;
+use vnetpool_crds::pool::{MetadataAccess, Mode, Sizing, Wiring};
 
 use super::error::Error;
 use super::memory::known::Known;
@@ -136,38 +137,66 @@ async fn apply(
     Ok(answer)
 }
 
-/// Makes an object with this policy, and without anything else of `spec`. Created, not applied: one that
-/// exists by now, unseen by the watch, must keep its content.
+/// The fields of `spec` that no later one lacks. Who creates a field goes on to own it beside those who apply
+/// it: an apply could take nothing else out again.
+pub struct Lasting {
+    pub node_uid: String,
+    pub pool: String,
+    pub mode: Mode,
+    pub wiring: Wiring,
+    pub sizing: Option<Sizing>,
+    pub cooldown: kube::core::Duration,
+    pub pod_metadata_access: MetadataAccess,
+}
+
+/// Makes an object that has these fields and records nothing. Created, not applied: one that exists by now,
+/// unseen by the watch, must keep its content.
 ///
 /// # Errors
 /// A conflict if there is one of that name.
-pub async fn create(
-    ctx: &Context,
-    name: &str,
-    spec: &NodeIPAllocationSpec,
-) -> kube::Result<NodeIPAllocation> {
-    let mut object = NodeIPAllocation::new(name, lasting(spec));
+pub async fn create(ctx: &Context, name: &str, fields: Lasting) -> kube::Result<NodeIPAllocation> {
+    let mut object = NodeIPAllocation::new(name, fields.alone());
     object.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
     let params = PostParams { field_manager: Some(names::OPERATOR.into()), ..Default::default() };
     ctx.writes.urgent(allocations(ctx).create(&params, &object)).await
 }
 
-/// The fields that no later `spec` lacks. Who creates a field goes on to own it beside those who apply it: an
-/// apply could take nothing else out again.
-fn lasting(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
-    NodeIPAllocationSpec {
-        boot_id: String::new(),
-        route_table_id: None,
-        target: 0,
-        warm: 0,
-        report_holders: false,
-        snat_exclusions: vec![],
-        elsewhere: 0,
-        taken_off_at: vec![],
-        interfaces: vec![],
-        detached_public_addresses: vec![],
-        stray_interfaces: vec![],
-        ..spec.clone()
+impl Lasting {
+    fn of(spec: &NodeIPAllocationSpec) -> Lasting {
+        Lasting {
+            node_uid: spec.node_uid.clone(),
+            pool: spec.pool.clone(),
+            mode: spec.mode,
+            wiring: spec.wiring,
+            sizing: spec.sizing.clone(),
+            cooldown: spec.cooldown,
+            pod_metadata_access: spec.pod_metadata_access,
+        }
+    }
+
+    /// A `spec` of nothing else.
+    fn alone(self) -> NodeIPAllocationSpec {
+        let Lasting { node_uid, pool, mode, wiring, sizing, cooldown, pod_metadata_access } = self;
+        NodeIPAllocationSpec {
+            node_uid,
+            boot_id: String::new(),
+            pool,
+            mode,
+            route_table_id: None,
+            wiring,
+            target: 0,
+            sizing,
+            cooldown,
+            warm: 0,
+            report_holders: false,
+            pod_metadata_access,
+            snat_exclusions: vec![],
+            elsewhere: 0,
+            taken_off_at: vec![],
+            interfaces: vec![],
+            detached_public_addresses: vec![],
+            stray_interfaces: vec![],
+        }
     }
 }
 
@@ -241,7 +270,7 @@ async fn make_again(
 ) -> Result<Option<NodeIPAllocation>, Error> {
     let (name, mut failures) = (gone.name_any(), 0);
     loop {
-        let created = match create(ctx, &name, spec).await {
+        let created = match create(ctx, &name, Lasting::of(spec)).await {
             Err(error) if is_status(&error, CONFLICT) => allocations(ctx).get(&name).await,
             created => created,
         };
@@ -482,7 +511,8 @@ mod tests {
             "detachedPublicAddresses": ["p"], "interfaces": [
                 {"id": "i", "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}}],
             "sizing": vnetpool_crds::pool::Sizing::default()});
-        let created = serde_json::to_value(lasting(&serde_json::from_value(spec).unwrap())).unwrap();
+        let created =
+            serde_json::to_value(Lasting::of(&serde_json::from_value(spec).unwrap()).alone()).unwrap();
         let least = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
         let least: NodeIPAllocationSpec = serde_json::from_value(least).unwrap();
         let always = serde_json::to_value(least).unwrap();

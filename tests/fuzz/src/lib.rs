@@ -29,3 +29,26 @@ pub fn search(name: &str, target: fn(&[u8]) -> bool) {
     let accepted = cases.iter().filter(|case| is_accepted(case)).count();
     assert!(accepted > 0, "none of {} cases in {} is accepted", cases.len(), folder.display());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{collections::BTreeSet, sync::Mutex};
+
+    #[test]
+    fn each_kept_case_and_each_beginning_of_it_is_read() {
+        static READ: Mutex<BTreeSet<Vec<u8>>> = Mutex::new(BTreeSet::new());
+        search("id", |bytes| READ.lock().unwrap().insert(bytes.to_owned()));
+        let read = READ.lock().unwrap();
+        for case in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/corpus/id")).unwrap() {
+            let case = fs::read(case.unwrap().path()).unwrap();
+            assert!((0..=case.len()).all(|end| read.contains(&case[..end])), "{case:?}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "is accepted")]
+    fn a_target_that_accepts_no_case_fails() {
+        search("id", |_| false);
+    }
+}

@@ -52,10 +52,7 @@ async fn a_pod_that_has_asked_and_ended_is_named() {
 #[tokio::test]
 async fn a_pod_is_not_named_for_what_the_one_before_it_may_have_asked() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
-    let mut agent = agent(&dir);
-    let mut object = object(&agent, 2, 1, "192.168.0.0/16");
-    object.spec.cooldown = Duration::ZERO.into();
-    settle(&mut agent, &object).await;
+    let (mut agent, object) = settled_with_one(&dir).await;
     let asked = start(&agent, "first");
     agent.reconcile(Some(&object)).await.unwrap();
     have_asked(&agent, &[asked]).await;
@@ -68,4 +65,38 @@ async fn a_pod_is_not_named_for_what_the_one_before_it_may_have_asked() {
     settle(&mut agent, &object).await;
     let Condition { message, .. } = condition(&agent, condition::METADATA_REFUSED);
     assert!(message.starts_with("ci/second: "), "{message}");
+}
+
+/// The next pod of its address hasn't asked.
+async fn is_named_while_rules_fail(agent: &mut Agent, object: &NodeIPAllocation, reason: &str) {
+    settle(agent, object).await;
+    assert_eq!(reported(agent, condition::RULES_APPLIED).1, reason);
+    let Condition { message, .. } = condition(agent, condition::METADATA_REFUSED);
+    assert!(message.contains("ci/web"), "{message}");
+    let text = agent.metrics.text().unwrap();
+    let counted = |line: &str| line.contains("refused_packets_total") && line.ends_with(" 3");
+    assert!(text.lines().any(counted), "{text}");
+}
+
+#[tokio::test]
+async fn a_pod_that_has_asked_is_named_though_the_table_is_gone_and_its_successor_is_refused() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let (mut agent, object) = settled(&dir).await;
+    let asked = start(&agent, "web");
+    have_asked(&agent, &[asked]).await;
+    assert!(nft("delete table inet vnetpool"));
+    fs::write(dir.join("broken"), "-f").unwrap();
+    is_named_while_rules_fail(&mut agent, &object, "TableRefused").await;
+}
+
+#[tokio::test]
+async fn a_pod_that_has_asked_is_named_while_the_node_lacks_a_link_that_its_rules_need() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let (mut agent, object) = settled(&dir).await;
+    let asked = start(&agent, "web");
+    have_asked(&agent, &[asked]).await;
+    let mut link = Command::new("ip");
+    link.args(["link", "set", "eth0", "address", "00:0d:3a:e5:1c:c1"]);
+    assert!(link.status().unwrap().success());
+    is_named_while_rules_fail(&mut agent, &object, "InterfaceMissing").await;
 }

@@ -73,13 +73,7 @@ async fn a_table_that_is_flushed_is_put_back_beside_an_inspection_that_is_under_
     let disturbed = Notify::new();
     let back = async {
         until(&agent.tables, listens).await;
-        timeout(SOON, async {
-            while !dir.join("hung").exists() {
-                sleep(Duration::from_millis(10)).await;
-            }
-        })
-        .await
-        .expect("the inspection hasn't come to where nft hangs");
+        timeout(SOON, hung(&dir)).await.expect("the inspection hasn't come to where nft hangs");
         for _ in 0..2 {
             assert!(nft("flush ruleset"));
             timeout(SOON, disturbed.notified()).await.expect("not noticed");
@@ -307,49 +301,4 @@ async fn while_no_rule_of_the_node_changes_an_inspection_runs_nft_for_its_counte
         assert_eq!(since.iter().filter(|run| **run == "-j list chains").count(), 1, "{since:?}");
     };
     guarded(tables.clone(), notes, &Notify::new(), listening).await;
-}
-
-/// Has a pod of this node ask the metadata service, and a table refused that was to follow the one that
-/// counts this.
-async fn asks_before_a_refused_table(agent: &Agent) {
-    let pod = Pod { namespace: "default".into(), name: "web".into(), ..Pod::default() };
-    let [sandbox, _] = sandboxes();
-    let assign = agent.store.with(|ledger, now| ledger.assign(&Claim::wired(&sandbox, &pod, ""), now));
-    let Assign::Assigned(address) = assign.unwrap() else { panic!("no address") };
-    let element = format!("{address} . 169.254.169.254 counter packets 3 bytes 84");
-    assert!(nft(&format!("add element inet vnetpool asked {{ {element} }}")));
-    let refused = agent.tables.lock().await.inet.ensure("nonsense").await;
-    assert!(refused.is_err(), "{refused:?}");
-}
-
-/// The next pod of its address hasn't asked.
-async fn is_named_while_rules_fail(agent: &mut Agent, object: &NodeIPAllocation, reason: &str) {
-    settle(agent, object).await;
-    assert_eq!(reported(agent, condition::RULES_APPLIED).1, reason);
-    let Condition { message, .. } = condition(agent, condition::METADATA_REFUSED);
-    assert!(message.contains("default/web"), "{message}");
-    let text = agent.metrics.text().unwrap();
-    let counted = |line: &str| line.contains("refused_packets_total") && line.ends_with(" 3");
-    assert!(text.lines().any(counted), "{text}");
-}
-
-#[tokio::test]
-async fn a_pod_that_has_asked_is_named_though_the_table_is_gone_and_its_successor_is_refused() {
-    let Some(dir) = on_a_node(&this_test!()) else { return };
-    let (mut agent, object) = settled(&dir).await;
-    asks_before_a_refused_table(&agent).await;
-    assert!(nft("delete table inet vnetpool"));
-    fs::write(dir.join("broken"), "-f").unwrap();
-    is_named_while_rules_fail(&mut agent, &object, "TableRefused").await;
-}
-
-#[tokio::test]
-async fn a_pod_that_has_asked_is_named_while_the_node_lacks_a_link_that_its_rules_need() {
-    let Some(dir) = on_a_node(&this_test!()) else { return };
-    let (mut agent, object) = settled(&dir).await;
-    asks_before_a_refused_table(&agent).await;
-    let mut link = Command::new("ip");
-    link.args(["link", "set", "eth0", "address", "00:0d:3a:e5:1c:c1"]);
-    assert!(link.status().unwrap().success());
-    is_named_while_rules_fail(&mut agent, &object, "InterfaceMissing").await;
 }
