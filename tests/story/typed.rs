@@ -33,6 +33,7 @@ pub async fn the_documented_commands_work(cluster: &Cluster) -> Result<()> {
         ("NODE", pod.node.as_str()),
         ("ADDRESS", &address),
         ("SUBSCRIPTION", "00000000-0000-0000-0000-000000000001"),
+        ("GROUP", "vnetpool"),
         ("NODES", "vnetpool"),
         ("SUBNET", &subnet),
     ];
