@@ -14,6 +14,7 @@ mod policy;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 use vnetpool_tests::chapters;
@@ -92,6 +93,18 @@ impl World {
 
     pub async fn unserve(&self, name: &str) -> Result<()> {
         self.cluster.kubectl(&["delete", "service", name]).await.map(drop)
+    }
+
+    /// What the agent of a node has put right since it began, and how often: of each kind that its metrics know.
+    pub async fn repairs(&self, node: &str) -> Result<BTreeMap<String, u32>> {
+        let metrics = self.cluster.run_on(node, &["curl", "-sS", "http://127.0.0.1:9471/metrics"]).await?;
+        let series = metrics.lines().filter_map(|line| line.strip_prefix("vnetpool_agent_repairs_total{kind=\""));
+        series
+            .map(|series| {
+                let (kind, count) = series.split_once("\"} ").with_context(|| format!("repairs of {series}"))?;
+                Ok((kind.to_owned(), count.parse()?))
+            })
+            .collect()
     }
 
     /// Starts a pod of its own with these annotations, and waits until it runs.

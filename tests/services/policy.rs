@@ -172,16 +172,12 @@ pub async fn the_engine_and_the_agent_do_not_disturb_each_other(world: &World) -
     })
     .await?;
     ensure!(condition.status == "True", "{}", condition.message);
-    // It was the only route besides those that a node starts with.
-    let metrics = ["curl", "-sS", "http://127.0.0.1:9471/metrics"];
+    // It was the only repair besides forwarding, which a node starts without.
     for (node, routes) in [("node-1", 1), ("node-2", 0)] {
-        let metrics = world.cluster.run_on(node, &metrics).await?;
-        let repairs = metrics.lines().filter(|line| line.starts_with("vnetpool_agent_repairs_total{"));
-        let others = repairs.filter(|line| !line.contains("\"forwarding\"") && !line.ends_with(" 0"));
-        let others: Vec<&str> = others.collect();
-        let expected =
-            (routes > 0).then(|| format!("vnetpool_agent_repairs_total{{kind=\"route\"}} {routes}"));
-        ensure!(others == Vec::from_iter(expected.as_deref()), "{node}: {others:?}");
+        let mut repairs = world.repairs(node).await?;
+        repairs.retain(|kind, count| kind != "forwarding" && *count > 0);
+        let expected = (routes > 0).then(|| ("route".to_owned(), routes));
+        ensure!(repairs == BTreeMap::from_iter(expected), "{node}: {repairs:?}");
     }
     Ok(())
 }
