@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::causes::Causes;
 use crate::lock::lock;
 use crate::woken::Woken;
 
@@ -86,8 +87,8 @@ struct Shortage {
     wait: Duration,
     wants: BTreeMap<String, Waiting>,
     turn: Option<Given>,
-    /// The pool's edit that was last taken for a reason to try at once.
-    cause: Option<u64>,
+    /// Edits of pools that were taken for a reason to try at once.
+    causes: Causes,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -227,8 +228,7 @@ impl Shortages {
     pub fn try_now(&mut self, subnet: &str, cause: Option<u64>, now: Instant) -> Woken {
         let mut woken = vec![];
         for (_, shortage) in self.all.iter_mut().filter(|(source, _)| source.is_around(subnet)) {
-            if cause.is_none() || shortage.cause != cause {
-                shortage.cause = cause;
+            if cause.is_none_or(|cause| shortage.causes.add(cause)) {
                 // Earlier refusals are out of date.
                 shortage.at_most = u32::MAX;
                 shortage.probe_at = shortage.probe_at.min(now);
@@ -306,7 +306,7 @@ impl Shortage {
             wait: PROBE,
             wants: BTreeMap::new(),
             turn: None,
-            cause: None,
+            causes: Causes::default(),
         }
     }
 

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Change, Error, Kind, ResourceId};
+use crate::causes::Causes;
 use crate::lock::lock;
 
 /// What a refusal concerns, in lower case.
@@ -162,8 +163,8 @@ struct Refusal {
     until: Instant,
     /// Which of all refusals it was.
     number: u64,
-    /// The pool's edit that was last taken for a reason to try at once.
-    cause: Option<u64>,
+    /// Edits of pools that were taken for a reason to try at once.
+    causes: Causes,
 }
 
 /// From one attempt to the next. Each pod by itself would ask every few minutes, so that one of many comes
@@ -241,13 +242,13 @@ impl Refused {
                 for place in places.0.iter().filter(|place| place.is_concerned(error)) {
                     all.count += 1;
                     let last = all.places.remove(place);
-                    let (mut met, cause) = last.map(|last| (last.met, last.cause)).unwrap_or_default();
+                    let (mut met, causes) = last.map(|last| (last.met, last.causes)).unwrap_or_default();
                     if met.len() < ALIKE {
                         met.insert(id.key());
                     }
                     let (error, until, number) = (error.clone(), now + AGAIN, all.count);
                     let quorum = place.spoken_for_by(&error);
-                    all.places.insert(place.clone(), Refusal { error, met, quorum, until, number, cause });
+                    all.places.insert(place.clone(), Refusal { error, met, quorum, until, number, causes });
                 }
                 if all.count > before {
                     drop(all);
@@ -263,8 +264,10 @@ impl Refused {
 
     /// A person may have ended them: each is tried at once. The same `cause` counts once.
     pub(super) fn try_now(&self, cause: u64, now: Instant) {
-        for refusal in lock(&self.all).places.values_mut().filter(|one| one.cause != Some(cause)) {
-            (refusal.cause, refusal.until) = (Some(cause), refusal.until.min(now));
+        for refusal in lock(&self.all).places.values_mut() {
+            if refusal.causes.add(cause) {
+                refusal.until = refusal.until.min(now);
+            }
         }
     }
 
@@ -465,6 +468,11 @@ mod tests {
         assert!(asks(&refused, &Places::of_referred([&other]), now), "another pool may be joined");
         // A person who has granted the right edits the pool, which all nodes report.
         refused.try_now(7, now);
+        assert!(asks(&refused, &both, now));
+        refused.try_now(7, now);
+        assert!(!asks(&refused, &both, now));
+        // And another pool, which nodes report in turn with it.
+        refused.try_now(8, now);
         assert!(asks(&refused, &both, now));
         refused.try_now(7, now);
         assert!(!asks(&refused, &both, now));

@@ -14,13 +14,14 @@
 //!   of one.
 
 use std::collections::HashMap;
-use std::fmt::Debug;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::api::ListParams;
+use kube::core::Request;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 use vnetpool_apiserver::jittered;
@@ -41,8 +42,30 @@ use crate::resource_id::ResourceId;
 const RETRY: Duration = Duration::from_secs(2);
 /// How often to check whether the watch has caught up.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
-/// So many objects come in one answer, without their content.
-const PAGE: u32 = 1000;
+/// So many objects come in one answer, without their content: some two megabytes of text.
+pub(super) const PAGE: u32 = 500;
+
+/// A page of a list of objects without their content. Most of the text is their managedFields, which would
+/// take several times as much once decoded.
+#[derive(Deserialize)]
+pub(super) struct Page {
+    #[serde(default)]
+    metadata: ListMeta,
+    pub(super) items: Vec<Named>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Named {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: String,
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
 
 /// All objects of a kind at one moment, without their content.
 #[derive(Debug, Default)]
@@ -114,7 +137,7 @@ async fn catch_up<K>(
     renewal: &Renewal,
 ) -> Result<(), Lost>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone,
 {
     let mut lags_since = None;
     loop {
@@ -170,16 +193,17 @@ impl Listed {
     /// As the store behind the API server has them, not a cache.
     async fn now<K>(client: &Client) -> Result<Listed, kube::Error>
     where
-        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+        K: Resource<DynamicType = ()>,
     {
-        let api = Api::<K>::all(client.clone());
+        let request = Request::new(K::url_path(&(), None));
         let mut listed = Listed::default();
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let page = api.list_metadata(&params).await?;
+            let asked = request.list_metadata(&params).map_err(kube::Error::BuildRequest)?;
+            let page: Page = client.request(asked).await?;
             listed.at = number(page.metadata.resource_version);
-            for one in page.items {
-                listed.objects.insert(one.name_any(), (one.uid(), number(one.resource_version())));
+            for Named { metadata: Metadata { name, uid, resource_version } } in page.items {
+                listed.objects.insert(name, (uid, number(resource_version)));
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = ListParams::default().limit(PAGE).continue_token(&token),
@@ -202,7 +226,7 @@ mod tests {
     use crate::lock::lock;
     use crate::node_object::Node;
     use axum::body::Body;
-    use axum::extract::Request;
+    use axum::extract;
     use axum::response::Response;
     use axum::routing::get;
     use axum::{Json, Router};
@@ -271,6 +295,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn of_a_list_names_and_versions_are_decoded_and_nothing_else() {
+        let mut list = nodes("9", &["a"]);
+        for field in ["managedFields", "labels", "ownerReferences"] {
+            list["items"][0]["metadata"][field] = json!([5]);
+        }
+        let (client, _) = server(vec![list]).await;
+        let listed = Listed::now::<Node>(&client).await.unwrap();
+        assert_eq!(listed.objects, HashMap::from([("a".into(), (Some("a".into()), 5))]));
+        assert_eq!(listed.at, 9);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_node_that_went_after_the_list_was_made_is_not_waited_for() {
         let (client, asked) = server(vec![nodes("9", &["a", "gone"]), nodes("12", &["a"])]).await;
         let (store, mut writer) = reflector::store::<Node>();
@@ -297,7 +333,7 @@ mod tests {
         // Its lists show the objects; later changes its watches don't deliver.
         let listed = Arc::new(Mutex::new(nodes("9", &["a"])));
         let lists = listed.clone();
-        let answer = move |request: Request| {
+        let answer = move |request: extract::Request| {
             let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
             let mut list = lock(&lists).clone();
             if !request.uri().path().ends_with("/nodes") {

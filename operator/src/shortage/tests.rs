@@ -251,6 +251,14 @@ fn an_edited_pool_has_its_subnet_tried_once_for_all_its_nodes() {
     refused(&mut all, "a", want(4, 0, 0), 1, now);
     assert_eq!(all.try_now("/vnets/v/subnets/s", Some(7), now), [""; 0]);
     assert_eq!(ask(&mut all, "a", want(4, 0, 0), now), later());
+    // Another pool that was edited with it, whose nodes come in turn with the first one's.
+    all.try_now("/vnets/v/subnets/s", Some(8), now);
+    assert_eq!(ask(&mut all, "a", want(4, 0, 0), now), Turn::Now(1));
+    refused(&mut all, "a", want(4, 0, 0), 1, now);
+    for cause in [7, 8, 7] {
+        assert_eq!(all.try_now("/vnets/v/subnets/s", Some(cause), now), [""; 0]);
+        assert_eq!(ask(&mut all, "a", want(4, 0, 0), now), later());
+    }
 }
 
 /// Seen with a node whose write was on its way when others left the subnet.
