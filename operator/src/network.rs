@@ -32,7 +32,7 @@ struct Known {
     network: Arc<Network>,
     /// When the virtual network was last read.
     read_at: Instant,
-    free: Free,
+    free: FreeAddresses,
 }
 
 /// How full a subnet or a virtual network is, as Azure reports it: a hint. That there is no room is learned
@@ -51,7 +51,7 @@ pub enum Hint<T> {
 }
 
 /// The free addresses of a subnet.
-pub type Free = Hint<u32>;
+pub type FreeAddresses = Hint<u32>;
 
 /// When each virtual network's usage was last requested, and the answer.
 type Counts = HashMap<ResourceId, (Instant, Hint<Arc<Usages>>)>;
@@ -61,7 +61,7 @@ type Counts = HashMap<ResourceId, (Instant, Hint<Arc<Usages>>)>;
 pub struct Subnet {
     /// How many addresses Azure can give out in it.
     pub size: u32,
-    pub free: Free,
+    pub free: FreeAddresses,
 }
 
 /// A change of a subnet.
@@ -198,14 +198,14 @@ impl Networks {
             let free = match self.usages(&vnet) {
                 Hint::Pending => continue,
                 Hint::Counted(usages) => match usages.get(&subnet.name().to_ascii_lowercase()) {
-                    Some(usage) => Free::Counted(usage.free()),
-                    None => Free::Uncounted,
+                    Some(usage) => FreeAddresses::Counted(usage.free()),
+                    None => FreeAddresses::Uncounted,
                 },
-                Hint::Uncounted => Free::Uncounted,
-                Hint::Unreadable { reason, message } => Free::Unreadable { reason, message },
+                Hint::Uncounted => FreeAddresses::Uncounted,
+                Hint::Unreadable { reason, message } => FreeAddresses::Unreadable { reason, message },
             };
             if self.note(&subnet, &free) {
-                if let Free::Unreadable { reason, message } = free {
+                if let FreeAddresses::Unreadable { reason, message } = free {
                     warn!(%subnet, %reason, message, "free addresses not read");
                 }
                 changed(&subnet, News::Free);
@@ -216,7 +216,7 @@ impl Networks {
     }
 
     /// Whether that is news.
-    fn note(&self, subnet: &ResourceId, free: &Free) -> bool {
+    fn note(&self, subnet: &ResourceId, free: &FreeAddresses) -> bool {
         let mut known = self.lock();
         let Some(known) = known.get_mut(subnet) else { return false };
         std::mem::replace(&mut known.free, free.clone()) != *free

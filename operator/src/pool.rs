@@ -65,11 +65,11 @@ struct Written {
 }
 
 /// Runs until `stop`.
-pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPPool>>, stop: Stop) {
+pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIPPool>>, stop: Stop) {
     let pools = Pools { ctx: ctx.clone(), reconciled: Mutex::default(), written: Mutex::default() };
     Controller::for_stream(futures::stream::pending(), ctx.cluster.pools())
         .graceful_shutdown_on(stop)
-        .reconcile_on(calls)
+        .reconcile_on(requests)
         .run(reconcile, |_, _, _| Action::requeue(jittered(RETRY)), Arc::new(pools))
         .for_each(|result| async {
             match result {

@@ -85,14 +85,14 @@ struct Shortage {
     probe_at: Instant,
     /// From the next refusal to the next probe.
     wait: Duration,
-    wants: BTreeMap<String, Waiting>,
+    wants: BTreeMap<String, Waiter>,
     turn: Option<Given>,
     /// Edits of pools that were taken for a reason to try at once.
     causes: Causes,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Waiting {
+struct Waiter {
     want: Want,
     /// Turns it had in vain.
     misses: u32,
@@ -169,7 +169,7 @@ impl Shortages {
             shortage.wait_if_empty(now);
         }
         let misses = shortage.wants.get(node).map_or(0, |waiting| waiting.misses);
-        shortage.wants.insert(node.to_owned(), Waiting { want, misses: misses + 1 });
+        shortage.wants.insert(node.to_owned(), Waiter { want, misses: misses + 1 });
         shortage.pass_on(node, now)
     }
 
@@ -189,7 +189,7 @@ impl Shortages {
         shortage.believed = more.min(shortage.at_most);
         shortage.wait = PROBE;
         shortage.wait_if_empty(now);
-        if let Some(Waiting { want, .. }) = shortage.wants.get_mut(node) {
+        if let Some(Waiter { want, .. }) = shortage.wants.get_mut(node) {
             want.held = want.held.saturating_add(count.saturating_mul(want.grain));
             want.units = want.units.saturating_sub(count);
         }
@@ -314,7 +314,7 @@ impl Shortage {
     fn ask(&mut self, node: &str, want: Want, now: Instant) -> (Option<u32>, Woken) {
         let known = self.wants.get(node).map_or(0, |waiting| waiting.misses);
         let was_late = self.take_late(now).is_some_and(|late| late == node);
-        self.wants.insert(node.to_owned(), Waiting { want, misses: known + u32::from(was_late) });
+        self.wants.insert(node.to_owned(), Waiter { want, misses: known + u32::from(was_late) });
         let mut woken = self.wake_next(now);
         // The node that asks needs no waking.
         woken.retain(|woken| woken != node);
@@ -389,7 +389,7 @@ impl Shortage {
 /// 1/65,536.
 type Need = (bool, u32, u64);
 
-impl Waiting {
+impl Waiter {
     /// With so many more ipConfigurations.
     fn need(&self, units: u32) -> Need {
         let Want { pods, held, wanted, grain, .. } = self.want;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod evidence;
+mod impls;
 mod modules;
 #[path = "../mutations/table.rs"]
 mod mutations;

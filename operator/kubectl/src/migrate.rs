@@ -81,20 +81,20 @@ pub struct Finding {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct Survey {
     pub nodes: usize,
     /// How many pods need an address of the VNet once all have moved.
     pub pods: usize,
     pub findings: Vec<Finding>,
 }
 
-impl Report {
+impl Survey {
     pub fn is_free(&self) -> bool {
         self.findings.iter().all(|one| one.weight != Weight::Blocks)
     }
 }
 
-pub fn report(before: &Before) -> Report {
+pub fn report(before: &Before) -> Survey {
     let mut findings: Vec<Finding> = before.nodes.iter().flat_map(of_node).collect();
     findings.extend(before.daemon_sets.iter().filter_map(of_network));
     findings.extend(of_policies(before));
@@ -102,7 +102,7 @@ pub fn report(before: &Before) -> Report {
     findings.extend(before.pods.iter().filter_map(of_pod));
     findings.sort();
     let pods = before.pods.iter().filter(|pod| needs_address(pod)).count();
-    Report { nodes: before.nodes.len(), pods, findings }
+    Survey { nodes: before.nodes.len(), pods, findings }
 }
 
 fn blocks(about: String, message: impl Into<String>) -> Finding {
@@ -190,7 +190,7 @@ fn of_pod(pod: &Pod) -> Option<Finding> {
     (!is_kept).then(|| mind(about(), "Nothing makes it again: it is gone once its node is drained."))
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Survey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.findings.is_empty() {
             let row = |one: &Finding| {

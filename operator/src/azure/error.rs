@@ -18,6 +18,7 @@ pub(super) use classify::{Effect, classify};
 pub use codes::{Limit, codes};
 use consequence::BUSY;
 pub use matter::Matter;
+pub(super) use matter::is_within;
 use vnetpool_crds::reason::Reason;
 
 /// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for the

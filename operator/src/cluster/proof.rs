@@ -32,7 +32,7 @@ use super::Cluster;
 use super::renewal::Renewal;
 use super::unreadable::Unknown;
 use crate::demand::pod::{self, Decoded};
-use crate::leader::Lost;
+use crate::leader::Ending;
 use crate::lock::lock;
 use crate::planner::attachments::pod_of;
 use crate::resource_id::ResourceId;
@@ -95,7 +95,7 @@ impl Cluster {
     /// # Errors
     /// When the view shows a version that the store hasn't reached yet: the store was set back, and a watch
     /// from before shows nothing of that.
-    pub async fn catch_up_with(&self, client: &Client) -> Result<(), Lost> {
+    pub async fn catch_up_with(&self, client: &Client) -> Result<(), Ending> {
         futures::try_join!(
             catch_up(client, &self.nodes, &self.unknown_nodes, &self.renewals.nodes),
             catch_up(client, &self.allocations, &self.unknown_allocations, &self.renewals.allocations),
@@ -135,7 +135,7 @@ async fn catch_up<K>(
     store: &Store<K>,
     unknown: &Unknown,
     renewal: &Renewal,
-) -> Result<(), Lost>
+) -> Result<(), Ending>
 where
     K: Resource<DynamicType = ()> + Clone,
 {
@@ -144,7 +144,7 @@ where
         let versions = store.state().into_iter().map(|one| number(one.resource_version()));
         let newest = versions.max().unwrap_or_default();
         match Listed::now::<K>(client).await {
-            Ok(listed) if newest > listed.at => return Err(Lost::SetBack),
+            Ok(listed) if newest > listed.at => return Err(Ending::SetBack),
             Ok(listed) => {
                 let since = *lags_since.get_or_insert_with(Instant::now);
                 let caught_up = async {
@@ -222,7 +222,7 @@ fn number(version: Option<String>) -> u64 {
 mod tests {
     use super::super::Watched;
     use super::*;
-    use crate::demand::Demand;
+    use crate::demand::BoundPods;
     use crate::lock::lock;
     use crate::node_object::Node;
     use axum::body::Body;
@@ -325,7 +325,7 @@ mod tests {
         let ahead = json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "12"}});
         writer.apply_watcher_event(&Event::Apply(serde_json::from_value(ahead).unwrap()));
         let proved = catch_up(&client, &store, &Unknown::default(), &Renewal::default()).await;
-        assert!(matches!(proved, Err(Lost::SetBack)), "{proved:?}");
+        assert!(matches!(proved, Err(Ending::SetBack)), "{proved:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -398,7 +398,7 @@ mod tests {
         }))
         .unwrap();
         let shown = pod::read(Event::Apply(shown)).unwrap();
-        Demand::apply(&mut lock(&cluster.demand), shown, Instant::now().into_std());
+        BoundPods::apply(&mut lock(&cluster.demand), shown, Instant::now().into_std());
         cluster.prove_pods(&client, "n").await.unwrap();
         assert!(!cluster.misses_pods(&marked));
     }

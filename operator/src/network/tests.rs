@@ -85,7 +85,7 @@ impl World {
         }
     }
 
-    fn free(&self, vnet: &str, name: &str) -> Option<Free> {
+    fn free(&self, vnet: &str, name: &str) -> Option<FreeAddresses> {
         self.networks.subnet(&subnet(vnet, name)).map(|subnet| subnet.free)
     }
 }
@@ -102,7 +102,7 @@ async fn each_vnet_is_read_and_counted_once_a_minute_for_any_number_of_subnets_a
     let world = World::start(sim::Config::default()).await.met().await;
     for minute in 1..=5_usize {
         // That another is taken each minute shows when the minute's counting is done.
-        let free = Some(Free::Counted(12 - minute as u32));
+        let free = Some(FreeAddresses::Counted(12 - minute as u32));
         let all = |world: &World| world.free("one", "a") == free && world.free("two", "c") == free;
         world.until("all counted", all).await;
         for _ in 0..20 {
@@ -125,14 +125,14 @@ async fn each_vnet_is_read_and_counted_once_a_minute_for_any_number_of_subnets_a
 #[tokio::test]
 async fn a_subnets_size_and_free_addresses_are_known_and_a_change_is_news() {
     let world = World::start(sim::Config::default()).await.met().await;
-    world.until("counted", |world| world.free("one", "a") == Some(Free::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "a") == Some(FreeAddresses::Counted(11))).await;
     assert_eq!(world.networks.subnet(&subnet("one", "a")).unwrap().size, 11);
-    world.until("all counted", |world| world.free("two", "c") == Some(Free::Counted(11))).await;
+    world.until("all counted", |world| world.free("two", "c") == Some(FreeAddresses::Counted(11))).await;
     world.news.lock().unwrap().clear();
     let vm = sim::NewVm { name: "vm".into(), subnet: Some("a".into()), ..Default::default() };
     world.sim.add_vm(vm).await.unwrap();
     pass(NETWORK_KEPT).await;
-    world.until("counted again", |world| world.free("one", "a") == Some(Free::Counted(10))).await;
+    world.until("counted again", |world| world.free("one", "a") == Some(FreeAddresses::Counted(10))).await;
     // The other subnet is as full as before, and the network around it isn't.
     let news = world.news.lock().unwrap().clone();
     assert_eq!(news.len(), 2, "{news:?}");
@@ -144,7 +144,7 @@ async fn a_subnets_size_and_free_addresses_are_known_and_a_change_is_news() {
 async fn a_subnet_that_no_node_uses_any_more_is_not_read() {
     let world = World::start(sim::Config::default()).await.met().await;
     let counts = |world: &World| world.free("one", "b").zip(world.free("two", "c"));
-    let both = Some((Free::Counted(11), Free::Counted(11)));
+    let both = Some((FreeAddresses::Counted(11), FreeAddresses::Counted(11)));
     world.until("counted", |world| counts(world) == both).await;
     world.in_use.lock().unwrap().retain(|one| *one == subnet("two", "c"));
     world.sim.clear_log();
@@ -159,7 +159,7 @@ async fn without_the_right_to_usages_the_hint_is_absent_and_the_network_is_known
     let denied = vec!["Microsoft.Network/virtualNetworks/usages/read".into()];
     let world = World::start(sim::Config { denied, ..sim::Config::default() }).await.met().await;
     let unreadable = |world: &World| match world.free("one", "a") {
-        Some(Free::Unreadable { reason, message }) => Some((reason, message)),
+        Some(FreeAddresses::Unreadable { reason, message }) => Some((reason, message)),
         _ => None,
     };
     world.until("refused", |world| unreadable(world).is_some()).await;
@@ -170,7 +170,7 @@ async fn without_the_right_to_usages_the_hint_is_absent_and_the_network_is_known
     // Not asked again before the minute is over; then granted, it is there.
     world.sim.deny(vec![]);
     pass(NETWORK_KEPT).await;
-    world.until("counted", |world| world.free("one", "a") == Some(Free::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "a") == Some(FreeAddresses::Counted(11))).await;
 }
 
 #[tokio::test]
@@ -192,9 +192,9 @@ async fn every_page_is_read_and_paid_for_and_the_gateways_subnet_has_no_figure()
     let world = World::start(sim::Config { page_size: Some(1), ..sim::Config::default() }).await;
     world.in_use.lock().unwrap().insert(subnet("one", "GatewaySubnet"));
     let world = world.met().await;
-    world.until("counted", |world| world.free("two", "c") == Some(Free::Counted(11))).await;
-    world.until("counted", |world| world.free("one", "b") == Some(Free::Counted(11))).await;
-    assert_eq!(world.free("one", "GatewaySubnet"), Some(Free::Uncounted));
+    world.until("counted", |world| world.free("two", "c") == Some(FreeAddresses::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "b") == Some(FreeAddresses::Counted(11))).await;
+    assert_eq!(world.free("one", "GatewaySubnet"), Some(FreeAddresses::Uncounted));
     assert_eq!((world.asked("/one/usages"), world.asked("/two/usages")), (3, 1));
     let accounts = world.azure.accounts();
     let spent =
@@ -219,11 +219,11 @@ async fn a_network_is_read_within_the_minute_though_its_count_gets_no_answer() {
 async fn a_new_subnet_does_not_delay_the_read_of_its_network() {
     let world = World::start(sim::Config::default()).await;
     world.networks.around(&subnet("one", "a")).await.unwrap();
-    world.until("counted", |world| world.free("one", "a") == Some(Free::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "a") == Some(FreeAddresses::Counted(11))).await;
     let late = Duration::from_secs(9);
     pass(NETWORK_KEPT - late).await;
     world.networks.around(&subnet("one", "b")).await.unwrap();
-    world.until("counted", |world| world.free("one", "b") == Some(Free::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "b") == Some(FreeAddresses::Counted(11))).await;
     assert_eq!(world.asked("/one"), 1);
     pass(late).await;
     world.until("read again", |world| world.asked("/one") == 2).await;

@@ -110,7 +110,7 @@ fn an_empty_subnet_is_probed_for_one_by_one_node_ever_less_often() {
 }
 
 #[test]
-fn only_one_node_has_the_turn_and_the_next_is_called_when_it_is_done() {
+fn only_one_node_has_the_turn_and_the_next_is_woken_when_it_is_done() {
     let now = Instant::now();
     let mut all = empty_anew(want(4, 0, 0), now);
     ask(&mut all, "b", want(4, 1, 0), now);
@@ -159,7 +159,7 @@ fn released_addresses_are_shared_by_need_without_a_wait() {
 }
 
 #[test]
-fn enough_for_all_ends_the_shortage_and_calls_them() {
+fn enough_for_all_ends_the_shortage_and_wakes_them() {
     let now = Instant::now();
     let mut all = empty(want(2, 0, 0), now);
     ask(&mut all, "b", want(3, 0, 0), now);
