@@ -74,6 +74,7 @@ use asking::Turns;
 use attachments::step;
 use blame::Part;
 use error::Error;
+pub use lag::AGENT_GRACE;
 use memory::Memory;
 use memory::known::Read;
 pub use memory::others::Found;

@@ -112,14 +112,14 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
     let architectures = ctx.cluster.architectures();
     left_alone::report(pool, &mut next, nodes.iter().map(Arc::as_ref), architectures, Timestamp::now());
     leaving::report(pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
-    rolling::report(pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
+    let stops_in = rolling::report(pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
     let coarseness = |subscription: &str| lock(&ctx.scarcity).coarseness(subscription);
     scarce::report(pool, &mut next, served.iter().map(Arc::as_ref), coarseness, Timestamp::now());
     unreadable::report(pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if is_the_same(&before, &next) {
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
-        return Ok(Action::await_change());
+        return Ok(again(stops_in));
     }
     if let Some(rest) = controller.sums_wait(pool, now).filter(|_| only_sums_differ(&before, &next)) {
         return Ok(Action::requeue(rest));
@@ -149,7 +149,12 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
             ctx.events.report(&[pool.object_ref(&())], event);
         }
     }
-    Ok(Action::await_change())
+    Ok(again(stops_in))
+}
+
+/// When to report the pool again though nothing has changed.
+fn again(due: Option<Duration>) -> Action {
+    due.map_or_else(Action::await_change, Action::requeue)
 }
 
 impl Pools {
