@@ -30,7 +30,7 @@ pub struct Networks {
 
 struct Known {
     network: Arc<Network>,
-    /// When the virtual network was last read.
+    /// When the virtual network was last read, see [`asked_at`].
     read_at: Instant,
     free: FreeAddresses,
 }
@@ -137,7 +137,7 @@ impl Networks {
     }
 
     async fn read(&self, subnets: Vec<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
-        for subnet in subnets {
+        for subnet in subnets.clone() {
             // One request for all subnets of a virtual network.
             match self.azure.network(&subnet, URGENCY).await {
                 Ok(network) => {
@@ -149,10 +149,23 @@ impl Networks {
                 Err(error) => {
                     // What was read before stays good: a range is rarely taken from a network.
                     warn!(%subnet, reason = %error.reason(), %error, "virtual network not read");
-                    if let Some(known) = self.lock().get_mut(&subnet) {
-                        known.read_at = Instant::now();
+                    let pause = error.pause();
+                    // All subnets of a virtual network ask for the same.
+                    let all = if pause.is_zero() { std::slice::from_ref(&subnet) } else { &subnets };
+                    self.put_off(all, pause);
+                    if !pause.is_zero() {
+                        return;
                     }
                 }
+            }
+        }
+    }
+
+    fn put_off(&self, subnets: &[ResourceId], pause: Duration) {
+        let mut known = self.lock();
+        for subnet in subnets {
+            if let Some(known) = known.get_mut(subnet) {
+                known.read_at = asked_at(pause);
             }
         }
     }
@@ -179,11 +192,14 @@ impl Networks {
         for vnet in vnets {
             let last = lock(&self.counts).get(&vnet).map(|(last, _)| *last);
             if last.is_none_or(|last| last.elapsed() >= NETWORK_KEPT) {
-                let usages = match self.azure.usages(&vnet, Priority::GiveBack).await {
-                    Ok(usages) => Hint::Counted(Arc::new(usages)),
-                    Err(error) => Hint::Unreadable { reason: error.reason(), message: error.to_string() },
+                let (usages, pause) = match self.azure.usages(&vnet, Priority::GiveBack).await {
+                    Ok(usages) => (Hint::Counted(Arc::new(usages)), Duration::ZERO),
+                    Err(error) => {
+                        let (reason, message) = (error.reason(), error.to_string());
+                        (Hint::Unreadable { reason, message }, error.pause())
+                    }
                 };
-                let before = lock(&self.counts).insert(vnet.clone(), (Instant::now(), usages.clone()));
+                let before = lock(&self.counts).insert(vnet.clone(), (asked_at(pause), usages.clone()));
                 if before.is_none_or(|(_, before)| before != usages) {
                     news.insert(vnet);
                 }
@@ -255,8 +271,14 @@ impl Networks {
 
 /// How long until the earliest of these reads is due again.
 fn until_due(times: impl Iterator<Item = Instant>) -> Duration {
-    let oldest = times.min().unwrap_or_else(Instant::now);
-    NETWORK_KEPT.saturating_sub(oldest.elapsed())
+    let now = Instant::now();
+    (times.min().unwrap_or(now) + NETWORK_KEPT).saturating_duration_since(now)
+}
+
+/// When something was asked for, for the time until it is asked for again: now, or so much later that Azure
+/// has its pause.
+fn asked_at(pause: Duration) -> Instant {
+    Instant::now() + pause.saturating_sub(NETWORK_KEPT)
 }
 
 /// Azure keeps the first four addresses of each prefix and the last (learn.microsoft.com, "Azure Virtual

@@ -219,6 +219,17 @@ impl Error {
         matches!(self, Error::Credential { .. } | Error::PublicAddressesUsedUp { .. })
     }
 
+    /// How long Azure wants not to be asked the same again, whatever the wait of who has asked; zero if it
+    /// names no time.
+    pub fn pause(&self) -> Duration {
+        match self {
+            Error::Throttled { retry_after, .. }
+            | Error::Busy { retry_after, .. }
+            | Error::Unavailable { retry_after, .. } => *retry_after,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// The same of a write that asks for no address: what Azure objects to has its address already, and stays
     /// as it is until a person ends that.
     pub(super) fn of_no_address(self) -> Error {

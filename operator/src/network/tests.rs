@@ -20,6 +20,25 @@ fn vnet(name: &str, second: u8, subnets: &[&str]) -> sim::VnetConfig {
     }
 }
 
+/// Azure with two VNets, and its client.
+async fn azure(config: sim::Config) -> (Sim, Arc<Azure>) {
+    let vnets = vec![vnet("one", 1, &["a", "b", "GatewaySubnet"]), vnet("two", 2, &["c"])];
+    let sim = Sim::start(sim::Config { vnets, ..config }).await.unwrap();
+    let azure = Arc::new(
+        Azure::new(&Config {
+            cloud: Cloud::Public,
+            endpoint: Some(sim.arm_url().parse().unwrap()),
+            imds: Some(sim.arm_url().parse().unwrap()),
+            credential: Credential::ManagedIdentity { client_id: None },
+            versions: ApiVersions::of(Cloud::Public),
+            budget_percent: 80,
+            dry_run: false,
+        })
+        .unwrap(),
+    );
+    (sim, azure)
+}
+
 /// Two VNets of Azure's, and the known facts about them.
 struct World {
     sim: Sim,
@@ -31,20 +50,7 @@ struct World {
 
 impl World {
     async fn start(config: sim::Config) -> World {
-        let vnets = vec![vnet("one", 1, &["a", "b", "GatewaySubnet"]), vnet("two", 2, &["c"])];
-        let sim = Sim::start(sim::Config { vnets, ..config }).await.unwrap();
-        let azure = Arc::new(
-            Azure::new(&Config {
-                cloud: Cloud::Public,
-                endpoint: Some(sim.arm_url().parse().unwrap()),
-                imds: Some(sim.arm_url().parse().unwrap()),
-                credential: Credential::ManagedIdentity { client_id: None },
-                versions: ApiVersions::of(Cloud::Public),
-                budget_percent: 80,
-                dry_run: false,
-            })
-            .unwrap(),
-        );
+        let (sim, azure) = azure(config).await;
         let networks = Arc::new(Networks::new(azure.clone()));
         let all = [subnet("one", "a"), subnet("one", "b"), subnet("two", "c")];
         let world = World {
@@ -95,6 +101,46 @@ async fn pass(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
     tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_vnet_is_not_read_before_the_pause_that_azure_asks_for_and_no_other_waits() {
+    let (sim, azure) = azure(sim::Config::default()).await;
+    let networks = Networks::new(azure);
+    let of_one = [subnet("one", "a"), subnet("one", "b")];
+    for subnet in of_one.iter().chain([&subnet("two", "c")]) {
+        networks.around(subnet).await.unwrap();
+    }
+    pass(NETWORK_KEPT).await;
+    let body = json!({"error": {"code": "ServerBusy", "message": "later"}});
+    let busy = json!({"kind": "status", "status": 503, "headers": {"retry-after": "290"}, "body": body});
+    let fault = json!({"method": "GET", "path_contains": "virtualNetworks/one", "effect": busy});
+    sim.order_fault(serde_json::from_value(fault).unwrap());
+    for subnets in networks.due() {
+        networks.read(subnets, &|_, _| {}).await;
+    }
+    networks.count_due().await;
+    let hits = sim.faults()[0].hits;
+    assert_eq!(hits, 2, "one for all its subnets, and one for its usage");
+    let waits = |networks: &Networks| {
+        let known = networks.lock();
+        let of = |vnet: &str| {
+            let here = known.iter().filter(|(subnet, _)| subnet.as_str().contains(vnet));
+            let reads: Vec<Instant> = here.map(|(_, known)| known.read_at).collect();
+            let counts = lock(&networks.counts);
+            let counts = counts.iter().filter(|(id, _)| id.as_str().ends_with(vnet)).map(|(_, (at, _))| *at);
+            let all: Vec<Duration> =
+                reads.into_iter().chain(counts).map(|at| until_due([at].into_iter())).collect();
+            (all.iter().min().unwrap().as_secs(), all.iter().max().unwrap().as_secs(), all.len())
+        };
+        (of("virtualNetworks/one"), of("virtualNetworks/two"))
+    };
+    let (one, two) = waits(&networks);
+    assert!(one.0 > 230 && one.1 <= 290 && two.1 <= 60, "{one:?} {two:?}");
+    pass(4 * NETWORK_KEPT).await;
+    assert!(networks.due().iter().flatten().all(|subnet| !of_one.contains(subnet)));
+    pass(NETWORK_KEPT).await;
+    assert!(networks.due().iter().flatten().any(|subnet| of_one.contains(subnet)));
 }
 
 #[tokio::test]
