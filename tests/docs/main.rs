@@ -8,6 +8,7 @@ mod modules;
 #[path = "../mutations/table.rs"]
 mod mutations;
 mod pages;
+mod sbom;
 mod tally;
 mod tests;
 mod timers;
