@@ -91,6 +91,10 @@ pub enum Command {
     Preflight {
         /// Options of `vnetpool-operator preflight`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        /// The architectures that you have images for, as the chart's value `image.architectures` will have
+        /// them.
+        #[arg(long, value_delimiter = ',', default_value = "amd64")]
+        architectures: Vec<String>,
         options: Vec<String>,
     },
     /// Writes objects, ledgers, reservations and logs to a new folder, without ids and secrets.

@@ -50,8 +50,9 @@ fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
             print(&verdict, output)?;
             return Ok(if verdict.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Command::Migrate { check: _ } => {
-            let report = migrate::report(&Before::read(&kubectl)?);
+        Command::Migrate { check: _, architectures } => {
+            let architectures = architectures.into_iter().collect();
+            let report = migrate::report(&Before::read(&kubectl)?, &architectures);
             print(&report, output)?;
             return Ok(if report.is_free() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
