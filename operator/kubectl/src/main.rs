@@ -45,8 +45,8 @@ fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
             let applied = kubectl.rehearse(&filename)?;
             print(&plan::plan(&Objects::all(&kubectl)?, applied)?, output)?;
         }
-        Command::Check { node, apart } => {
-            let verdict = check::check(&kubectl, node.as_deref(), Duration::from_secs(apart))?;
+        Command::Check { node, apart, repair } => {
+            let verdict = check::check(&kubectl, node.as_deref(), Duration::from_secs(apart), repair)?;
             print(&verdict, output)?;
             return Ok(if verdict.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
