@@ -15,8 +15,8 @@ use vnetpool_azure_sim::{Effect, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, condition, names};
 use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
-use vnetpool_tests::eventually;
 use vnetpool_tests::wait::throughout;
+use vnetpool_tests::{eventually, snippets};
 
 pub const TESTS: &[Test] = crate::tests![
     a_node_deleted_while_its_vm_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
@@ -303,7 +303,9 @@ async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_
     let reported = stage.until_condition("n1", condition::READY, "ScopeMissing").await?;
     ensure!(reported.message.contains("vnetpool.io/gone=true"), "{}", reported.message);
     ensure!(held(&stage, &vm.nic_id) == before && !before.is_empty());
-    stage.annotate::<NodeIPAllocation>("n1", names::GONE, Some("true")).await?;
+    for snippet in snippets::of("gone")? {
+        plane.type_in(&snippet, &[("NODE", "n1")])?;
+    }
     stage.until_gone("n1").await
 }
 

@@ -45,13 +45,14 @@ fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
             let applied = kubectl.rehearse(&filename)?;
             print(&plan::plan(&Objects::all(&kubectl)?, applied)?, output)?;
         }
-        Command::Check { node, apart } => {
-            let verdict = check::check(&kubectl, node.as_deref(), Duration::from_secs(apart))?;
+        Command::Check { node, apart, repair } => {
+            let verdict = check::check(&kubectl, node.as_deref(), Duration::from_secs(apart), repair)?;
             print(&verdict, output)?;
             return Ok(if verdict.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Command::Migrate { check: _ } => {
-            let report = migrate::report(&Before::read(&kubectl)?);
+        Command::Migrate { check: _, architectures } => {
+            let architectures = architectures.into_iter().collect();
+            let report = migrate::report(&Before::read(&kubectl)?, &architectures);
             print(&report, output)?;
             return Ok(if report.is_free() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
