@@ -95,7 +95,8 @@ impl World {
         self.cluster.kubectl(&["delete", "service", name]).await.map(drop)
     }
 
-    /// What the agent of a node has put right since it began, and how often: of each kind that its metrics know.
+    /// What the agent of a node has put right since it began, and how often: of each kind that its metrics
+    /// know.
     pub async fn repairs(&self, node: &str) -> Result<BTreeMap<String, u32>> {
         let metrics = self.cluster.run_on(node, &["curl", "-sS", "http://127.0.0.1:9471/metrics"]).await?;
         let series =
