@@ -42,8 +42,8 @@ impl Nodes {
 /// So many controllers share the nodes.
 ///
 /// kube-runtime 5's controller visits all objects that it has under way, and all that wait behind one,
-/// whenever one of them is woken or ends. When a cluster is new, nearly all nodes wait for Azure at once: with
-/// one controller the work would grow with the square of their number.
+/// whenever one of them is woken or ends. When a cluster is new, nearly all nodes wait for Azure at once. The
+/// work of one controller would grow with the square of their number.
 const SHARDS: u64 = 64;
 
 /// Runs until `stop`; then reconciles under way are finished.
