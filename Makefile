@@ -184,6 +184,7 @@ release: setup images-root cluster-build ## what a release consists of, in targe
 check-dependencies: setup ## licences, sources and bans of all that is linked in
 	cargo install --quiet --locked --root target/deny --version $(DENY) cargo-deny
 	target/deny/bin/cargo-deny --locked check bans licenses sources
+	tests/sbom.sh $(IMAGES)/node-agent vnetpool-node-agent $(VERSION) > $(RELEASE)/vnetpool-node-agent_debian.cdx.json
 
 demo-down: ## take the demo's cluster down, also after a crash
 	@if [ -x $(TOOLS)/cluster ]; then $(TOOLS)/cluster down --dir target/cluster/demo; fi

@@ -31,6 +31,9 @@ pub const GONE: &str = "vnetpool.io/gone";
 /// doesn't serve it any more has given it, nor a pause of a Node or a pool that was deleted meanwhile: `true`
 /// ends both.
 pub const RELEASE: &str = "vnetpool.io/release";
+/// Annotation of a NodeIPAllocation by which a person has the operator read the node's NIC now, where it
+/// would believe `spec` for hours. Any value will do that it hasn't had, such as the time.
+pub const READ: &str = "vnetpool.io/read";
 /// Annotation of a Node or a NodeIPPool by which a person has nothing written to Azure for that node, or for
 /// all of the pool's. Its value is the reason.
 pub const PAUSED: &str = "vnetpool.io/paused";

@@ -41,9 +41,9 @@ use crate::{
     source::Source,
     watch as watches,
 };
-use keeper::{Inspected, Keeper, Wanted};
+use keeper::{Inspected, Keeper, Purpose};
 use notes::{Finding, Notes, Reserved};
-use supply::{Meaning, Taken};
+use supply::{Meaning, TakenIn};
 use tables::{Tables, guard};
 
 pub use supply::{Transacted, rebuild, transact};
@@ -87,7 +87,7 @@ pub struct Agent {
     /// `None` during an inspection.
     keeper: Option<Keeper>,
     /// The purpose of the next inspection, and the purpose and outcome of the last one.
-    wanted: Wanted,
+    wanted: Purpose,
     inspected: Inspected,
     /// Whether the rules that the ledger's spec needs are in place, by the last inspection for them; `None`
     /// if this process hasn't inspected. An object that is gone or refused changes nothing of it, nor do
@@ -145,7 +145,7 @@ impl Agent {
             notes,
             tables,
             tenants,
-            wanted: Wanted::default(),
+            wanted: Purpose::default(),
             inspected: Inspected::default(),
             is_ruled: None,
             reserved: Reserved::default(),
@@ -375,8 +375,8 @@ impl Agent {
     }
 
     /// Reports the outcome of a reconcile. Returns when the next address has cooled.
-    fn report(&self, object: Option<&NodeIPAllocation>, taken: Taken) -> Option<Instant> {
-        let Taken { ledger, at, generation: supplied, findings } = taken;
+    fn report(&self, object: Option<&NodeIPAllocation>, taken: TakenIn) -> Option<Instant> {
+        let TakenIn { ledger, at, generation: supplied, findings } = taken;
         let counts = ledger.counts(at);
         self.waiting.send_replace(counts.waiting > 0);
         self.metrics.set_counts(counts);

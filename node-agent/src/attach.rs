@@ -52,15 +52,15 @@ pub fn attach(container: &Container, namespace: &Namespace, conf_dir: &Path) -> 
         Namespace { pid: Some(pid), .. } => PathBuf::from(format!("/proc/{pid}/ns/net")),
         Namespace { netns, .. } => netns.clone().unwrap_or_default(),
     };
-    call("ADD", container, &path.to_string_lossy(), conf_dir)
+    invoke("ADD", container, &path.to_string_lossy(), conf_dir)
 }
 
 /// Takes the address back; fine if there is none.
 pub fn detach(container: &Container, conf_dir: &Path) -> anyhow::Result<()> {
-    call("DEL", container, "", conf_dir)
+    invoke("DEL", container, "", conf_dir)
 }
 
-fn call(verb: &str, container: &Container, netns: &str, conf_dir: &Path) -> anyhow::Result<()> {
+fn invoke(verb: &str, container: &Container, netns: &str, conf_dir: &Path) -> anyhow::Result<()> {
     let configuration = configuration(&conf_dir.join(install::CONFLIST))?;
     let Container { container, ifname } = container;
     let env = |name: &str| {

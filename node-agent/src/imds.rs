@@ -88,7 +88,7 @@ struct Nic {
 #[serde(rename_all = "camelCase")]
 struct Addresses {
     ip_address: Vec<Address>,
-    subnet: Vec<Range>,
+    subnet: Vec<SubnetRange>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -99,7 +99,7 @@ struct Address {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Range {
+struct SubnetRange {
     address: String,
     prefix: String,
 }
@@ -157,7 +157,8 @@ impl Instance {
         if let Some(again) = secondary.iter().find(|one| covers(one, seen_as)) {
             return Err(Invalid::Again { seen_as, again: again.address.clone(), mac });
         }
-        let ranges = nic.ipv4.subnet.iter().map(|Range { address, prefix }| format!("{address}/{prefix}"));
+        let ranges =
+            nic.ipv4.subnet.iter().map(|SubnetRange { address, prefix }| format!("{address}/{prefix}"));
         let interface = Interface {
             id: format!("the VM's primary NIC, {mac}"),
             mac,

@@ -38,7 +38,7 @@ struct Outcome {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Target {
+struct DropTarget {
     target: String,
 }
 
@@ -79,7 +79,7 @@ pub struct Metrics {
     relinquished: Counter,
     sweeps: Family<Kind, Counter>,
     repairs: Family<Kind, Counter>,
-    dropped: Family<Target, Counter>,
+    dropped: Family<DropTarget, Counter>,
     /// For the pods that [`crate::refusals::Refusals`] remembers.
     refused: Family<Refused, Counter>,
     /// Failures of the watch of the node's object.
@@ -288,7 +288,7 @@ impl Metrics {
 
     /// `target` is the name of a counter in the nftables table.
     pub fn count_dropped(&self, target: String, packets: u64) {
-        self.dropped.get_or_create(&Target { target }).inc_by(packets);
+        self.dropped.get_or_create(&DropTarget { target }).inc_by(packets);
     }
 
     pub fn count_refused(&self, refusal: &Refusal, packets: u64) {

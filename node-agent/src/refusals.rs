@@ -20,12 +20,12 @@ const REMEMBERED: usize = 500;
 /// The pods of this node that asked.
 #[derive(Debug, Default)]
 pub struct Refusals {
-    asked: BTreeMap<Refusal, Asked>,
+    asked: BTreeMap<Refusal, Seen>,
 }
 
 /// When packets of a pod's were seen.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+struct Seen {
     first: Millis,
     last: Millis,
 }
@@ -33,7 +33,7 @@ struct Asked {
 impl Refusals {
     /// The pod has asked since the last inspection.
     pub fn asked(&mut self, refusal: Refusal, now: Millis) {
-        self.asked.entry(refusal).or_insert(Asked { first: now, last: now }).last = now;
+        self.asked.entry(refusal).or_insert(Seen { first: now, last: now }).last = now;
     }
 
     /// Forgets pods, each as `namespace/name`, that are no longer on the node nor to be reported, and those

@@ -1,20 +1,32 @@
 //! The agent's watches: its NodeIPAllocation in the API server, the ledger on the node, and the node's
 //! network.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf, pin::pin, sync::Arc, thread, time::Duration};
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    net::Ipv4Addr,
+    path::PathBuf,
+    pin::pin,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use anyhow::Context;
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, future};
 use inotify::{EventMask, Inotify, WatchMask};
 use kube::{
     Api, Resource,
-    runtime::{WatchStreamExt, watcher},
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
 };
 use tokio::{
     sync::{Notify, oneshot, watch},
     time::{Instant, sleep, sleep_until},
 };
-use vnetpool_apiserver::reading::Reading;
+use vnetpool_apiserver::{jittered, reading::Reading};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::{
     ledger::file::{LEDGER, Store},
@@ -25,6 +37,9 @@ use crate::metrics::{Metrics, Watch};
 
 /// While a pod waits, the object is read when the watch has been silent for so long.
 const SILENT: Duration = Duration::from_secs(5);
+/// A wait that goes on may be Azure's fault, and concern thousands of nodes. So each read that shows nothing
+/// new doubles that time, up to this.
+const LONG_SILENT: Duration = Duration::from_secs(60);
 
 /// Keeps `objects` at the NodeIPAllocation `name`, the only one that is requested; `None` while there is
 /// none. Goes on past errors, waiting longer each time. An object that can't be read is there all the same:
@@ -37,16 +52,21 @@ pub async fn object(
     metrics: Metrics,
 ) -> anyhow::Result<()> {
     metrics.heard(Watch::Object);
-    let mut events = pin!(watcher::watch_object(api.clone(), &name).default_backoff());
-    let mut heard = Instant::now();
-    // The version seen last, also of an object that can't be read.
-    let mut known = 0;
+    let mut events = pin!(one(api.clone(), &name).default_backoff());
+    let mut silence = Silence::new();
+    // The version seen last, also of an object that can't be read, and its generation.
+    let (mut known, mut supplied) = (0, None);
     loop {
         tokio::select! {
             event = events.next() => match event {
                 Some(Ok(object)) => {
                     metrics.heard(Watch::Object);
                     known = object.as_ref().map_or(known, version_of);
+                    // Our own reports come by the watch, too, and end no wait.
+                    let generation = object.as_ref().and_then(|object| object.meta().generation);
+                    if std::mem::replace(&mut supplied, generation) != generation {
+                        silence = Silence::new();
+                    }
                     take(object, &objects);
                 }
                 Some(Err(error)) => {
@@ -55,21 +75,59 @@ pub async fn object(
                 }
                 None => anyhow::bail!("the watch of NodeIPAllocation {name} has ended"),
             },
-            () = silent(&mut waiting, heard) => match api.get_opt(&name).await {
-                Ok(Some(object)) => {
-                    if version_of(&object) > known {
-                        known = version_of(&object);
+            () = silence.lasts(&mut waiting) => {
+                silence.lengthen();
+                match api.get_opt(&name).await {
+                    Ok(Some(object)) if version_of(&object) > known => {
+                        (known, supplied) = (version_of(&object), object.meta().generation);
+                        silence = Silence::new();
                         tracing::warn!("the watch of the node's NodeIPAllocation has missed a change");
                         take(Some(object), &objects);
                     }
+                    // The watch shows whether the object is gone for good.
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "can't read the node's NodeIPAllocation; trying again");
+                    }
                 }
-                // The watch shows whether the object is gone for good.
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "can't read the node's NodeIPAllocation; trying again"),
-            },
+            }
         }
-        heard = Instant::now();
+        silence.heard = Instant::now();
     }
+}
+
+/// The object `name`, and `None` while there is none: kube's `watch_object`, but each watch lasts longer.
+fn one(
+    api: Api<Reading<NodeIPAllocation>>,
+    name: &str,
+) -> impl Stream<Item = watcher::Result<Option<Reading<NodeIPAllocation>>>> + use<> {
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}")).timeout(lasting(name));
+    let mut is_there = false;
+    watcher(api, config).filter_map(move |event| {
+        future::ready(match event {
+            Ok(Event::Init) => {
+                is_there = false;
+                None
+            }
+            Ok(Event::InitApply(object)) => {
+                is_there = true;
+                Some(Ok(Some(object)))
+            }
+            Ok(Event::Apply(object)) => Some(Ok(Some(object))),
+            Ok(Event::Delete(_)) => Some(Ok(None)),
+            Ok(Event::InitDone) => (!is_there).then_some(Ok(None)),
+            Err(error) => Some(Err(error)),
+        })
+    })
+}
+
+/// For how many seconds the API server is asked to keep a watch: half an hour to an hour, as it would by
+/// itself. With kube's 290 s, 5,000 agents would begin 17 watches a second for ever, and all together some
+/// minutes after the API server has started. A peer that is gone is noticed all the same, by the client.
+fn lasting(name: &str) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    1800 + (hasher.finish() % 1800) as u32
 }
 
 fn take(object: Option<Reading<NodeIPAllocation>>, objects: &watch::Sender<Option<Arc<NodeIPAllocation>>>) {
@@ -88,17 +146,43 @@ fn take(object: Option<Reading<NodeIPAllocation>>, objects: &watch::Sender<Optio
     }
 }
 
-/// Waits until a pod waits and the watch was silent for [`SILENT`].
-async fn silent(waiting: &mut watch::Receiver<bool>, heard: Instant) {
-    loop {
-        if waiting.wait_for(|waiting| *waiting).await.is_err() {
-            // The agent ends.
-            std::future::pending::<()>().await;
+/// The watch's.
+struct Silence {
+    heard: Instant,
+    /// When the object was read last because of it.
+    read: Option<Instant>,
+    /// After so long the object is read, and the same before it was made random.
+    bearable: Duration,
+    doubled: Duration,
+}
+
+impl Silence {
+    fn new() -> Silence {
+        Silence { heard: Instant::now(), read: None, bearable: SILENT, doubled: SILENT }
+    }
+
+    /// Waits until a pod waits and the watch was silent for too long.
+    async fn lasts(&mut self, waiting: &mut watch::Receiver<bool>) {
+        loop {
+            if waiting.wait_for(|waiting| *waiting).await.is_err() {
+                // The agent ends.
+                std::future::pending::<()>().await;
+            }
+            // A pod's ADD ends after 20 s, and the next one goes on with its wait. This wait is another.
+            if self.read.is_some_and(|read| read.elapsed() > LONG_SILENT) {
+                *self = Silence { heard: self.heard, ..Silence::new() };
+            }
+            sleep_until(self.heard + self.bearable).await;
+            if *waiting.borrow() {
+                return;
+            }
         }
-        sleep_until(heard + SILENT).await;
-        if *waiting.borrow() {
-            return;
-        }
+    }
+
+    fn lengthen(&mut self) {
+        self.read = Some(Instant::now());
+        self.doubled = (self.doubled * 2).min(LONG_SILENT);
+        self.bearable = jittered(self.doubled);
     }
 }
 
@@ -199,6 +283,7 @@ fn may_be_wired(store: &Store, address: Ipv4Addr) -> bool {
 mod tests {
     use super::*;
     use crate::alone::{self, this_test};
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -206,17 +291,28 @@ mod tests {
     /// An API server whose watches send nothing. The object's version is `version`, and a version above 100
     /// can't be read.
     async fn server(version: Arc<AtomicU64>) -> kube::Client {
+        recorded(version).await.0
+    }
+
+    /// The head of each request, and when it came.
+    type Requests = Arc<Mutex<Vec<(Instant, String)>>>;
+
+    /// Such a server, with the requests that it gets.
+    async fn recorded(version: Arc<AtomicU64>) -> (kube::Client, Requests) {
+        let requests = Requests::default();
+        let log = requests.clone();
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
             loop {
                 let (mut connection, _) = listener.accept().await.unwrap();
-                let version = version.clone();
+                let (version, log) = (version.clone(), log.clone());
                 tokio::spawn(async move {
                     let mut taken = vec![0; 8192];
                     while let Ok(count @ 1..) = connection.read(&mut taken).await {
                         let line = String::from_utf8_lossy(&taken[..count]).into_owned();
+                        log.lock().unwrap().push((Instant::now(), line.clone()));
                         let version = version.load(Ordering::Relaxed);
                         let pool = if version > 100 { "7" } else { "\"p\"" };
                         let object = format!(
@@ -239,7 +335,7 @@ mod tests {
                 });
             }
         });
-        vnetpool_apiserver::client::client(kube::Config::new(url.parse().unwrap())).unwrap()
+        (vnetpool_apiserver::client::client(kube::Config::new(url.parse().unwrap())).unwrap(), requests)
     }
 
     fn metrics() -> Metrics {
@@ -274,6 +370,66 @@ mod tests {
         let begun = Instant::now();
         seen.wait_for(is(3)).await.unwrap();
         assert!(begun.elapsed() <= SILENT, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_lasts_half_an_hour_to_an_hour_by_the_nodes_name() {
+        let (client, requests) = recorded(Arc::new(AtomicU64::new(1))).await;
+        let (objects, waiting) = (watch::Sender::new(None), watch::Sender::new(false));
+        let mut seen = objects.subscribe();
+        tokio::spawn(object(Api::all(client), "n".into(), objects, waiting.subscribe(), metrics()));
+        seen.wait_for(Option::is_some).await.unwrap();
+        sleep(SILENT).await;
+        let requests = requests.lock().unwrap();
+        let (_, watch) = requests.iter().find(|(_, head)| head.contains("watch=true")).unwrap();
+        assert!(watch.contains(&format!("timeoutSeconds={}&", lasting("n"))), "{watch}");
+        let lengths: Vec<u32> = (0..1000).map(|number| lasting(&format!("node-{number}"))).collect();
+        assert!(lengths.iter().all(|length| (1800..3600).contains(length)), "{lengths:?}");
+        let early = lengths.iter().filter(|length| **length < 2700).count();
+        assert!((400..600).contains(&early), "{early} of 1,000 nodes are in the first half");
+    }
+
+    /// An outage of Azure's has pods wait on each of thousands of nodes.
+    #[tokio::test(start_paused = true)]
+    async fn while_a_pod_waits_on_the_object_is_read_ever_more_rarely() {
+        let _heard = tracing::subscriber::set_default(tracing_subscriber::fmt().with_test_writer().finish());
+        let newest = Arc::new(AtomicU64::new(1));
+        let (client, requests) = recorded(newest.clone()).await;
+        let (objects, waiting) = (watch::Sender::new(None), watch::Sender::new(false));
+        let mut seen = objects.subscribe();
+        tokio::spawn(object(Api::all(client), "n".into(), objects, waiting.subscribe(), metrics()));
+        seen.wait_for(Option::is_some).await.unwrap();
+        let begun = Instant::now();
+        // Each ADD waits for 20 s, and the next one comes soon after.
+        for _ in 0..24 {
+            waiting.send_replace(true);
+            sleep(Duration::from_secs(20)).await;
+            waiting.send_replace(false);
+            sleep(Duration::from_secs(5)).await;
+        }
+        let reads = |since: Instant| -> Vec<Duration> {
+            let requests = requests.lock().unwrap();
+            let reads = requests.iter().filter(|(_, head)| head.contains("/nodeipallocations/n"));
+            reads.filter_map(|(at, _)| at.checked_duration_since(since)).collect()
+        };
+        let of_ten_minutes = reads(begun);
+        assert!(of_ten_minutes[0] <= SILENT && of_ten_minutes[1] <= 3 * SILENT, "{of_ten_minutes:?}");
+        assert!((6..=24).contains(&of_ten_minutes.len()), "{of_ten_minutes:?}");
+
+        // A change that only a read shows begins anew, and so does another wait, later.
+        newest.store(2, Ordering::Relaxed);
+        waiting.send_replace(true);
+        seen.wait_for(|object| object.as_deref().is_some_and(|object| version(object) == 2)).await.unwrap();
+        let changed = Instant::now();
+        sleep(3 * SILENT).await;
+        assert!(!reads(changed).is_empty());
+        sleep(10 * LONG_SILENT).await;
+        waiting.send_replace(false);
+        sleep(2 * LONG_SILENT).await;
+        let again = Instant::now();
+        waiting.send_replace(true);
+        sleep(3 * SILENT).await;
+        assert!(!reads(again).is_empty());
     }
 
     /// Counts the warnings that contain a text.

@@ -63,7 +63,7 @@ use cache::{Document, Documents, Read, Slots};
 use late::Late;
 use network::VirtualNetwork;
 use operation::{End, Operation, Tracking};
-use refused::{Places, Refused};
+use refused::{Concerns, Refused};
 use routes::Tables;
 use transport::{Answer, Call, Transport};
 use uniform::{Model, Models};
@@ -288,13 +288,13 @@ impl Azure {
         change: &Change,
         urgency: impl Into<Urgency>,
     ) -> Result<Written<Nic>, Error> {
-        let places = Places::of_nic(change);
-        let urgency = self.begin_to_ask(&places, id, urgency.into())?;
+        let concerns = Concerns::of_nic(change);
+        let urgency = self.begin_to_ask(&concerns, id, urgency.into())?;
         let written = self.write_nic(id, change, urgency).await;
         let written =
             written.map_err(|error| if change.restore.is_empty() { error.of_no_address() } else { error });
         if written.as_ref().map_or(true, |written| written.was_sent) {
-            self.refused.learn(&places, id, written.as_ref().map(|_| ()), Instant::now());
+            self.refused.learn(&concerns, id, written.as_ref().map(|_| ()), Instant::now());
         }
         written
     }
@@ -303,14 +303,14 @@ impl Azure {
     ///
     /// # Errors
     /// They are: nothing is to be sent.
-    fn begin_to_ask(&self, places: &Places, id: &ResourceId, urgency: Urgency) -> Result<Urgency, Error> {
-        let since = self.refused.begin(places, Instant::now()).map_err(|error| error.about(id.as_str()))?;
-        Ok(urgency.at_most_until(self.refused.clone().until_refused(places.clone(), since)))
+    fn begin_to_ask(&self, concerns: &Concerns, id: &ResourceId, urgency: Urgency) -> Result<Urgency, Error> {
+        let since = self.refused.begin(concerns, Instant::now()).map_err(|error| error.about(id.as_str()))?;
+        Ok(urgency.at_most_until(self.refused.clone().until_refused(concerns.clone(), since)))
     }
 
     /// Why no NIC is made to refer to one of these now.
     pub fn refusal_of<'a>(&self, referred: impl IntoIterator<Item = &'a ResourceId>) -> Option<Error> {
-        self.refused.refusal(&Places::of_referred(referred), Instant::now())
+        self.refused.refusal(&Concerns::of_referred(referred), Instant::now())
     }
 
     /// A person may have ended what all are refused. The same `cause` counts once.

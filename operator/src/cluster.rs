@@ -32,7 +32,7 @@ use tracing::warn;
 use vnetpool_apiserver::reading::{Reading, Unreadable};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-use crate::demand::{Demand, Uid};
+use crate::demand::{BoundPods, Uid};
 use crate::health::Health;
 use crate::left_alone::{self, Architectures};
 use crate::lock::lock;
@@ -60,7 +60,7 @@ pub struct Cluster {
     /// By name, the API server's answers to writes of ours that the watch hasn't shown yet.
     answers: Arc<Mutex<HashMap<String, Arc<NodeIPAllocation>>>>,
     pools: Store<NodeIPPool>,
-    demand: Arc<Mutex<Demand>>,
+    demand: Arc<Mutex<BoundPods>>,
     pods_listed: watch::Receiver<bool>,
     /// Objects that are there and can't be read.
     unknown_nodes: Unknown,
@@ -118,7 +118,6 @@ impl Cluster {
         let architectures = architectures.clone();
         let cluster = Cluster { architectures, ..Cluster::new(nodes, allocations, pools, pods_listed) };
         let (waker, wakeups) = wakeups::channels();
-        let ends = || (cluster.clone(), waker.clone());
         let from = || (client.clone(), health.clone());
         let renewals = cluster.renewals.clone();
 
@@ -126,17 +125,13 @@ impl Cluster {
         // anew could go back in time.
         let everything = watcher::Config::default().page_size(PAGE);
         let bound = watcher::Config::default().fields("spec.nodeName!=").page_size(PAGE_OF_PODS);
-        let (view, call) = ends();
-        let take = intake::nodes(view, call, node_writer);
+        let take = intake::nodes(cluster.clone(), waker.clone(), node_writer);
         let nodes = follow("Node", from(), everything.clone(), renewals.nodes, take);
-        let (view, call) = ends();
-        let take = intake::allocations(view, call, allocation_writer);
+        let take = intake::allocations(cluster.clone(), waker.clone(), allocation_writer);
         let allocations = follow("NodeIPAllocation", from(), everything.clone(), renewals.allocations, take);
-        let (view, call) = ends();
-        let take = intake::pools(view, call, pool_writer);
+        let take = intake::pools(cluster.clone(), waker.clone(), pool_writer);
         let pools = follow("NodeIPPool", from(), everything, renewals.pools, take);
-        let (view, call) = ends();
-        let take = intake::pods(view, call, listed);
+        let take = intake::pods(cluster.clone(), waker.clone(), listed);
         let pods = follow("Pod", from(), bound, renewals.pods, take);
         let watches = [
             ("watch of Nodes", nodes.boxed()),

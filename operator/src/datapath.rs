@@ -31,7 +31,7 @@ pub struct Here {
 
 /// What the check has found. Empty means that nothing was wrong.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct Findings {
     pub good: Vec<String>,
     pub wrong: Vec<String>,
 }
@@ -50,7 +50,7 @@ struct Nodes {
 ///
 /// # Errors
 /// When the API server can't be asked.
-pub async fn run(client: Client, here: &Here, port: u16) -> Result<Report, kube::Error> {
+pub async fn run(client: Client, here: &Here, port: u16) -> Result<Findings, kube::Error> {
     let nodes = list(client, here).await?;
     let mut report = own(here, nodes.here.as_deref());
     let all = nodes.addresses.len();
@@ -58,7 +58,7 @@ pub async fn run(client: Client, here: &Here, port: u16) -> Result<Report, kube:
     if sample.len() < all {
         report.good.push(format!("of {all} nodes these {} are tried, evenly by their names", sample.len()));
     }
-    let calls = sample.into_iter().map(|(name, address)| async move {
+    let attempts = sample.into_iter().map(|(name, address)| async move {
         let to = SocketAddr::new(IpAddr::V4(address), port);
         let outcome = match timeout(PATIENCE, TcpStream::connect(to)).await {
             Ok(Ok(_)) => Ok(()),
@@ -67,9 +67,9 @@ pub async fn run(client: Client, here: &Here, port: u16) -> Result<Report, kube:
         };
         (name, to, outcome)
     });
-    let mut calls: Vec<_> = futures::stream::iter(calls).buffer_unordered(AT_ONCE).collect().await;
-    calls.sort_by(|(one, ..), (other, ..)| one.cmp(other));
-    for (name, to, outcome) in calls {
+    let mut attempts: Vec<_> = futures::stream::iter(attempts).buffer_unordered(AT_ONCE).collect().await;
+    attempts.sort_by(|(one, ..), (other, ..)| one.cmp(other));
+    for (name, to, outcome) in attempts {
         match outcome {
             Ok(()) => report.good.push(format!("node {name} answers at {to}")),
             Err(why) => report.wrong.push(format!("node {name} isn't reached at {to}: {why}")),
@@ -108,9 +108,9 @@ fn sample<T>(all: Vec<T>, most: usize) -> Vec<T> {
 }
 
 /// Whether the pod's address is one of those that are reserved for its node. Pure.
-fn own(here: &Here, reserved: Option<&[Ipv4Net]>) -> Report {
+fn own(here: &Here, reserved: Option<&[Ipv4Net]>) -> Findings {
     let Here { node, address } = here;
-    let mut report = Report::default();
+    let mut report = Findings::default();
     let Some(ranges) = reserved else {
         report.wrong.push(format!("node {node} has no NodeIPAllocation that can be read"));
         return report;
@@ -136,7 +136,7 @@ fn address_of(node: &NodeIPAllocation) -> Option<Ipv4Addr> {
     primary.primary_address.parse().ok()
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.good.iter().try_for_each(|line| writeln!(f, "good   {line}"))?;
         self.wrong.iter().try_for_each(|line| writeln!(f, "WRONG  {line}"))

@@ -18,7 +18,7 @@ pub use uid::Uid;
 ///
 /// No question about one node is answered by a scan over all pods.
 #[derive(Debug, Default)]
-pub struct Demand {
+pub struct BoundPods {
     nodes: HashMap<Arc<str>, Bound>,
     /// The node of each counted pod: a deleted pod's event may no longer name it.
     pods: HashMap<Uid, Arc<str>>,
@@ -39,7 +39,7 @@ struct Bound {
     wishes: HashMap<Uid, (String, Wish)>,
 }
 
-impl Demand {
+impl BoundPods {
     /// Takes in one event and gives the nodes whose demand it changed.
     pub fn apply(&mut self, event: Event<Pod>, now: Instant) -> Vec<Arc<str>> {
         match event {
@@ -166,7 +166,7 @@ mod tests {
         decoded(json!({ "metadata": { "uid": uid }, "spec": spec, "status": { "phase": phase } }))
     }
 
-    fn applied(demand: &mut Demand, event: Event<Pod>, now: Instant) -> Vec<String> {
+    fn applied(demand: &mut BoundPods, event: Event<Pod>, now: Instant) -> Vec<String> {
         demand.apply(event, now).iter().map(|node| node.to_string()).collect()
     }
 
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_bound_pod_is_counted_once_however_often_it_is_seen() {
-        let (mut demand, start) = (Demand::default(), Instant::now());
+        let (mut demand, start) = (BoundPods::default(), Instant::now());
         assert_eq!(applied(&mut demand, Event::Apply(pod("a", "n")), start), ["n"]);
         let later = start + Duration::from_secs(1);
         assert!(demand.apply(Event::Apply(with("a", "n", false, "Running")), later).is_empty());
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn pods_on_the_host_network_and_finished_pods_need_no_address() {
-        let (mut demand, now) = (Demand::default(), Instant::now());
+        let (mut demand, now) = (BoundPods::default(), Instant::now());
         assert!(demand.apply(Event::Apply(with("a", "n", true, "Running")), now).is_empty());
         demand.apply(Event::Apply(pod("b", "n")), now);
         assert_eq!(applied(&mut demand, Event::Apply(with("b", "n", false, "Succeeded")), now), ["n"]);
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_deleted_pod_needs_no_address_and_breaks_the_stillness() {
-        let (mut demand, start) = (Demand::default(), Instant::now());
+        let (mut demand, start) = (BoundPods::default(), Instant::now());
         demand.apply(Event::Apply(pod("a", "n")), start);
         let later = start + Duration::from_secs(1);
         assert_eq!(applied(&mut demand, Event::Delete(pod("a", "n")), later), ["n"]);
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_went_while_the_watch_was_down_is_noticed_by_the_next_list() {
-        let (mut demand, now) = (Demand::default(), Instant::now());
+        let (mut demand, now) = (BoundPods::default(), Instant::now());
         demand.apply(Event::Apply(pod("a", "n")), now);
         demand.apply(Event::Apply(pod("b", "m")), now);
         demand.apply(Event::Init, now);
@@ -219,7 +219,7 @@ mod tests {
             let metadata = json!({ "uid": "a", "namespace": "d", "name": "p", "annotations": annotations });
             Event::Apply(decoded(json!({ "metadata": metadata, "spec": { "nodeName": "n" } })))
         };
-        let (mut demand, now) = (Demand::default(), Instant::now());
+        let (mut demand, now) = (BoundPods::default(), Instant::now());
         demand.apply(asks(None), now);
         assert!(demand.wishes("n").is_empty());
         assert_eq!(applied(&mut demand, asks(Some("web")), now), ["n"]);
@@ -236,7 +236,7 @@ mod tests {
         let metadata =
             json!({ "uid": "of-the-mirror", "annotations": { "kubernetes.io/config.mirror": "0f7b1e" } });
         let mirror = decoded(json!({ "metadata": metadata, "spec": { "nodeName": "n" } }));
-        let (mut demand, now) = (Demand::default(), Instant::now());
+        let (mut demand, now) = (BoundPods::default(), Instant::now());
         demand.apply(Event::Init, now);
         demand.apply(Event::InitApply(mirror.clone()), now);
         demand.apply(Event::InitDone, now);
@@ -255,7 +255,7 @@ mod tests {
         let annotations = json!({ "kubernetes.io/config.mirror": VICTIM });
         let impostor =
             pod(json!({ "uid": "4f1c0000-0000-4000-8000-000000000002", "annotations": annotations }));
-        let (mut demand, now) = (Demand::default(), Instant::now());
+        let (mut demand, now) = (BoundPods::default(), Instant::now());
         demand.apply(Event::Init, now);
         demand.apply(Event::InitApply(victim), now);
         demand.apply(Event::InitDone, now);
@@ -283,7 +283,7 @@ mod tests {
             assert!(reading.0.is_err());
             pod::read(Event::Apply(reading)).unwrap()
         };
-        let mut demand = Demand::default();
+        let mut demand = BoundPods::default();
         let now = Instant::now();
         let garbled = pod(json!({ "nodeName": "n", "hostNetwork": "no" }), json!({ "phase": 3 }));
         assert_eq!(applied(&mut demand, garbled, now), ["n"]);
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_node_without_pods_is_forgotten_when_others_come() {
-        let (mut demand, start) = (Demand::default(), Instant::now());
+        let (mut demand, start) = (BoundPods::default(), Instant::now());
         demand.apply(Event::Apply(pod("a", "n")), start);
         demand.apply(Event::Delete(pod("a", "n")), start);
         demand.apply(Event::Apply(pod("b", "m")), start + KEPT / 2);
@@ -311,7 +311,7 @@ mod tests {
             let metadata = json!({ "uid": "a", "annotations": annotations });
             decoded(json!({ "metadata": metadata, "spec": { "nodeName": "n" } }))
         };
-        let (mut demand, now) = (Demand::default(), Instant::now());
+        let (mut demand, now) = (BoundPods::default(), Instant::now());
         assert!(!demand.shows(&pod("a", "n")));
         assert!(
             demand.shows(&with("a", "n", true, "Running")) && demand.shows(&with("a", "n", false, "Failed"))

@@ -90,7 +90,7 @@ enum Attempt {
 
 /// Why leading, or standing by, ended.
 #[derive(Debug, thiserror::Error)]
-pub enum Lost {
+pub enum Ending {
     #[error("the Lease could not be renewed for {} s: {last}", GIVE_UP.as_secs())]
     NotRenewed { last: String },
     #[error("the Lease was taken over by {holder}")]
@@ -112,7 +112,7 @@ impl Candidate {
     ///
     /// # Errors
     /// When the store turns out to be set back: what this replica has cached is of a state that never was.
-    pub async fn acquire(&mut self) -> Result<Leadership<'_>, Lost> {
+    pub async fn acquire(&mut self) -> Result<Leadership<'_>, Ending> {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
             let asked = Instant::now();
@@ -126,7 +126,7 @@ impl Candidate {
                         gap,
                     });
                 }
-                Ok(Ok(Attempt::SetBack)) => return Err(Lost::SetBack),
+                Ok(Ok(Attempt::SetBack)) => return Err(Ending::SetBack),
                 Ok(Ok(Attempt::Held)) => {}
                 Ok(Err(error)) => warn!(lease = self.name, %error, "can't ask for the Lease"),
                 Err(_) => warn!(lease = self.name, "can't ask for the Lease: the API server doesn't answer"),
@@ -226,7 +226,7 @@ impl Leadership<'_> {
     }
 
     /// Renews the Lease until it is lost.
-    pub async fn keep(&mut self) -> Lost {
+    pub async fn keep(&mut self) -> Ending {
         loop {
             sleep(RENEW).await;
             let deadline = self.tenure.renewed() + GIVE_UP;
@@ -243,7 +243,7 @@ impl Leadership<'_> {
                     Err(_) => {}
                 }
                 if Instant::now() + Duration::from_secs(1) >= deadline {
-                    return Lost::NotRenewed { last };
+                    return Ending::NotRenewed { last };
                 }
                 warn!(lease = self.candidate.name, error = last, "Lease not renewed, trying again");
                 sleep(Duration::from_secs(1)).await;
@@ -253,13 +253,13 @@ impl Leadership<'_> {
 
     /// One request; two more only after another client's edit of the Lease, or an answer that was lost: a
     /// renewal counts when it is answered, since only then other replicas wait from that moment on.
-    async fn renew(&mut self) -> Result<Option<Lost>, kube::Error> {
+    async fn renew(&mut self) -> Result<Option<Ending>, kube::Error> {
         let Candidate { leases, name, .. } = &*self.candidate;
         let renewed = leases.replace(name, &PostParams::default(), &self.next()).await;
         let lease = match renewed {
             Err(error) if is_status(&error, CONFLICT) || is_status(&error, NOT_FOUND) => {
                 let Some(lease) = leases.get_opt(name).await? else {
-                    return Ok(Some(Lost::TakenOver { holder: "nobody".into() }));
+                    return Ok(Some(Ending::TakenOver { holder: "nobody".into() }));
                 };
                 if let Some(lost) = self.take_in(lease) {
                     return Ok(Some(lost));
@@ -282,16 +282,16 @@ impl Leadership<'_> {
     }
 
     /// Goes on with the Lease in this version, unless it shows that this replica leads no more.
-    fn take_in(&mut self, lease: Lease) -> Option<Lost> {
+    fn take_in(&mut self, lease: Lease) -> Option<Ending> {
         if self.candidate.is_set_back(&lease) {
-            return Some(Lost::SetBack);
+            return Some(Ending::SetBack);
         }
         match lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()) {
             Some(holder) if holder == self.candidate.identity => {
                 self.lease = lease;
                 None
             }
-            holder => Some(Lost::TakenOver { holder: holder.unwrap_or_else(|| "nobody".into()) }),
+            holder => Some(Ending::TakenOver { holder: holder.unwrap_or_else(|| "nobody".into()) }),
         }
     }
 

@@ -23,9 +23,9 @@ impl FromIterator<String> for Architectures {
 }
 
 impl Architectures {
-    /// Whether no image is for the Node. The kubelet labels each Node; one without the label may be served.
-    fn lack(&self, node: &Node) -> bool {
-        let architecture = node.labels().get("kubernetes.io/arch");
+    /// Whether no image is for a Node with this label. The kubelet labels each Node; one without the label
+    /// may be served.
+    fn lack(&self, architecture: Option<&str>) -> bool {
         !self.0.is_empty() && architecture.is_some_and(|one| self.0.iter().all(|known| known != one))
     }
 }
@@ -71,29 +71,35 @@ impl Cause {
 
 /// Why nothing is reserved for a Node and nothing of it is changed; `None`: it is served like any other.
 pub fn cause(node: &Node, architectures: &Architectures) -> Option<Cause> {
-    let never = never(|label| node.labels().get(label), |taint| node.has_taint(taint));
-    never.or_else(|| architectures.lack(node).then_some(Cause::Architecture))
+    by_marks(|label| node.labels().get(label), |taint| node.has_taint(taint), architectures)
 }
 
-/// The cause that no image would end, by the value of each label and by the keys of taints. Virtual nodes are
-/// known as Azure's and others' virtual kubelets mark them: by a label, a taint, or both.
-fn never<'a>(label: impl Fn(&str) -> Option<&'a str>, has_taint: impl Fn(&str) -> bool) -> Option<Cause> {
+/// The same of a Node that was read as a whole.
+pub fn cause_of_whole(node: &v1::Node, architectures: &Architectures) -> Option<Cause> {
+    let taints = || node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let label = |name: &str| node.labels().get(name).map(String::as_str);
+    by_marks(label, |key| taints().any(|taint| taint.key == key), architectures)
+}
+
+/// By the value of each label and by the keys of taints. Virtual nodes are known as Azure's and others'
+/// virtual kubelets mark them: by a label, a taint, or both. A cause that no image would end comes first.
+fn by_marks<'a>(
+    label: impl Fn(&str) -> Option<&'a str>,
+    has_taint: impl Fn(&str) -> bool,
+    architectures: &Architectures,
+) -> Option<Cause> {
     if label("type") == Some("virtual-kubelet") || has_taint("virtual-kubelet.io/provider") {
         return Some(Cause::Virtual);
     }
-    (label("kubernetes.io/os") == Some("windows")).then_some(Cause::Windows)
+    if label("kubernetes.io/os") == Some("windows") {
+        return Some(Cause::Windows);
+    }
+    architectures.lack(label("kubernetes.io/arch")).then_some(Cause::Architecture)
 }
 
 /// Whether a Node is left alone, whatever architectures there are images for.
 pub fn is_never_served(node: &Node) -> bool {
     cause(node, &Architectures::default()).is_some()
-}
-
-/// The same of a Node that was read as a whole.
-pub fn whole_is_never_served(node: &v1::Node) -> bool {
-    let taints = || node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    let label = |name: &str| node.labels().get(name).map(String::as_str);
-    never(label, |key| taints().any(|taint| taint.key == key)).is_some()
 }
 
 /// Whether a pool's selector takes in a Node.

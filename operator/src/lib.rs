@@ -16,6 +16,7 @@ pub mod args;
 pub mod azure;
 mod beside;
 mod caught;
+mod causes;
 mod cluster;
 mod context;
 pub mod crds;

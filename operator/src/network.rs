@@ -30,9 +30,9 @@ pub struct Networks {
 
 struct Known {
     network: Arc<Network>,
-    /// When the virtual network was last read.
+    /// When the virtual network was last read, see [`asked_at`].
     read_at: Instant,
-    free: Free,
+    free: FreeAddresses,
 }
 
 /// How full a subnet or a virtual network is, as Azure reports it: a hint. That there is no room is learned
@@ -51,7 +51,7 @@ pub enum Hint<T> {
 }
 
 /// The free addresses of a subnet.
-pub type Free = Hint<u32>;
+pub type FreeAddresses = Hint<u32>;
 
 /// When each virtual network's usage was last requested, and the answer.
 type Counts = HashMap<ResourceId, (Instant, Hint<Arc<Usages>>)>;
@@ -61,7 +61,7 @@ type Counts = HashMap<ResourceId, (Instant, Hint<Arc<Usages>>)>;
 pub struct Subnet {
     /// How many addresses Azure can give out in it.
     pub size: u32,
-    pub free: Free,
+    pub free: FreeAddresses,
 }
 
 /// A change of a subnet.
@@ -137,7 +137,7 @@ impl Networks {
     }
 
     async fn read(&self, subnets: Vec<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
-        for subnet in subnets {
+        for subnet in subnets.clone() {
             // One request for all subnets of a virtual network.
             match self.azure.network(&subnet, URGENCY).await {
                 Ok(network) => {
@@ -149,10 +149,23 @@ impl Networks {
                 Err(error) => {
                     // What was read before stays good: a range is rarely taken from a network.
                     warn!(%subnet, reason = %error.reason(), %error, "virtual network not read");
-                    if let Some(known) = self.lock().get_mut(&subnet) {
-                        known.read_at = Instant::now();
+                    let pause = error.pause();
+                    // All subnets of a virtual network ask for the same.
+                    let all = if pause.is_zero() { std::slice::from_ref(&subnet) } else { &subnets };
+                    self.put_off(all, pause);
+                    if !pause.is_zero() {
+                        return;
                     }
                 }
+            }
+        }
+    }
+
+    fn put_off(&self, subnets: &[ResourceId], pause: Duration) {
+        let mut known = self.lock();
+        for subnet in subnets {
+            if let Some(known) = known.get_mut(subnet) {
+                known.read_at = asked_at(pause);
             }
         }
     }
@@ -179,11 +192,14 @@ impl Networks {
         for vnet in vnets {
             let last = lock(&self.counts).get(&vnet).map(|(last, _)| *last);
             if last.is_none_or(|last| last.elapsed() >= NETWORK_KEPT) {
-                let usages = match self.azure.usages(&vnet, Priority::GiveBack).await {
-                    Ok(usages) => Hint::Counted(Arc::new(usages)),
-                    Err(error) => Hint::Unreadable { reason: error.reason(), message: error.to_string() },
+                let (usages, pause) = match self.azure.usages(&vnet, Priority::GiveBack).await {
+                    Ok(usages) => (Hint::Counted(Arc::new(usages)), Duration::ZERO),
+                    Err(error) => {
+                        let (reason, message) = (error.reason(), error.to_string());
+                        (Hint::Unreadable { reason, message }, error.pause())
+                    }
                 };
-                let before = lock(&self.counts).insert(vnet.clone(), (Instant::now(), usages.clone()));
+                let before = lock(&self.counts).insert(vnet.clone(), (asked_at(pause), usages.clone()));
                 if before.is_none_or(|(_, before)| before != usages) {
                     news.insert(vnet);
                 }
@@ -198,14 +214,14 @@ impl Networks {
             let free = match self.usages(&vnet) {
                 Hint::Pending => continue,
                 Hint::Counted(usages) => match usages.get(&subnet.name().to_ascii_lowercase()) {
-                    Some(usage) => Free::Counted(usage.free()),
-                    None => Free::Uncounted,
+                    Some(usage) => FreeAddresses::Counted(usage.free()),
+                    None => FreeAddresses::Uncounted,
                 },
-                Hint::Uncounted => Free::Uncounted,
-                Hint::Unreadable { reason, message } => Free::Unreadable { reason, message },
+                Hint::Uncounted => FreeAddresses::Uncounted,
+                Hint::Unreadable { reason, message } => FreeAddresses::Unreadable { reason, message },
             };
             if self.note(&subnet, &free) {
-                if let Free::Unreadable { reason, message } = free {
+                if let FreeAddresses::Unreadable { reason, message } = free {
                     warn!(%subnet, %reason, message, "free addresses not read");
                 }
                 changed(&subnet, News::Free);
@@ -216,7 +232,7 @@ impl Networks {
     }
 
     /// Whether that is news.
-    fn note(&self, subnet: &ResourceId, free: &Free) -> bool {
+    fn note(&self, subnet: &ResourceId, free: &FreeAddresses) -> bool {
         let mut known = self.lock();
         let Some(known) = known.get_mut(subnet) else { return false };
         std::mem::replace(&mut known.free, free.clone()) != *free
@@ -255,8 +271,14 @@ impl Networks {
 
 /// How long until the earliest of these reads is due again.
 fn until_due(times: impl Iterator<Item = Instant>) -> Duration {
-    let oldest = times.min().unwrap_or_else(Instant::now);
-    NETWORK_KEPT.saturating_sub(oldest.elapsed())
+    let now = Instant::now();
+    (times.min().unwrap_or(now) + NETWORK_KEPT).saturating_duration_since(now)
+}
+
+/// When something was asked for, for the time until it is asked for again: now, or so much later that Azure
+/// has its pause.
+fn asked_at(pause: Duration) -> Instant {
+    Instant::now() + pause.saturating_sub(NETWORK_KEPT)
 }
 
 /// Azure keeps the first four addresses of each prefix and the last (learn.microsoft.com, "Azure Virtual

@@ -74,6 +74,7 @@ use asking::Turns;
 use attachments::step;
 use blame::Part;
 use error::Error;
+pub use lag::AGENT_GRACE;
 use memory::Memory;
 use memory::known::Read;
 pub use memory::others::Found;
@@ -100,6 +101,7 @@ async fn reconcile_one(
     memory: &mut Memory,
     is_of_another_past: bool,
 ) -> Result<Next, Error> {
+    let allocation = Box::pin(report::settle_unanswered(ctx, allocation, memory)).await?;
     let node = match ctx.cluster.node(&allocation.name_any()) {
         Some(node) if allocation.metadata.deletion_timestamp.is_none() => node,
         node => return Box::pin(let_go(ctx, &allocation, memory, node.is_none())).await,

@@ -28,7 +28,7 @@ use crate::cluster::{Cluster, Wakeups, Watched, unreadable};
 use crate::context::{Context, Stop, Waits};
 use crate::events::{self, Events};
 use crate::health::Health;
-use crate::leader::{Candidate, Leadership, Lost};
+use crate::leader::{Candidate, Ending, Leadership};
 use crate::left_alone::Architectures;
 use crate::lock::lock;
 use crate::metrics::{self, Metrics};
@@ -115,7 +115,7 @@ async fn serve(
     client: &Client,
     candidate: &mut Candidate,
     mut stop: Pin<&mut impl Future<Output = ()>>,
-) -> Result<Option<Lost>, Error> {
+) -> Result<Option<Ending>, Error> {
     let metrics = Arc::new(Metrics::default());
     let health = metrics.health.clone();
     let azure = Arc::new(Azure::new(&config.azure)?);
@@ -240,7 +240,7 @@ async fn lead(
     tasks: &mut JoinSet<Error>,
     (ctx, wakeups): (Arc<Context>, Wakeups),
     stop: Pin<&mut impl Future<Output = ()>>,
-) -> Result<Option<Lost>, Error> {
+) -> Result<Option<Ending>, Error> {
     let (end, stopped) = oneshot::channel();
     let stopped = stopped.map((|_| ()) as fn(Result<(), oneshot::Canceled>)).shared();
     let mut control = pin!(control(ctx, wakeups, stopped));
@@ -266,7 +266,7 @@ async fn lead(
 }
 
 /// The controllers. End when they are stopped and their reconciles are done.
-async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) -> Result<(), Lost> {
+async fn control(ctx: Arc<Context>, mut wakeups: Wakeups, stop: Stop) -> Result<(), Ending> {
     let proved = async {
         let is_ready = ctx.cluster.ready().await;
         if is_ready {

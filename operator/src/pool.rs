@@ -25,7 +25,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use tracing::warn;
 use vnetpool_apiserver::jittered;
-use vnetpool_crds::condition::{NETWORK_EXHAUSTING, SELECTED, SUBNET_EXHAUSTING, VALID};
+use vnetpool_crds::condition::{self, NETWORK_EXHAUSTING, SELECTED, SUBNET_EXHAUSTING, VALID};
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus, names};
 
@@ -55,6 +55,8 @@ struct Pools {
     reconciled: Mutex<HashMap<String, Instant>>,
     /// What was last written to the status of a pool, by its name.
     written: Mutex<HashMap<String, Written>>,
+    /// The writes that the API server hasn't answered.
+    unanswered: Mutex<HashMap<String, Unanswered>>,
 }
 
 struct Written {
@@ -64,12 +66,19 @@ struct Written {
     conditions: Vec<Condition>,
 }
 
+struct Unanswered {
+    uid: Option<String>,
+    /// The conditions that the pool had before.
+    before: Vec<Condition>,
+    next: NodeIPPoolStatus,
+}
+
 /// Runs until `stop`.
-pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<NodeIPPool>>, stop: Stop) {
-    let pools = Pools { ctx: ctx.clone(), reconciled: Mutex::default(), written: Mutex::default() };
+pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIPPool>>, stop: Stop) {
+    let pools = Pools::new(ctx.clone());
     Controller::for_stream(futures::stream::pending(), ctx.cluster.pools())
         .graceful_shutdown_on(stop)
-        .reconcile_on(calls)
+        .reconcile_on(requests)
         .run(reconcile, |_, _, _| Action::requeue(jittered(RETRY)), Arc::new(pools))
         .for_each(|result| async {
             match result {
@@ -94,6 +103,7 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
     if ctx.cluster.is_unreadable_pool(&name) {
         return Ok(Action::await_change());
     }
+    controller.settle_unanswered(pool, now).await?;
     let served = ctx.cluster.allocations().state_filter(|allocation| allocation.spec.pool == name);
     let before = pool.status.clone().unwrap_or_default();
     let pools = ctx.cluster.pools().state();
@@ -112,47 +122,81 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
     let architectures = ctx.cluster.architectures();
     left_alone::report(pool, &mut next, nodes.iter().map(Arc::as_ref), architectures, Timestamp::now());
     leaving::report(pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
-    rolling::report(pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
+    let stops_in = rolling::report(pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
     let coarseness = |subscription: &str| lock(&ctx.scarcity).coarseness(subscription);
     scarce::report(pool, &mut next, served.iter().map(Arc::as_ref), coarseness, Timestamp::now());
     unreadable::report(pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if is_the_same(&before, &next) {
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
-        return Ok(Action::await_change());
+        return Ok(again(stops_in));
     }
     if let Some(rest) = controller.sums_wait(pool, now).filter(|_| only_sums_differ(&before, &next)) {
         return Ok(Action::requeue(rest));
     }
+    let asked = Unanswered { uid: pool.uid(), before: before.conditions, next: next.clone() };
+    lock(&controller.unanswered).insert(name.clone(), asked);
     let result = apply(ctx, &name, &next).await;
     ctx.metrics.reconciled("pool", if result.is_ok() { "ok" } else { "APIServer" }, now.elapsed());
     result?;
-    // The watch may not have shown yet what was written last, and each turn is published once.
-    let written = controller.wrote(pool, &next, now);
-    let reported = written.map_or(before.conditions, |written| written.conditions);
-    if let Some(invalid) = turned_false(VALID, &reported, &next.conditions) {
-        let event = events::turned(invalid, "Validate");
-        ctx.events.report(&[pool.object_ref(&())], event);
+    if let Some(asked) = lock(&controller.unanswered).remove(&name) {
+        controller.report(pool, asked, now);
     }
-    if let Some(leave) = turned_false(SELECTED, &reported, &next.conditions) {
-        ctx.events.report(&[pool.object_ref(&())], events::turned(leave, "Select"));
-    }
-    if let Some(stopped) = rolling::turned_stopped(&reported, &next.conditions) {
-        let event = events::stuck(Reason::RolloutStopped, "RollOut", &stopped.message);
-        ctx.events.report(&[pool.object_ref(&())], event);
-    }
-    for (type_, reason) in
-        [(SUBNET_EXHAUSTING, Reason::SubnetExhausting), (NETWORK_EXHAUSTING, Reason::NetworkExhausting)]
-    {
-        if let Some(short) = turned_true(type_, &reported, &next.conditions) {
-            let event = events::stuck(reason, "Forecast", &short.message);
-            ctx.events.report(&[pool.object_ref(&())], event);
-        }
-    }
-    Ok(Action::await_change())
+    Ok(again(stops_in))
+}
+
+/// When to report the pool again though nothing has changed.
+fn again(due: Option<Duration>) -> Action {
+    due.map_or_else(Action::await_change, Action::requeue)
 }
 
 impl Pools {
+    fn new(ctx: Arc<Context>) -> Pools {
+        Pools { ctx, reconciled: Mutex::default(), written: Mutex::default(), unanswered: Mutex::default() }
+    }
+
+    /// Reads the pool if the answer to its last status is lost. If that stands there, its Events are
+    /// published now; otherwise it will be written again.
+    async fn settle_unanswered(&self, pool: &NodeIPPool, now: Instant) -> Result<(), kube::Error> {
+        let name = pool.name_any();
+        if !lock(&self.unanswered).contains_key(&name) {
+            return Ok(());
+        }
+        let found = Api::<NodeIPPool>::all(self.ctx.client.clone()).get_opt(&name).await?;
+        let asked = lock(&self.unanswered).remove(&name).filter(|asked| asked.uid == pool.uid());
+        let found = found.filter(|found| found.uid() == pool.uid()).and_then(|found| found.status);
+        if let Some((asked, found)) = asked.zip(found)
+            && condition::same(&found.conditions, &asked.next.conditions)
+        {
+            self.report(pool, asked, now);
+        }
+        Ok(())
+    }
+
+    /// The pool has this status now: publishes an Event for each condition that has turned.
+    fn report(&self, pool: &NodeIPPool, Unanswered { before, next, .. }: Unanswered, now: Instant) {
+        let report = |event| self.ctx.events.report(&[pool.object_ref(&())], event);
+        // The watch may not have shown yet what was written last, and each turn is published once.
+        let written = self.wrote(pool, &next, now);
+        let reported = written.map_or(before, |written| written.conditions);
+        if let Some(invalid) = turned_false(VALID, &reported, &next.conditions) {
+            report(events::turned(invalid, "Validate"));
+        }
+        if let Some(leave) = turned_false(SELECTED, &reported, &next.conditions) {
+            report(events::turned(leave, "Select"));
+        }
+        if let Some(stopped) = rolling::turned_stopped(&reported, &next.conditions) {
+            report(events::stuck(Reason::RolloutStopped, "RollOut", &stopped.message));
+        }
+        for (type_, reason) in
+            [(SUBNET_EXHAUSTING, Reason::SubnetExhausting), (NETWORK_EXHAUSTING, Reason::NetworkExhausting)]
+        {
+            if let Some(short) = turned_true(type_, &reported, &next.conditions) {
+                report(events::stuck(reason, "Forecast", &short.message));
+            }
+        }
+    }
+
     /// How much longer to wait; none starts the wait anew.
     fn too_soon(&self, pool: &str, now: Instant) -> Option<Duration> {
         let mut reconciled = lock(&self.reconciled);
@@ -211,7 +255,7 @@ mod tests {
     #[tokio::test]
     async fn of_the_pools_that_had_a_name_the_last_ones_status_is_kept() {
         let ctx = Arc::new(Context::sample());
-        let pools = Pools { ctx, reconciled: Mutex::default(), written: Mutex::default() };
+        let pools = Pools::new(ctx);
         let (mut pool, status, now) = (pool(json!({})), NodeIPPoolStatus::default(), Instant::now());
         for uid in ["a", "b", "c"] {
             pool.metadata.uid = Some(uid.into());

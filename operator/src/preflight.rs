@@ -45,7 +45,7 @@ enum Verdict {
 
 /// All that was found, to be shown to people.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct Findings {
     read_objects: Vec<String>,
     findings: BTreeMap<Need, Verdict>,
     /// Of the cluster, if there is one.
@@ -60,9 +60,9 @@ pub async fn run(
     azure: &Azure,
     subject: Subject,
     client: impl AsyncFnOnce() -> anyhow::Result<Client>,
-) -> anyhow::Result<Report> {
-    let mut report = Report::default();
-    let mut asked = Asked { azure, known: BTreeMap::new() };
+) -> anyhow::Result<Findings> {
+    let mut report = Findings::default();
+    let mut asked = Answers { azure, known: BTreeMap::new() };
     match subject {
         Subject::Group { id, subnet } => {
             report.read_objects.push(format!("resource group {id}"));
@@ -154,13 +154,13 @@ fn of_group(group: &str, subnet: Option<&ResourceId>) -> Vec<Need> {
 }
 
 /// Azure, and its answers: nodes have most scopes in common.
-struct Asked<'a> {
+struct Answers<'a> {
     azure: &'a Azure,
     /// By scope; `None` where the identity may not ask for its permissions.
     known: BTreeMap<String, Option<Permissions>>,
 }
 
-impl Asked<'_> {
+impl Answers<'_> {
     /// The obstacles between the operator and this VM's NIC.
     async fn node(&mut self, vm: &VmId) -> anyhow::Result<Vec<Finding>> {
         let read = |action: &'static str, scope: String| Need { scope, action };
@@ -275,7 +275,7 @@ impl Asked<'_> {
     }
 }
 
-impl Report {
+impl Findings {
     fn add(&mut self, Finding { need, verdict }: Finding) {
         self.findings.insert(need, verdict);
     }
@@ -287,7 +287,7 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "Read: {}.\n", self.read_objects.join(", "))?;
         let width = self.findings.keys().map(|need| need.action.len()).max().unwrap_or_default();

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::azure::{Error, Matter};
+use crate::causes::Causes;
 use crate::lock::lock;
 use crate::woken::Woken;
 
@@ -67,8 +68,8 @@ struct Refusal {
     again_at: Instant,
     /// Before that only who is held up by nothing else tries: another has met something else.
     shared_at: Instant,
-    /// The pool's edit that was last taken for a reason to try at once.
-    cause: Option<u64>,
+    /// Edits of pools that were taken for a reason to try at once.
+    causes: Causes,
 }
 
 #[derive(Debug)]
@@ -266,10 +267,11 @@ impl Refusals {
         // Of a new node only the VM is known, and its NIC may be what is refused.
         let around = self.all.iter_mut().filter(|(matter, _)| matter.contains(sites));
         let mut tried = vec![];
-        for (matter, refusal) in around.filter(|(_, refusal)| refusal.cause != Some(cause)) {
-            refusal.cause = Some(cause);
-            refusal.again_at = refusal.again_at.min(now);
-            tried.push(matter.clone());
+        for (matter, refusal) in around {
+            if refusal.causes.add(cause) {
+                refusal.again_at = refusal.again_at.min(now);
+                tried.push(matter.clone());
+            }
         }
         self.wake_next(tried, now)
     }
@@ -341,7 +343,7 @@ impl Refusal {
             last: String::new(),
             again_at: now,
             shared_at: now,
-            cause: None,
+            causes: Causes::default(),
         }
     }
 

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_are_called_as_there_are_places_and_each_that_settles_makes_room_for_the_next_by_name() {
+    fn as_many_are_woken_as_there_are_places_and_each_that_settles_makes_room_for_the_next_by_name() {
         let mut all = asked(&["c", "a", "d", "b"]);
         assert_eq!(all.tick(|_| 2, |_| true), ["a", "b"]);
         assert!(all.tick(|_| 2, |_| true).is_empty());

@@ -93,13 +93,13 @@ fn used_of(account: &Account) -> f64 {
 /// The step that such a use calls for. A step half as coarse may cost twice the writes, so it is taken up
 /// again only where these would not call for the coarser one at once.
 fn due(coarseness: u32, used: f64) -> u32 {
-    let called_for = |used: f64| match used {
+    let needed = |used: f64| match used {
         used if used >= 0.75 => COARSEST,
         used if used >= 0.5 => 2,
         _ => 1,
     };
-    let finer = called_for(2.0 * used).max(coarseness / 2);
-    called_for(used).max(finer.min(coarseness))
+    let finer = needed(2.0 * used).max(coarseness / 2);
+    needed(used).max(finer.min(coarseness))
 }
 
 #[cfg(test)]
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finer_step_is_taken_up_only_where_twice_the_writes_would_not_call_for_the_coarser_one() {
+    fn a_finer_step_is_taken_up_only_where_twice_the_writes_would_not_ask_for_the_coarser_one() {
         assert_eq!(observed(&[0.9, 0.9, 0.38, 0.38]), [1, 4, 4, 4]);
         assert_eq!(observed(&[0.9, 0.9, 0.37, 0.37, 0.3, 0.3]), [1, 4, 4, 2, 2, 2]);
         assert_eq!(observed(&[0.9, 0.9, 0.0, 0.0, 0.0, 0.0]), [1, 4, 4, 2, 2, 1]);

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use crate::causes::Causes;
 use crate::lock::lock;
 use crate::woken::Woken;
 
@@ -84,14 +85,14 @@ struct Shortage {
     probe_at: Instant,
     /// From the next refusal to the next probe.
     wait: Duration,
-    wants: BTreeMap<String, Waiting>,
+    wants: BTreeMap<String, Waiter>,
     turn: Option<Given>,
-    /// The pool's edit that was last taken for a reason to try at once.
-    cause: Option<u64>,
+    /// Edits of pools that were taken for a reason to try at once.
+    causes: Causes,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Waiting {
+struct Waiter {
     want: Want,
     /// Turns it had in vain.
     misses: u32,
@@ -168,7 +169,7 @@ impl Shortages {
             shortage.wait_if_empty(now);
         }
         let misses = shortage.wants.get(node).map_or(0, |waiting| waiting.misses);
-        shortage.wants.insert(node.to_owned(), Waiting { want, misses: misses + 1 });
+        shortage.wants.insert(node.to_owned(), Waiter { want, misses: misses + 1 });
         shortage.pass_on(node, now)
     }
 
@@ -188,7 +189,7 @@ impl Shortages {
         shortage.believed = more.min(shortage.at_most);
         shortage.wait = PROBE;
         shortage.wait_if_empty(now);
-        if let Some(Waiting { want, .. }) = shortage.wants.get_mut(node) {
+        if let Some(Waiter { want, .. }) = shortage.wants.get_mut(node) {
             want.held = want.held.saturating_add(count.saturating_mul(want.grain));
             want.units = want.units.saturating_sub(count);
         }
@@ -227,8 +228,7 @@ impl Shortages {
     pub fn try_now(&mut self, subnet: &str, cause: Option<u64>, now: Instant) -> Woken {
         let mut woken = vec![];
         for (_, shortage) in self.all.iter_mut().filter(|(source, _)| source.is_around(subnet)) {
-            if cause.is_none() || shortage.cause != cause {
-                shortage.cause = cause;
+            if cause.is_none_or(|cause| shortage.causes.add(cause)) {
                 // Earlier refusals are out of date.
                 shortage.at_most = u32::MAX;
                 shortage.probe_at = shortage.probe_at.min(now);
@@ -306,7 +306,7 @@ impl Shortage {
             wait: PROBE,
             wants: BTreeMap::new(),
             turn: None,
-            cause: None,
+            causes: Causes::default(),
         }
     }
 
@@ -314,7 +314,7 @@ impl Shortage {
     fn ask(&mut self, node: &str, want: Want, now: Instant) -> (Option<u32>, Woken) {
         let known = self.wants.get(node).map_or(0, |waiting| waiting.misses);
         let was_late = self.take_late(now).is_some_and(|late| late == node);
-        self.wants.insert(node.to_owned(), Waiting { want, misses: known + u32::from(was_late) });
+        self.wants.insert(node.to_owned(), Waiter { want, misses: known + u32::from(was_late) });
         let mut woken = self.wake_next(now);
         // The node that asks needs no waking.
         woken.retain(|woken| woken != node);
@@ -389,7 +389,7 @@ impl Shortage {
 /// 1/65,536.
 type Need = (bool, u32, u64);
 
-impl Waiting {
+impl Waiter {
     /// With so many more ipConfigurations.
     fn need(&self, units: u32) -> Need {
         let Want { pods, held, wanted, grain, .. } = self.want;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use std::process::Command;
 use vnetpool_tests::control_plane::{ControlPlane, path, rendered};
 use vnetpool_tests::project::{programs, root};
+use vnetpool_tests::snippets;
 
 /// Argo CD's way: it renders without a cluster, compares, and applies; and it deletes objects without `keep`.
 pub fn a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives(
@@ -43,6 +44,41 @@ pub fn a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives(
     ])?;
     ensure!(shown == "-7 6", "{shown}");
     plane.kubectl(&["delete", "nodeippool", "gitops"]).map(drop)
+}
+
+/// Before a cluster is moved. The DaemonSet's own wishes stay.
+pub fn the_documented_step_keeps_another_network_on_the_nodes_there_were(plane: &ControlPlane) -> Result<()> {
+    let node = |name: &str, os: &str| {
+        let metadata = json!({ "name": name, "labels": { "kubernetes.io/os": os } });
+        json!({ "apiVersion": "v1", "kind": "Node", "metadata": metadata }).to_string()
+    };
+    plane.apply(&node("before", "linux"))?;
+    plane.apply(&node("other-system", "windows"))?;
+    let (labels, own) = (json!({ "app": "old-network" }), json!({ "kubernetes.io/os": "linux" }));
+    let term = json!({ "matchExpressions": [{ "key": "type", "operator": "NotIn", "values": ["virtual-kubelet"] }] });
+    let required =
+        json!({ "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [term] } });
+    let pod = json!({ "nodeSelector": own, "affinity": { "nodeAffinity": required },
+        "containers": [{ "name": "network", "image": "network" }] });
+    let daemon_set = json!({ "apiVersion": "apps/v1", "kind": "DaemonSet",
+        "metadata": { "name": "old-network", "namespace": "kube-system" },
+        "spec": { "selector": { "matchLabels": labels },
+            "template": { "metadata": { "labels": labels }, "spec": pod } } });
+    plane.apply(&daemon_set.to_string())?;
+    for snippet in snippets::of("migrate")? {
+        plane.type_in(&snippet, &[("NETWORK", "old-network")])?;
+    }
+    plane.apply(&node("after", "linux"))?;
+    let nodes = plane.kubectl(&["get", "nodes", "--selector", "network=old", "--output", "name"])?;
+    let has = |name: &str| nodes.lines().any(|line| line == format!("node/{name}"));
+    ensure!(has("before") && !has("other-system") && !has("after"), "{nodes}");
+    let of = ["get", "daemonset", "old-network", "--namespace", "kube-system", "--output", "json"];
+    let kept: Value = serde_json::from_str(&plane.kubectl(&of)?)?;
+    let kept = &kept["spec"]["template"]["spec"];
+    ensure!(kept["nodeSelector"] == json!({ "kubernetes.io/os": "linux", "network": "old" }), "{kept}");
+    ensure!(kept["affinity"]["nodeAffinity"] == required, "{kept}");
+    plane.kubectl(&["delete", "daemonset", "old-network", "--namespace", "kube-system"])?;
+    plane.kubectl(&["delete", "node", "before", "other-system", "after"]).map(drop)
 }
 
 /// The commands of the hook's Job. The older definition differs in words only, since other tests use it at
@@ -90,6 +126,14 @@ pub fn a_persons_pool_survives_upgrade_rollback_and_a_new_installation(plane: &C
     ensure!(weight()? == "-7", "uninstalling leaves it");
     upgrade()?;
     ensure!(weight()? == "-7", "a new installation takes it as it is");
+    let plain = || plane.helm(&["upgrade", "vnetpool", &chart, "--set", "defaultPool.plain=true"]);
+    let refused = plain().err().context("helm has taken over what a hook has made")?;
+    ensure!(format!("{refused:#}").contains("cannot be imported"), "{refused:#}");
+    for snippet in snippets::of("gitops")? {
+        plane.type_in(&snippet, &[])?;
+    }
+    plain()?;
+    ensure!(weight()? == "-7", "handed over, it stays as it is");
     plane.helm(&["uninstall", "vnetpool"]).map(drop)
 }
 

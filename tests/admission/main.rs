@@ -64,6 +64,7 @@ fn main() {
         writers::the_rights_are_the_least_that_do,
         installation::the_notes_warn_of_an_identity_that_every_process_of_a_node_can_use,
         installation::a_plain_default_pool_is_applied_again_and_again_and_an_edit_survives,
+        installation::the_documented_step_keeps_another_network_on_the_nodes_there_were,
         installation::a_persons_pool_survives_upgrade_rollback_and_a_new_installation,
     ];
     for case in pools::REFUSED {

@@ -8,15 +8,15 @@ use crate::stage::{Stage, find, quick, subnet};
 use anyhow::{Context, Result, ensure};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vnetpool_azure_sim::{Effect, VmInfo};
 use vnetpool_crds::{NodeIPAllocation, condition, names};
 use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
-use vnetpool_tests::eventually;
 use vnetpool_tests::wait::throughout;
+use vnetpool_tests::{eventually, snippets};
 
 pub const TESTS: &[Test] = crate::tests![
     a_node_deleted_while_its_vm_runs_keeps_its_addresses_and_a_new_one_takes_them_over,
@@ -29,6 +29,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_machine_whose_node_comes_back_under_another_name_keeps_no_object_under_the_old_one,
     a_transient_404_leaves_the_record_of_a_nics_addresses,
     an_old_answer_about_a_nic_leaves_the_record_of_its_addresses,
+    an_answer_that_leaves_out_the_vm_of_a_nic_releases_none_of_its_addresses,
     a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_confirms,
     a_subscription_that_is_not_found_for_a_while_costs_living_nodes_nothing,
     the_next_leader_goes_on_counting_for_how_long_a_resource_group_has_been_gone,
@@ -249,6 +250,30 @@ async fn a_transient_404_leaves_the_record_of_a_nics_addresses(plane: &ControlPl
 
 /// As the NIC was before it had a VM.
 async fn an_old_answer_about_a_nic_leaves_the_record_of_its_addresses(plane: &ControlPlane) -> Result<()> {
+    shows_itself_once_as(plane, |properties| {
+        properties.remove("virtualMachine").context("it has no VM")?;
+        let all = properties.get_mut("ipConfigurations").and_then(Value::as_array_mut);
+        all.context("no ipConfigurations")?.truncate(1);
+        Ok(())
+    })
+    .await
+}
+
+/// Its ETag is the current one, so a write would go through.
+async fn an_answer_that_leaves_out_the_vm_of_a_nic_releases_none_of_its_addresses(
+    plane: &ControlPlane,
+) -> Result<()> {
+    shows_itself_once_as(plane, |properties| {
+        properties.remove("virtualMachine").context("it has no VM").map(drop)
+    })
+    .await
+}
+
+/// The Node of a VM that lives is gone, and the next answer about its NIC is changed so.
+async fn shows_itself_once_as(
+    plane: &ControlPlane,
+    change: impl FnOnce(&mut Map<String, Value>) -> Result<()>,
+) -> Result<()> {
     let stage = Stage::set(plane, quick(), sizing()).await?;
     let vm = stage.node("n1", None).await?;
     stage.bind("n1", 2).await?;
@@ -256,10 +281,7 @@ async fn an_old_answer_about_a_nic_leaves_the_record_of_its_addresses(plane: &Co
     stage.until_offers("n1", 3).await?;
     let before = held(&stage, &vm.nic_id);
     let mut body = stage.nic("n1");
-    let properties = body["properties"].as_object_mut().context("no properties")?;
-    properties.remove("virtualMachine").context("it has no VM")?;
-    let all = properties.get_mut("ipConfigurations").and_then(Value::as_array_mut);
-    all.context("no ipConfigurations")?.truncate(1);
+    change(body["properties"].as_object_mut().context("no properties")?)?;
     stage.fault("GET", "/n1-nic", Some(1), Effect::Garble { body });
     stage.delete_node("n1").await?;
     stage.until_condition("n1", condition::READY, "NodeGone").await?;
@@ -281,7 +303,9 @@ async fn a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_
     let reported = stage.until_condition("n1", condition::READY, "ScopeMissing").await?;
     ensure!(reported.message.contains("vnetpool.io/gone=true"), "{}", reported.message);
     ensure!(held(&stage, &vm.nic_id) == before && !before.is_empty());
-    stage.annotate::<NodeIPAllocation>("n1", names::GONE, Some("true")).await?;
+    for snippet in snippets::of("gone")? {
+        plane.type_in(&snippet, &[("NODE", "n1")])?;
+    }
     stage.until_gone("n1").await
 }
 

@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use vnetpool_azure_sim::Effect;
 use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::{eventually, throughout};
 
@@ -24,6 +25,7 @@ pub const TESTS: &[Test] = crate::tests![
     lists_and_watches_that_are_refused_cost_no_more_than_their_backoff,
     watches_whose_version_is_too_old_are_listed_anew,
     an_outage_of_the_api_server_ends_a_leadership_and_restarts_nothing,
+    a_turn_of_conditions_is_reported_once_though_the_answer_to_their_write_is_lost,
 ];
 
 /// Promised, as [`STALLED`] and [`DEAD`] are. A lost answer: the time a request may take, and the wait before
@@ -249,4 +251,30 @@ async fn watches_whose_version_is_too_old_are_listed_anew(plane: &ControlPlane) 
     .await?;
     ensure!(stage.leader().await? == before, "the leader has changed");
     Ok(())
+}
+
+async fn a_turn_of_conditions_is_reported_once_though_the_answer_to_their_write_is_lost(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, _proxy, gateway) = set_gateway(plane).await?;
+    let body = json!({ "error": { "code": "OutOfTheOrdinary", "message": "not today" } });
+    let refusal = Effect::Status { status: 400, body, headers: Default::default() };
+    let fault = stage.fault("PUT", "/n1-nic", None, refusal);
+    gateway.lose_answers(r#""reason":"AzureRefused""#, 1);
+    stage.bind("n1", 4).await?;
+    let on_both = ["Node", "NodeIPAllocation"];
+    stage.until_reported("n1", "AzureRefused", &on_both).await?;
+    ensure!(gateway.losing() == 0, "no answer was lost");
+    stage.sim.lift_fault(fault)?;
+    // The pool's own conditions, and an edit that has Azure asked again.
+    gateway.lose_answers(r#""reason":"NodesLeave""#, 1);
+    let mut elsewhere = sizing();
+    elsewhere["nodeSelector"] = json!({ "matchLabels": { "there": "no" } });
+    stage.pool("default", elsewhere).await?;
+    stage.until_reported("default", "NodesLeave", &["NodeIPPool"]).await?;
+    ensure!(gateway.losing() == 0, "no answer was lost");
+    stage.pool("default", sizing()).await?;
+    stage.until_holds("n1", 4).await?;
+    stage.until_reported("default", "NodesLeave", &["NodeIPPool"]).await?;
+    stage.until_reported("n1", "AzureRefused", &on_both).await
 }

@@ -72,6 +72,8 @@ struct Standing {
     /// The same for good of so many, in the order in which they were begun.
     silent: usize,
     garbage: Garbage,
+    /// The answers to so many more writes of a status that have these words are lost.
+    losing: Option<(&'static str, usize)>,
     /// With the end of the requests' silence when it is dropped.
     hostile: Option<(Draws, watch::Sender<()>)>,
 }
@@ -114,6 +116,17 @@ impl Gateway {
     pub fn silence_present_watches(&self) {
         let mut state = self.desk.lock();
         state.silent = state.watches;
+    }
+
+    /// The next `count` writes of a status with these words in it are done, and the connection ends in the
+    /// middle of each answer.
+    pub fn lose_answers(&self, words: &'static str, count: usize) {
+        self.desk.lock().losing = Some((words, count));
+    }
+
+    /// How many answers are still to be lost.
+    pub fn losing(&self) -> usize {
+        self.desk.lock().losing.map_or(0, |(_, left)| left)
     }
 
     /// From now on these fields, and no others, have another value in each answer.
@@ -166,6 +179,22 @@ impl Desk {
         let (draws, silence) = state.hostile.as_mut()?;
         let fate = hostile::draw(draws, request.method(), uri.path(), uri.query().unwrap_or_default())?;
         Some((fate, silence.subscribe()))
+    }
+
+    /// The request, and whether its answer is to be lost.
+    async fn loses(&self, request: Request) -> Result<(Request, bool)> {
+        let is_of_status = request.method() == Method::PATCH && request.uri().path().ends_with("/status");
+        if !is_of_status || self.lock().losing.is_none() {
+            return Ok((request, false));
+        }
+        let (head, body) = request.into_parts();
+        let body = to_bytes(body, usize::MAX).await?;
+        let mut state = self.lock();
+        let has = |words: &str| body.windows(words.len()).any(|part| part == words.as_bytes());
+        let losing = state.losing.as_mut().filter(|(words, left)| *left > 0 && has(words));
+        let is_lost = losing.map(|(_, left)| *left -= 1).is_some();
+        drop(state);
+        Ok((Request::from_parts(head, body.into()), is_lost))
     }
 
     /// A watch's answer, of which nothing passes while watches are silent.
@@ -276,7 +305,12 @@ async fn handle(State(desk): State<Desk>, request: Request) -> Response {
     if request.method() != Method::GET {
         desk.lock().garbage.written(&path);
     }
-    let answer = match desk.draw(&request) {
+    let (request, is_lost) = match desk.loses(request).await {
+        Ok(read) => read,
+        Err(error) => return (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+    };
+    let drawn = desk.draw(&request).or_else(|| is_lost.then(|| (Fate::Half, watch::channel(()).1)));
+    let answer = match drawn {
         Some((fate, healed)) => fate.answer(desk.client, request, healed).await,
         None if is_watch => {
             hand_on(desk.client.clone(), request).await.map(|answer| desk.unless_silent(path, answer))

@@ -4,15 +4,18 @@ use crate::Test;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::time::Duration;
 use vnetpool_azure_sim::Config;
+use vnetpool_crds::{NodeIPAllocation, names};
 use vnetpool_tests::control_plane::{ControlPlane, User};
-use vnetpool_tests::snippets;
+use vnetpool_tests::{eventually, snippets};
 
 pub const TESTS: &[Test] = crate::tests![
     the_operator_does_as_the_forecast_of_an_edit_shows,
     an_address_leads_to_its_pod_and_back,
     a_bundle_for_others_holds_no_ids_and_names_its_missing_parts,
     the_documented_commands_that_inspect_work,
+    a_nic_that_a_person_asks_for_is_read_though_nothing_has_happened_to_it,
 ];
 
 fn pool(minimum: u32) -> Value {
@@ -109,6 +112,30 @@ async fn a_bundle_for_others_holds_no_ids_and_names_its_missing_parts(plane: &Co
     ensure!(refused.is_err(), "a node without an agent is well: {refused:?}");
     let typo = plane.refusal(User::Administrator, &["vnetpool", "check", "n7"], "")?;
     ensure!(typo.contains("node n7 has no NodeIPAllocation"), "{typo}");
+    Ok(())
+}
+
+/// What `check --repair` asks for. Otherwise the NIC of an idle node is read every four to eight hours.
+async fn a_nic_that_a_person_asks_for_is_read_though_nothing_has_happened_to_it(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool(2)["spec"].clone()).await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    for leaked in ["vnp-leaked-1", "vnp-leaked-2"] {
+        let mut all = stage.nic("n1")["properties"]["ipConfigurations"].clone();
+        let subnet = all[0]["properties"]["subnet"]["id"].clone();
+        let added = json!({ "name": leaked, "properties": { "primary": false,
+            "privateIPAllocationMethod": "Dynamic", "subnet": { "id": subnet } } });
+        all.as_array_mut().context("no ipConfigurations")?.push(added);
+        stage.sim.patch_nic("n1-nic", &json!({ "properties": { "ipConfigurations": all } })).await?;
+        stage.annotate::<NodeIPAllocation>("n1", names::READ, Some(leaked)).await?;
+        eventually("spec has what the NIC has", Duration::from_secs(30), || async {
+            let spec = stage.allocation("n1").await?.spec;
+            Ok(spec.ip_configurations().any(|one| one.name == leaked).then_some(()))
+        })
+        .await?;
+    }
     Ok(())
 }
 

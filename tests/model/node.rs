@@ -16,7 +16,7 @@ use crate::world::{self, Book, Object, PODS, Report, World};
 const NOW: u64 = 0;
 
 impl World {
-    /// First half of the agent's pass, in which it sees `object`.
+    /// First half of the agent's reconcile, in which it sees `object`.
     pub fn agent_supplies(&mut self, object: &Object, broken: Broken) {
         if object.version < self.node.latest
             && !matches!(broken, Broken::AcceptsOldVersions | Broken::AcceptsStaleGenerations)

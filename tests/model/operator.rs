@@ -25,7 +25,7 @@ pub struct Operator<'a> {
 }
 
 impl Operator<'_> {
-    /// Begins a pass: the watch shows `watched`.
+    /// Begins a reconcile: the watch shows `watched`.
     pub fn observe(&mut self, watched: &Object) {
         let allocation = self.newest(watched);
         if allocation.deleted {

@@ -29,7 +29,7 @@ pub struct Protocol {
 /// The possible steps. A `usize` is an operator, a pod or a version in the object's history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// An operator begins a pass, seeing a version: reads, plans.
+    /// An operator begins a reconcile, seeing a version: reads, plans.
     Observe(usize, usize),
     /// ... goes on with it: sends the NIC write, or publishes and reports.
     GoOn(usize),

@@ -130,7 +130,8 @@ pub struct Memory {
     pub writing: bool,
 }
 
-/// Where in a pass the process stands: it may stay there for ever, and go on when all has changed around it.
+/// Where in a reconcile the process stands: it may stay there for ever, and go on when all has changed around
+/// it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Step {
     #[default]

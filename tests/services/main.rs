@@ -95,13 +95,16 @@ impl World {
         self.cluster.kubectl(&["delete", "service", name]).await.map(drop)
     }
 
-    /// What the agent of a node has put right since it began, and how often: of each kind that its metrics know.
+    /// What the agent of a node has put right since it began, and how often: of each kind that its metrics
+    /// know.
     pub async fn repairs(&self, node: &str) -> Result<BTreeMap<String, u32>> {
         let metrics = self.cluster.run_on(node, &["curl", "-sS", "http://127.0.0.1:9471/metrics"]).await?;
-        let series = metrics.lines().filter_map(|line| line.strip_prefix("vnetpool_agent_repairs_total{kind=\""));
+        let series =
+            metrics.lines().filter_map(|line| line.strip_prefix("vnetpool_agent_repairs_total{kind=\""));
         series
             .map(|series| {
-                let (kind, count) = series.split_once("\"} ").with_context(|| format!("repairs of {series}"))?;
+                let (kind, count) =
+                    series.split_once("\"} ").with_context(|| format!("repairs of {series}"))?;
                 Ok((kind.to_owned(), count.parse()?))
             })
             .collect()

@@ -4,6 +4,7 @@
 use crate::{SOON, World};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::time::Duration;
 use vnetpool_tests::engine::{block, lets_in, lets_out, pods};

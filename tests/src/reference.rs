@@ -1,6 +1,7 @@
 //! The pages of `docs/reference` that are made from the programs themselves. `make manifests` writes them,
 //! and a test of `docs` fails while one isn't current.
 
+mod alerts;
 mod commands;
 mod kinds;
 pub mod metrics;
@@ -17,6 +18,7 @@ use vnetpool_crds::reference::wrapped;
 /// When a program doesn't give the facts of a page.
 pub fn pages() -> Result<Vec<(&'static str, String)>> {
     Ok(vec![
+        ("docs/reference/alerts.md", alerts::page()?),
         ("docs/reference/metrics.md", metrics::page()?),
         ("docs/reference/kinds.md", kinds::page()?),
         ("docs/reference/values.md", values::page()?),

@@ -10,11 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The test that runs the blocks of a group.
-pub const GROUPS: [(&str, &str); 10] = [
+pub const GROUPS: [(&str, &str); 13] = [
     ("azure", "the_documented_commands_of_az_work_on_simulated_azure"),
     ("install", "the_documented_commands_work"),
     ("read", "the_documented_commands_work"),
     ("inspect", "the_documented_commands_that_inspect_work"),
+    ("gitops", "a_persons_pool_survives_upgrade_rollback_and_a_new_installation"),
+    ("gone", "a_subscription_that_azure_does_not_know_ends_no_record_before_a_person_confirms"),
+    ("migrate", "the_documented_step_keeps_another_network_on_the_nodes_there_were"),
     ("plain-vm-agent", "the_documented_commands_for_a_plain_vm_work"),
     ("plain-vm", "the_documented_commands_for_a_plain_vm_work"),
     ("plain-vm-end", "the_documented_commands_for_a_plain_vm_work"),

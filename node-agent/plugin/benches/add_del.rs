@@ -128,15 +128,15 @@ impl Peer {
         let neighbours: Vec<Namespace> = (0..pods).map(|_| Namespace::new()).collect();
         self.node.netns.inside(|| {
             for (number, netns) in neighbours.iter().enumerate() {
-                self.call("ADD", &format!("n{number}"), netns);
+                self.invoke("ADD", &format!("n{number}"), netns);
             }
         });
         self.neighbours = neighbours;
         // The first pod brings what stays on the node for all, such as a bridge.
         let first = Namespace::new();
-        self.node.netns.inside(|| self.call("ADD", "first", &first));
+        self.node.netns.inside(|| self.invoke("ADD", "first", &first));
         self.links = self.node_links() - 1;
-        self.node.netns.inside(|| self.call("DEL", "first", &first));
+        self.node.netns.inside(|| self.invoke("DEL", "first", &first));
         self.end([first]);
     }
 
@@ -159,8 +159,8 @@ impl Peer {
 
     fn one(&mut self, id: &str) {
         let netns = Namespace::new();
-        let call = |verb| self.call(verb, id, &netns);
-        let (start, add, del) = self.node.netns.inside(|| (call("VERSION"), call("ADD"), call("DEL")));
+        let invoke = |verb| self.invoke(verb, id, &netns);
+        let (start, add, del) = self.node.netns.inside(|| (invoke("VERSION"), invoke("ADD"), invoke("DEL")));
         let times = &mut self.times.last_mut().unwrap().alone;
         times.start.push(start);
         times.add.push(add);
@@ -173,9 +173,9 @@ impl Peer {
             (0..AT_ONCE).map(|number| (format!("{id}x{number}"), Namespace::new())).collect();
         let all = |verb| {
             thread::scope(|scope| {
-                let calls: Vec<_> =
-                    pods.iter().map(|(id, netns)| scope.spawn(|| self.call(verb, id, netns))).collect();
-                calls.into_iter().map(|call| call.join().unwrap()).collect::<Vec<_>>()
+                let all: Vec<_> =
+                    pods.iter().map(|(id, netns)| scope.spawn(|| self.invoke(verb, id, netns))).collect();
+                all.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
             })
         };
         let (add, all_at_once, del) = self.node.netns.inside(|| {
@@ -190,7 +190,7 @@ impl Peer {
     }
 
     /// How long a verb takes. The caller's thread is in the node's namespace, where the child is born.
-    fn call(&self, verb: &str, id: &str, netns: &Namespace) -> Duration {
+    fn invoke(&self, verb: &str, id: &str, netns: &Namespace) -> Duration {
         let mut command = self.command(verb, id, netns);
         let input = self.config.to_string();
         let begun = Instant::now();

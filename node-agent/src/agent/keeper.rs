@@ -42,7 +42,7 @@ pub(super) const INSPECT_WITHIN: Duration = Duration::from_secs(240);
 
 /// The purpose of an inspection. A change of it has the node inspected soon.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Wanted {
+pub(super) struct Purpose {
     /// The source of the rules, see [`basis`]: the latest spec for this node and boot, which outlives its
     /// object for the pods that still run. `None` if there was none.
     pub rules: Option<NodeIPAllocationSpec>,
@@ -53,7 +53,7 @@ pub(super) struct Wanted {
 /// The outcome of an inspection.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Inspected {
-    pub wanted: Wanted,
+    pub wanted: Purpose,
     /// Whether the wanted rules are in place: not if they couldn't be put there, or read.
     pub is_ruled: bool,
     pub findings: Vec<Finding>,
@@ -136,7 +136,7 @@ impl Keeper {
     }
 
     /// Inspects everything, and repairs what differs; breaks off after [`INSPECT_WITHIN`].
-    pub(super) async fn inspect(mut self, wanted: Wanted, reserved: Reserved) -> (Keeper, Inspected) {
+    pub(super) async fn inspect(mut self, wanted: Purpose, reserved: Reserved) -> (Keeper, Inspected) {
         let mut inspected = Inspected { wanted, has_failed: true, ..Inspected::default() };
         self.metrics.inspection_began();
         let has_seen_all = match timeout(INSPECT_WITHIN, self.inspect_all(&mut inspected, &reserved)).await {

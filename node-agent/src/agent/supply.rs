@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The ledger after a reconcile has supplied it.
-pub(super) struct Taken {
+pub(super) struct TakenIn {
     pub ledger: Ledger,
     /// CLOCK_BOOTTIME of its read.
     pub at: Millis,
@@ -41,7 +41,7 @@ impl Agent {
         &mut self,
         object: Option<&NodeIPAllocation>,
         meaning: Option<Meaning>,
-    ) -> anyhow::Result<Option<Taken>> {
+    ) -> anyhow::Result<Option<TakenIn>> {
         let supply = match &meaning {
             Some(Meaning::Ours(supply)) => Some(supply.clone()),
             _ => None,
@@ -80,7 +80,7 @@ impl Agent {
         findings
             .extend(meaning.and_then(|meaning| self.supplied_verdict(meaning, supplied, ledger.is_ruled())));
         findings.push(backed(&ledger));
-        Ok(Some(Taken { ledger, at, generation: held, findings }))
+        Ok(Some(TakenIn { ledger, at, generation: held, findings }))
     }
 
     /// The object's meaning for this node. Asks for our Node only when in doubt.

@@ -25,13 +25,13 @@ const FIRST_CHECK_APART: Duration = Duration::from_millis(100);
 /// Shared by the inspections, the guard and the reconciles, which wait for no program.
 #[derive(Clone, Debug)]
 pub(super) struct Tables {
-    kept: Arc<Mutex<Kept>>,
+    kept: Arc<Mutex<InPlace>>,
     pub known: watch::Sender<Known>,
 }
 
 /// The tables as this process has put them in place.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct InPlace {
     pub inet: Firewall,
     pub arp: Firewall,
 }
@@ -40,12 +40,12 @@ impl Default for Tables {
     fn default() -> Tables {
         let known = watch::Sender::default();
         let [inet, arp] = Family::ALL.map(|family| Firewall::hearing(family, &known));
-        Tables { kept: Arc::new(Mutex::new(Kept { inet, arp })), known }
+        Tables { kept: Arc::new(Mutex::new(InPlace { inet, arp })), known }
     }
 }
 
 impl Tables {
-    pub async fn lock(&self) -> MutexGuard<'_, Kept> {
+    pub async fn lock(&self) -> MutexGuard<'_, InPlace> {
         self.kept.lock().await
     }
 

@@ -531,7 +531,7 @@ async fn a_kernel_that_does_not_answer_holds_a_reconcile_up_for_seconds_only() {
     let run = |line: &str| assert!(Command::new("sh").args(["-c", line]).status().unwrap().success());
     run(&format!("mkfifo {}; ip address add 10.240.250.1/24 dev eth0", hangs.display()));
     let begun = Instant::now();
-    let inspection = keeper.inspect(Wanted::default(), reserved);
+    let inspection = keeper.inspect(Purpose::default(), reserved);
     let reconcile = async {
         agent.reconcile(Some(&object)).await.unwrap();
         begun.elapsed()

@@ -13,7 +13,11 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use vnetpool_apiserver::jittered;
 use vnetpool_crds::{
-    NodeIPAllocationStatus, allocation::COUNTED_WITHIN, condition, condition::METADATA_REFUSED, refusal,
+    NodeIPAllocationStatus,
+    allocation::COUNTED_WITHIN,
+    condition,
+    condition::{FULL, METADATA_REFUSED},
+    refusal,
 };
 
 use super::{is_published, ours, without_conditions};
@@ -24,6 +28,9 @@ const FIRST: Duration = Duration::from_secs(60);
 /// Counts that go on changing a little wait twice as long each time, up to this; they wait as in the
 /// beginning once they have stood still for as long.
 const LONGEST: Duration = COUNTED_WITHIN;
+/// A change by so many addresses is little also in a pool with fewer warm ones: a pod that is replaced
+/// changes a count by one or two. The operator grows a node by the pods that are bound to it or wait.
+const FEW: u32 = 2;
 /// Names wait longer, since those of an image whose pods ask at each start never stand still.
 const LONGEST_OF_NAMES: Duration = COUNTED_WITHIN.saturating_mul(2);
 /// So many pods that asked the metadata service may be unnamed for long: a report names a third more.
@@ -47,7 +54,7 @@ pub enum Difference {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
     Not,
-    /// By no more than half of the pool's warm addresses, or by [`FEW_NAMES`].
+    /// By no more than half of the pool's warm addresses or two, or by [`FEW_NAMES`].
     Little,
     Much,
 }
@@ -72,17 +79,17 @@ pub fn difference(
         ..without_conditions(status)
     };
     let turned = |count: fn(&NodeIPAllocationStatus) -> u32| (count(status) == 0) != (count(published) == 0);
-    let few = warm / 2;
+    let few = (warm / 2).max(FEW);
     let is_news = uncounted(status) != uncounted(published)
         || !condition::same(&unnamed(status), &unnamed(published))
         || turned(|status| status.waiting)
-        || status.waiting > published.waiting.saturating_add(few.max(1))
-        || turned(|status| status.free)
-        || status.cooling > published.cooling.saturating_add(few.max(1))
+        || status.waiting > published.waiting.saturating_add((warm / 2).max(1))
+        || free_turned(status, published, warm)
+        || status.cooling > published.cooling.saturating_add(few)
         // A node that a pool has left, or that is to release its addresses, waits for its last pod.
         || (status.assigned == 0 && published.assigned > 0)
         // Addresses that have cooled after many pods went may be given back.
-        || (status.cooling == 0 && published.cooling > few.max(1));
+        || (status.cooling == 0 && published.cooling > few);
     if is_news {
         return Difference::News;
     }
@@ -108,6 +115,18 @@ impl Moved {
             (false, false) => Moved::Not,
         }
     }
+}
+
+/// Whether the last address has been taken, or there is a free one again, and the operator acts on that: a
+/// node at its limit gets no more pods while it has no free address. That is so only where pods have the warm
+/// addresses. Where those merely cool, each pod that is replaced takes the last free address, and nobody does
+/// anything about it. So a pool with no warm addresses has no such news: there a pod that waits is the news,
+/// and, on a node that is reported full, the first free address.
+fn free_turned(status: &NodeIPAllocationStatus, published: &NodeIPAllocationStatus, warm: u32) -> bool {
+    let is_used_up = |one: &NodeIPAllocationStatus| one.free == 0 && one.cooling < warm;
+    let is_full = condition::is_true(&published.conditions, FULL);
+    (published.free > 0 && is_used_up(status))
+        || (status.free > 0 && (is_used_up(published) || (is_full && published.free == 0)))
 }
 
 /// The agent's conditions, with no pod that asked one of Azure's services named, but only the service: an
@@ -219,8 +238,8 @@ mod tests {
 
     const LITTLE: Difference = Difference::Unhurried { counts: Moved::Little, names: Moved::Not };
     const MUCH: Difference = Difference::Unhurried { counts: Moved::Much, names: Moved::Not };
-    const FEW: Difference = Difference::Unhurried { counts: Moved::Not, names: Moved::Little };
-    const MANY: Difference = Difference::Unhurried { counts: Moved::Not, names: Moved::Much };
+    const FEW_NAMED: Difference = Difference::Unhurried { counts: Moved::Not, names: Moved::Little };
+    const MANY_NAMED: Difference = Difference::Unhurried { counts: Moved::Not, names: Moved::Much };
 
     fn status(assigned: u32, cooling: u32, free: u32) -> NodeIPAllocationStatus {
         let held = 40;
@@ -283,6 +302,30 @@ mod tests {
     }
 
     #[test]
+    fn the_last_free_address_is_news_where_pods_have_the_warm_ones_and_not_where_those_cool() {
+        let from = |before, now, warm| difference(&now, Some(&before), warm);
+        let (one, none) = (status(39, 0, 1), status(40, 0, 0));
+        let (cools, cooled) = (status(39, 1, 0), status(39, 0, 1));
+        for warm in [1, 2, 8] {
+            assert_eq!(from(one.clone(), none.clone(), warm), Difference::News, "warm {warm}");
+            assert_eq!(from(none.clone(), one.clone(), warm), Difference::News, "warm {warm}");
+        }
+        for (before, now) in [(&one, &none), (&none, &one), (&cooled, &cools), (&cools, &cooled)] {
+            assert_eq!(from(before.clone(), now.clone(), 0), LITTLE);
+        }
+        assert_eq!(from(cooled.clone(), cools.clone(), 1), LITTLE);
+        assert_eq!(from(cools.clone(), cooled.clone(), 1), LITTLE);
+        // The operator takes the taint of a full node off by it.
+        let full = Verdict::yes(Reason::MaximumReached, "").condition(FULL, None, Timestamp::UNIX_EPOCH);
+        let full = NodeIPAllocationStatus { conditions: vec![full], ..cools };
+        assert_eq!(from(full.clone(), cooled, 0), Difference::News);
+        assert_eq!(from(full, none.clone(), 0), LITTLE, "there still is none");
+        // A pod that finds none is news in each pool.
+        let waits = NodeIPAllocationStatus { waiting: 1, ..none.clone() };
+        assert_eq!(from(none, waits, 0), Difference::News);
+    }
+
+    #[test]
     fn that_pods_ask_the_metadata_service_is_news_and_which_ones_is_not() {
         let of_service = |service: Service, pods: std::ops::Range<usize>| {
             let pods = pods.map(|n| Refusal { service, pod: format!("ci/{n}") });
@@ -299,11 +342,11 @@ mod tests {
         assert_eq!(from(0..0, 0..1), Difference::News);
         assert_eq!(from(0..1, 0..0), Difference::News);
         assert_eq!(from(0..1, 0..1), Difference::None);
-        assert_eq!(from(0..1, 0..16), FEW);
-        assert_eq!(from(0..1, 0..17), MANY, "a report doesn't name many more");
+        assert_eq!(from(0..1, 0..16), FEW_NAMED);
+        assert_eq!(from(0..1, 0..17), MANY_NAMED, "a report doesn't name many more");
         let fewer_pods = NodeIPAllocationStatus { pods: 19, ..of(0..1) };
         assert_eq!(difference(&fewer_pods, Some(&of(0..1)), 8), LITTLE);
-        assert_eq!(from(0..20, 0..1), FEW, "they have gone");
+        assert_eq!(from(0..20, 0..1), FEW_NAMED, "they have gone");
         let other = of_service(Service::WireServer, 0..1);
         assert_eq!(difference(&other, Some(&of(0..1)), 8), Difference::News, "another service");
     }
@@ -337,13 +380,13 @@ mod tests {
     fn names_and_counts_wait_each_by_itself_and_a_write_has_both() {
         let (mut pace, start) = (Pace::default(), Instant::now());
         let both = Difference::Unhurried { counts: Moved::Little, names: Moved::Little };
-        let [of_names, second] = [pace.due(FEW, start).unwrap(), Duration::from_secs(1)];
+        let [of_names, second] = [pace.due(FEW_NAMED, start).unwrap(), Duration::from_secs(1)];
         let later = start + of_names - second;
         let due = pace.due(both, later).unwrap();
         assert_eq!(due, second, "the names' time comes, while the counts have just begun to wait");
         pace.written(both);
         assert!(pace.due(LITTLE, later).unwrap() >= FIRST, "both wait anew, twice as long");
-        assert_eq!(pace.due(MANY, later + FIRST), Some(FIRST), "many names do so for a minute at most");
+        assert_eq!(pace.due(MANY_NAMED, later + FIRST), Some(FIRST), "many names do so for a minute at most");
     }
 
     /// Milliseconds.
@@ -351,6 +394,7 @@ mod tests {
 
     /// A node on which now and then a pod is replaced by another, for half a day.
     struct Churn {
+        warm: u32,
         ledger: Ledger,
         pods: u32,
         at: Millis,
@@ -361,7 +405,7 @@ mod tests {
     }
 
     impl Churn {
-        fn new(addresses: u8, pods: u32, refusals: Option<Refusals>) -> Churn {
+        fn new((addresses, warm): (u8, u32), pods: u32, refusals: Option<Refusals>) -> Churn {
             let entry = |n| Entry {
                 name: format!("vnp-{n}"),
                 address: Ipv4Addr::new(10, 0, 0, n),
@@ -376,7 +420,7 @@ mod tests {
                 entries: (1..=addresses).map(entry).collect(),
             };
             let ledger = Ledger::rebuild("b", &[], &[], &supply, None, 0, true);
-            let mut churn = Churn { ledger, pods: 0, at: 0, refusals, asked: vec![] };
+            let mut churn = Churn { warm, ledger, pods: 0, at: 0, refusals, asked: vec![] };
             (0..pods).for_each(|_| churn.start());
             churn
         }
@@ -424,7 +468,7 @@ mod tests {
                 at: self.at,
                 time,
                 generation: Some(1),
-                warm: 8,
+                warm: self.warm,
                 names_holders: false,
                 unlisted: BTreeSet::new(),
                 metadata_silent: None,
@@ -460,10 +504,10 @@ mod tests {
         body(&object, status).to_string().len()
     }
 
-    /// How many status writes there are for each pod that starts, and how many bytes, when one is replaced
-    /// every `every` seconds and takes two seconds to be.
-    fn writes_a_start(every: u64, refusals: Option<Refusals>) -> (f64, f64) {
-        let mut churn = Churn::new(120, 110, refusals);
+    /// How many status writes there are for each pod that starts, and how many bytes, when one of so many is
+    /// replaced every `every` seconds and takes two seconds to be. `addresses` are those held and `warm`.
+    fn writes_a_start(every: u64, addresses: (u8, u32), pods: u32, refusals: Option<Refusals>) -> (f64, f64) {
+        let mut churn = Churn::new(addresses, pods, refusals);
         let (mut pace, epoch) = (Pace::default(), Instant::now());
         let (mut published, mut writes, mut sent, mut inspected) = (churn.report(), 0, 0, 0);
         let starts = 43_200 / every;
@@ -482,7 +526,7 @@ mod tests {
                 }
                 let now = epoch + Duration::from_millis(churn.at);
                 let status = churn.report();
-                let difference = difference(&status, Some(&published), 8);
+                let difference = difference(&status, Some(&published), addresses.1);
                 if pace.due(difference, now).is_some_and(|wait| wait.is_zero()) {
                     sent += bytes(&status);
                     (published, writes) = (status, writes + 1);
@@ -495,19 +539,29 @@ mod tests {
 
     #[test]
     fn pods_that_come_and_go_cost_a_tenth_of_a_write_each_at_most() {
-        // A node of 5,000 when fifty pods a second start, and one that is as busy as ten of them.
-        for every in [100, 10] {
-            let (writes, sent) = writes_a_start(every, None);
-            println!("a pod replaced every {every} s: {writes:.3} status writes a start, {sent:.0} bytes");
-            assert!(writes <= 0.1, "{writes} writes a start");
-            assert!(sent <= 250.0, "{sent} bytes a start");
+        // A node of 5,000 when fifty pods a second start, and one that is as busy as ten of them. A node of a
+        // pool with few warm addresses or none holds more because of its minimum, or since some have cooled.
+        let nodes = [(120, 8, 110), (120, 2, 110), (120, 1, 110), (120, 0, 110), (12, 0, 8), (111, 0, 110)];
+        for (held, warm, pods) in nodes {
+            for every in [100, 10] {
+                if every == 10 && held == 111 {
+                    // Pods would wait for one that has cooled.
+                    continue;
+                }
+                let (writes, sent) = writes_a_start(every, (held, warm), pods, None);
+                let node =
+                    format!("{pods} pods, {held} addresses, {warm} warm, one replaced every {every} s");
+                println!("{node}: {writes:.3} status writes a start, {sent:.0} bytes");
+                assert!(writes <= 0.1, "{node}: {writes} writes a start");
+                assert!(sent <= 250.0, "{node}: {sent} bytes a start");
+            }
         }
     }
 
     #[test]
     fn pods_that_ask_the_metadata_service_when_they_start_cost_a_tenth_of_a_write_each_at_most() {
         for every in [100, 10] {
-            let (writes, sent) = writes_a_start(every, Some(Refusals::default()));
+            let (writes, sent) = writes_a_start(every, (120, 8), 110, Some(Refusals::default()));
             println!("a pod that asks every {every} s: {writes:.3} status writes a start, {sent:.0} bytes");
             assert!(writes <= 0.1, "{writes} writes a start");
             assert!(sent <= 400.0, "{sent} bytes a start");
@@ -517,7 +571,7 @@ mod tests {
     /// It has counts, and names no pod that needs nothing of others.
     #[test]
     fn a_status_write_is_as_short_with_110_pods_as_with_ten() {
-        let [few, many] = [10, 110].map(|pods| bytes(&Churn::new(120, pods, None).report()));
+        let [few, many] = [10, 110].map(|pods| bytes(&Churn::new((120, 8), pods, None).report()));
         assert!(few.abs_diff(many) <= 4 && many <= 2000, "{few} and {many} bytes");
     }
 }

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 /// Shows which pod has which address of the VNet, why a node has no more, and whether all records agree.
 ///
-/// It reads through kubectl, with its user's rights, and writes nothing.
+/// It reads through kubectl, with its user's rights, and writes nothing but what `check --repair` asks for.
 #[derive(Debug, Parser)]
 #[command(name = "kubectl-vnetpool", bin_name = "kubectl vnetpool", version)]
 pub struct Args {
@@ -78,6 +78,12 @@ pub enum Command {
         /// How many seconds after the first snapshot it takes the second.
         #[arg(long, default_value_t = 30)]
         apart: u64,
+        /// Where NIC and spec differ, ask the operator to read the NIC now, and check once more.
+        ///
+        /// Only the operator and the nodes' agents repair anything. The operator believes spec for hours, so
+        /// this has it begin at once. It writes the annotation vnetpool.io/read and nothing else.
+        #[arg(long)]
+        repair: bool,
     },
     /// Shows what keeps the nodes of a cluster with another pod network from being moved to Vnetpool, before
     /// anything is installed. Ends with 1 if something does.
@@ -85,6 +91,10 @@ pub enum Command {
         /// There is no more to it: the nodes' administrator moves them.
         #[arg(long, required = true)]
         check: bool,
+        /// The architectures that you have images for, as the chart's value `image.architectures` will have
+        /// them.
+        #[arg(long, value_delimiter = ',', default_value = "amd64")]
+        architectures: Vec<String>,
     },
     /// Tests each permission the operator needs in Azure, by the operator's own `preflight`.
     #[command(disable_help_flag = true)]

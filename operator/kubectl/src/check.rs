@@ -37,11 +37,12 @@ pub struct Snapshot {
     pub ledgers: Answers<NodeView>,
 }
 
-/// Compares all nodes, or one.
+/// Compares all nodes, or one. With `repair` the operator is asked to read the NICs that differ from `spec`,
+/// and what differs after that counts.
 ///
 /// # Errors
 /// When the API server refuses, or the node has nothing to compare.
-pub fn check(kubectl: &Kubectl, node: Option<&str>, apart: Duration) -> Result<Verdict> {
+pub fn check(kubectl: &Kubectl, node: Option<&str>, apart: Duration, repair: bool) -> Result<Verdict> {
     let first = Snapshot::take(kubectl, node.map(|node| BTreeSet::from([node.to_owned()])))?;
     first.has(node)?;
     // A part that was well at the first snapshot needs no second.
@@ -50,7 +51,16 @@ pub fn check(kubectl: &Kubectl, node: Option<&str>, apart: Duration) -> Result<V
         return Ok(Verdict::of(&first, &first));
     }
     std::thread::sleep(apart);
-    Ok(Verdict::of(&first, &Snapshot::take(kubectl, Some(doubtful))?))
+    let second = Snapshot::take(kubectl, Some(doubtful.clone()))?;
+    let verdict = Verdict::of(&first, &second);
+    let asked = if repair { verdict.unlike_their_nics() } else { BTreeSet::new() };
+    if asked.is_empty() {
+        return Ok(verdict);
+    }
+    kubectl.ask_to_read(&asked.iter().map(String::as_str).collect::<Vec<_>>(), second.objects.now)?;
+    std::thread::sleep(apart);
+    let left = Verdict::of(&second, &Snapshot::take(kubectl, Some(doubtful))?);
+    Ok(Verdict { nodes: verdict.nodes, asked, ..left })
 }
 
 impl Snapshot {
@@ -162,6 +172,9 @@ struct Unseen {
 #[derive(Clone, Debug, Serialize)]
 pub struct Verdict {
     pub nodes: usize,
+    /// Nodes whose NICs the operator was asked to read.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub asked: BTreeSet<String>,
     pub differences: Vec<Difference>,
     pub unseen: Vec<String>,
 }
@@ -170,6 +183,13 @@ impl Verdict {
     /// Whether everything was checked, and agrees.
     pub fn is_well(&self) -> bool {
         self.differences.is_empty() && self.unseen.is_empty()
+    }
+
+    /// Nodes with a difference that the operator finds when it reads their NICs. An agent reads its node, and
+    /// its object, all the time.
+    fn unlike_their_nics(&self) -> BTreeSet<String> {
+        let is_of_nic = |one: &&Difference| matches!(one.between, Between::NicAndSpec | Between::NodeAndNode);
+        self.differences.iter().filter(is_of_nic).map(|one| one.node.clone()).collect()
     }
 
     /// The differences that both snapshots have seen. A difference that one has seen and the other couldn't
@@ -182,6 +202,7 @@ impl Verdict {
         unseen.dedup();
         Verdict {
             nodes: first.allocations().count(),
+            asked: BTreeSet::new(),
             differences: after.differences.iter().filter(|one| before.has(one)).cloned().collect(),
             unseen,
         }
@@ -268,6 +289,10 @@ pub fn places<'a>(
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.asked.is_empty() {
+            let nodes: Vec<&str> = self.asked.iter().map(String::as_str).collect();
+            writeln!(f, "The operator was asked to read the NICs of {}. After that:\n", nodes.join(", "))?;
+        }
         if !self.differences.is_empty() {
             let row = |one: &Difference| {
                 vec![one.node.clone(), one.between.to_string(), one.what.clone(), one.message.clone()]

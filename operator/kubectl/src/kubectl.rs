@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -19,6 +20,7 @@ use tokio::process::Command;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use vnetpool_crds::inspection::{NodeView, ReservedView};
+use vnetpool_crds::names;
 
 use crate::args::Access;
 use crate::pod::node_of;
@@ -39,6 +41,8 @@ const POD: Duration = Duration::from_secs(20);
 const SILENT: Duration = Duration::from_secs(60);
 /// So many objects are in a page of a list.
 const PAGE: usize = 2000;
+/// One process of kubectl annotates so many objects, one after the other.
+const ANNOTATED: usize = 100;
 /// So many processes of kubectl run at once.
 const AT_ONCE: usize = 16;
 
@@ -213,6 +217,20 @@ impl Kubectl {
             ensure!(status.success(), "{}", String::from_utf8_lossy(&stderr).trim());
             Ok(())
         })
+    }
+
+    /// Has the operator read the NICs of these nodes, by an annotation of their objects.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub fn ask_to_read(&self, nodes: &[&str], now: Timestamp) -> Result<()> {
+        let word = format!("{}={now}", names::READ);
+        for some in nodes.chunks(ANNOTATED) {
+            let args = [&["annotate", "--overwrite", "nodeipallocation"], some, &[word.as_str()]].concat();
+            let asked = self.runtime.block_on(output(self.command(&args, Stdio::inherit()), READ));
+            asked.context("asking the operator to read NICs")?;
+        }
+        Ok(())
     }
 
     /// The last lines of the log of each of these pods of a program, as they come. Only so many are held at

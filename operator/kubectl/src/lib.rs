@@ -8,7 +8,8 @@
 //!  bundle, redact    everything for whoever is to help, without ids and secrets
 //! ```
 //!
-//! Nothing here writes to the cluster or to Azure.
+//! Nothing here writes to the cluster or to Azure, but for the annotation by which `check --repair` has the
+//! operator read NICs.
 
 pub mod args;
 pub mod bundle;

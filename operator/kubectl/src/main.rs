@@ -12,7 +12,7 @@ use vnetpool_kubectl::args::{Args, Command, Output};
 use vnetpool_kubectl::cluster::Objects;
 use vnetpool_kubectl::kubectl::{Kubectl, Program};
 use vnetpool_kubectl::migrate::Before;
-use vnetpool_kubectl::who::Asked;
+use vnetpool_kubectl::who::Question;
 use vnetpool_kubectl::{bundle, check, complete, explain, migrate, plan, status, subnets, who};
 
 /// The failures; a `check` that finds differences ends with 1.
@@ -34,7 +34,7 @@ fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
             print(&status::status(&Objects { nodes, ..Objects::ours(&kubectl)? }), output)?;
         }
         Command::Who { what } => {
-            let (objects, asked) = (Objects::all(&kubectl)?, Asked::parse(&what));
+            let (objects, asked) = (Objects::all(&kubectl)?, Question::parse(&what));
             let nodes = who::nodes_to_ask(&objects, &asked);
             let answers = kubectl.nodes(nodes.iter().map(String::as_str));
             print(&who::who(&objects, &asked, &answers)?, output)?;
@@ -45,13 +45,14 @@ fn run(Args { command, access, output }: Args) -> Result<ExitCode> {
             let applied = kubectl.rehearse(&filename)?;
             print(&plan::plan(&Objects::all(&kubectl)?, applied)?, output)?;
         }
-        Command::Check { node, apart } => {
-            let verdict = check::check(&kubectl, node.as_deref(), Duration::from_secs(apart))?;
+        Command::Check { node, apart, repair } => {
+            let verdict = check::check(&kubectl, node.as_deref(), Duration::from_secs(apart), repair)?;
             print(&verdict, output)?;
             return Ok(if verdict.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Command::Migrate { check: _ } => {
-            let report = migrate::report(&Before::read(&kubectl)?);
+        Command::Migrate { check: _, architectures } => {
+            let architectures = architectures.into_iter().collect();
+            let report = migrate::report(&Before::read(&kubectl)?, &architectures);
             print(&report, output)?;
             return Ok(if report.is_free() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }

@@ -12,8 +12,9 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use serde::Serialize;
+use vnetpool_operator::Architectures;
 use vnetpool_operator::azure::VmId;
-use vnetpool_operator::outlook::{needs_address, whole_is_never_served};
+use vnetpool_operator::outlook::{Cause, cause_of_whole, needs_address};
 
 use crate::kubectl::Kubectl;
 use crate::pod::{addresses_of, full_name, node_of};
@@ -22,8 +23,6 @@ use crate::show::table;
 /// The oldest Kubernetes that the chart takes, and the oldest Linux that its agents do.
 const KUBERNETES: (u32, u32) = (1, 32);
 const LINUX: (u32, u32) = (5, 5);
-/// Of the images.
-const ARCHITECTURE: &str = "amd64";
 
 /// DaemonSets by which other networks are known, with their fate.
 const NETWORKS: [(&str, &str); 9] = [
@@ -81,20 +80,22 @@ pub struct Finding {
 }
 
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct Survey {
     pub nodes: usize,
     /// How many pods need an address of the VNet once all have moved.
     pub pods: usize,
     pub findings: Vec<Finding>,
 }
 
-impl Report {
+impl Survey {
     pub fn is_free(&self) -> bool {
         self.findings.iter().all(|one| one.weight != Weight::Blocks)
     }
 }
 
-pub fn report(before: &Before) -> Report {
+/// With images for nodes of these architectures.
+pub fn report(before: &Before, architectures: &Architectures) -> Survey {
+    let of_node = |node| of_node(node, architectures);
     let mut findings: Vec<Finding> = before.nodes.iter().flat_map(of_node).collect();
     findings.extend(before.daemon_sets.iter().filter_map(of_network));
     findings.extend(of_policies(before));
@@ -102,7 +103,7 @@ pub fn report(before: &Before) -> Report {
     findings.extend(before.pods.iter().filter_map(of_pod));
     findings.sort();
     let pods = before.pods.iter().filter(|pod| needs_address(pod)).count();
-    Report { nodes: before.nodes.len(), pods, findings }
+    Survey { nodes: before.nodes.len(), pods, findings }
 }
 
 fn blocks(about: String, message: impl Into<String>) -> Finding {
@@ -113,13 +114,23 @@ fn mind(about: String, message: impl Into<String>) -> Finding {
     Finding { weight: Weight::Mind, about, message: message.into() }
 }
 
-fn of_node(node: &Node) -> Vec<Finding> {
+fn of_node(node: &Node, architectures: &Architectures) -> Vec<Finding> {
     let about = || format!("Node {}", node.name_any());
-    if whole_is_never_served(node) {
-        return vec![mind(about(), "Windows and virtual nodes are left alone: it keeps its network.")];
+    let mut found = vec![];
+    match cause_of_whole(node, architectures) {
+        Some(cause @ Cause::Architecture) => {
+            let sentence = cause.sentence(architectures, &node.name_any());
+            found.push(blocks(
+                about(),
+                format!("{sentence} With an image for it, name it by --architectures."),
+            ));
+        }
+        Some(Cause::Windows | Cause::Virtual) => {
+            return vec![mind(about(), "Windows and virtual nodes are left alone: it keeps its network.")];
+        }
+        None => {}
     }
     let spec = node.spec.clone().unwrap_or_default();
-    let mut found = vec![];
     if let Err(error) = VmId::from_provider_id(spec.provider_id.as_deref().unwrap_or_default()) {
         found.push(blocks(about(), error.to_string()));
     }
@@ -127,11 +138,6 @@ fn of_node(node: &Node) -> Vec<Finding> {
         found.push(blocks(about(), "It gives pods IPv6 addresses, and Vnetpool has none."));
     }
     let Some(info) = node.status.as_ref().and_then(|status| status.node_info.as_ref()) else { return found };
-    if info.architecture != ARCHITECTURE {
-        let message =
-            format!("Its architecture is {}, and the images are for {ARCHITECTURE}.", info.architecture);
-        found.push(blocks(about(), message));
-    }
     let is_older = |version: &str, least| numbers(version).is_some_and(|version| version < least);
     if is_older(&info.kernel_version, LINUX) {
         let message = format!("It runs Linux {}; 5.5 is the oldest that does.", info.kernel_version);
@@ -190,7 +196,7 @@ fn of_pod(pod: &Pod) -> Option<Finding> {
     (!is_kept).then(|| mind(about(), "Nothing makes it again: it is gone once its node is drained."))
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for Survey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.findings.is_empty() {
             let row = |one: &Finding| {
@@ -214,12 +220,14 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{Args, Command};
+    use clap::Parser;
     use serde_json::{Value, from_value, json};
 
     const VM: &str = "azure:///subscriptions/0f1e2d3c-0000-4000-8000-00000000000a/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/a";
 
-    fn node(name: &str, provider_id: &str, version: [&str; 3], labels: Value) -> Node {
-        let [architecture, kernel, kubelet] = version;
+    fn node(name: &str, provider_id: &str, [os, architecture, kernel, kubelet]: [&str; 4]) -> Node {
+        let labels = json!({"kubernetes.io/os": os, "kubernetes.io/arch": architecture});
         from_value(json!({"metadata": {"name": name, "labels": labels}, "spec": {"providerID": provider_id},
             "status": {"nodeInfo": {"bootID": "", "architecture": architecture, "containerRuntimeVersion": "",
                 "kernelVersion": kernel, "kubeProxyVersion": "", "kubeletVersion": kubelet, "machineID": "",
@@ -238,19 +246,57 @@ mod tests {
         json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u", "controller": true}])
     }
 
+    fn images_for(names: &[&str]) -> Architectures {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
     #[test]
     fn a_cluster_that_can_move_has_no_finding() {
         let before = Before {
-            nodes: vec![node("a", VM, ["amd64", "5.15.0-1064-azure", "v1.32.1"], json!({}))],
+            nodes: vec![node("a", VM, ["linux", "amd64", "5.15.0-1064-azure", "v1.32.1"])],
             pods: vec![pod("web", owned(), "10.0.0.4")],
             ..Before::default()
         };
-        let report = report(&before);
+        let report = report(&before, &images_for(&["amd64"]));
         assert!(report.is_free());
         assert_eq!(
             report.to_string(),
             "Nodes: 1; pods that need an address: 1; findings that block: 0, others: 0.\n"
         );
+    }
+
+    #[test]
+    fn a_node_of_an_architecture_blocks_only_as_long_as_no_image_is_for_it() {
+        let nodes = vec![
+            node("arm", VM, ["linux", "arm64", "6.1.0", "v1.33.0"]),
+            node("win", "", ["windows", "arm64", "", ""]),
+        ];
+        let before = Before { nodes, ..Before::default() };
+        let blocks = |names: &[&str]| {
+            let mut findings = report(&before, &images_for(names)).findings;
+            findings.retain(|one| one.weight == Weight::Blocks);
+            findings.into_iter().map(|one| one.message).collect::<Vec<_>>()
+        };
+        let expected = "There are images for amd64 (value image.architectures of the chart), and nodes of other \
+                        architectures are left alone: arm. With an image for it, name it by --architectures.";
+        assert_eq!(blocks(&["amd64"]), [expected]);
+        assert!(blocks(&["amd64", "arm64"]).is_empty());
+    }
+
+    /// Before anything is installed they are all there is to go by.
+    #[test]
+    fn what_is_taken_for_granted_is_what_the_chart_has() {
+        let values: Value =
+            serde_yaml_ng::from_str(include_str!("../../../charts/vnetpool/values.yaml")).unwrap();
+        let Args { command: Command::Migrate { architectures, .. }, .. } =
+            Args::parse_from(["kubectl vnetpool", "migrate", "--check"])
+        else {
+            panic!("another command")
+        };
+        assert_eq!(json!(architectures), values["image"]["architectures"]);
+        let chart: Value =
+            serde_yaml_ng::from_str(include_str!("../../../charts/vnetpool/Chart.yaml")).unwrap();
+        assert_eq!(chart["kubeVersion"], format!(">={}.{}.0-0", KUBERNETES.0, KUBERNETES.1));
     }
 
     #[test]
@@ -263,17 +309,17 @@ mod tests {
             json!({"currentHealthy": 1, "desiredHealthy": 1, "disruptionsAllowed": 0, "expectedPods": 1});
         let before = Before {
             nodes: vec![
-                node("arm", VM, ["arm64", "6.1.0", "v1.33.0"], json!({})),
-                node("old", VM, ["amd64", "5.4.0-azure", "v1.31.2"], json!({})),
-                node("win", "", ["amd64", "", ""], json!({"kubernetes.io/os": "windows"})),
-                node("bare", "", ["amd64", "6.1.0", "v1.33.0"], json!({})),
+                node("arm", VM, ["linux", "arm64", "6.1.0", "v1.33.0"]),
+                node("old", VM, ["linux", "amd64", "5.4.0-azure", "v1.31.2"]),
+                node("win", "", ["windows", "amd64", "", ""]),
+                node("bare", "", ["linux", "amd64", "6.1.0", "v1.33.0"]),
             ],
             pods: vec![pod("alone", json!([]), "10.0.0.4"), pod("six", owned(), "fd00::4")],
             daemon_sets: vec![from_value(daemon_set).unwrap()],
             policies: vec![from_value(named("shop", "deny")).unwrap()],
             budgets: vec![from_value(budget).unwrap()],
         };
-        let report = report(&before);
+        let report = report(&before, &images_for(&["amd64"]));
         assert!(!report.is_free());
         let found: Vec<_> = report.findings.iter().map(|one| (one.weight, one.about.as_str())).collect();
         let (b, m) = (Weight::Blocks, Weight::Mind);
@@ -291,9 +337,13 @@ mod tests {
         ];
         assert_eq!(found, expected);
         let text = report.to_string();
-        for part in
-            ["arm64", "no spec.providerID", "Linux 5.4.0-azure", "Kubernetes v1.31.2", "block: 5, others: 5."]
-        {
+        for part in [
+            "images for amd64",
+            "no spec.providerID",
+            "Linux 5.4.0-azure",
+            "Kubernetes v1.31.2",
+            "block: 5, others: 5.",
+        ] {
             assert!(text.contains(part), "no {part} in\n{text}");
         }
     }
@@ -307,7 +357,8 @@ mod tests {
             daemon_sets: vec![from_value(engine).unwrap()],
             ..Before::default()
         };
-        let abouts: Vec<_> = report(&before).findings.into_iter().map(|one| one.about).collect();
+        let abouts: Vec<_> =
+            report(&before, &Architectures::default()).findings.into_iter().map(|one| one.about).collect();
         assert_eq!(abouts, ["DaemonSet calico-system/calico-node"]);
     }
 }

@@ -48,25 +48,25 @@ pub struct Address {
 
 /// The user's question.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum Question {
     Address(Ipv4Addr),
     /// With a namespace or in any.
     Pod(Option<String>, String),
 }
 
-impl Asked {
-    pub fn parse(what: &str) -> Asked {
+impl Question {
+    pub fn parse(what: &str) -> Question {
         match (what.parse(), what.split_once('/')) {
-            (Ok(address), _) => Asked::Address(address),
-            (_, Some((namespace, name))) => Asked::Pod(Some(namespace.to_owned()), name.to_owned()),
-            (_, None) => Asked::Pod(None, what.to_owned()),
+            (Ok(address), _) => Question::Address(address),
+            (_, Some((namespace, name))) => Question::Pod(Some(namespace.to_owned()), name.to_owned()),
+            (_, None) => Question::Pod(None, what.to_owned()),
         }
     }
 
     fn is(&self, pod: &Pod) -> bool {
         match self {
-            Asked::Address(_) => false,
-            Asked::Pod(namespace, name) => {
+            Question::Address(_) => false,
+            Question::Pod(namespace, name) => {
                 pod.name_any() == *name
                     && namespace.as_ref().is_none_or(|one| pod.namespace().as_ref() == Some(one))
             }
@@ -76,31 +76,31 @@ impl Asked {
     /// Whether a ledger's name of a pod is meant.
     fn is_named(&self, pod: &str) -> bool {
         match self {
-            Asked::Address(_) => false,
-            Asked::Pod(Some(namespace), name) => pod.split_once('/') == Some((namespace, name)),
-            Asked::Pod(None, name) => pod.rsplit('/').next() == Some(name),
+            Question::Address(_) => false,
+            Question::Pod(Some(namespace), name) => pod.split_once('/') == Some((namespace, name)),
+            Question::Pod(None, name) => pod.rsplit('/').next() == Some(name),
         }
     }
 }
 
 /// The nodes whose ledgers can have more: those that hold the address, or on which the pod is. An address
 /// that no object has any more may still stand in the ledger of any node.
-pub fn nodes_to_ask(objects: &Objects, asked: &Asked) -> Vec<String> {
+pub fn nodes_to_ask(objects: &Objects, asked: &Question) -> Vec<String> {
     let holding = objects.allocations.iter().filter(|one| match asked {
-        Asked::Address(address) => {
+        Question::Address(address) => {
             reservation(one, *address).is_some() || holders(one).any(|one| is(&one.address, *address))
         }
-        Asked::Pod(..) => holders(one).any(|one| asked.is_named(&one.pod)),
+        Question::Pod(..) => holders(one).any(|one| asked.is_named(&one.pod)),
     });
     let pods: Vec<&Pod> = match asked {
-        Asked::Address(address) => pods_with(objects, *address).collect(),
-        Asked::Pod(..) => objects.pods.iter().filter(|pod| asked.is(pod)).collect(),
+        Question::Address(address) => pods_with(objects, *address).collect(),
+        Question::Pod(..) => objects.pods.iter().filter(|pod| asked.is(pod)).collect(),
     };
     let on = pods.iter().filter_map(|pod| objects.allocation(node_of(pod)?));
     let nodes: BTreeSet<String> = holding.chain(on).map(ResourceExt::name_any).collect();
     let is_unknown = match asked {
-        Asked::Address(_) => nodes.is_empty(),
-        Asked::Pod(..) => pods.is_empty(),
+        Question::Address(_) => nodes.is_empty(),
+        Question::Pod(..) => pods.is_empty(),
     };
     match is_unknown {
         true => objects.allocations.iter().map(ResourceExt::name_any).collect(),
@@ -120,7 +120,7 @@ fn holders(allocation: &NodeIPAllocation) -> impl Iterator<Item = &Holder> {
 ///
 /// # Errors
 /// When there is no such pod.
-pub fn who(objects: &Objects, asked: &Asked, answers: &Answers<NodeView>) -> Result<Answer> {
+pub fn who(objects: &Objects, asked: &Question, answers: &Answers<NodeView>) -> Result<Answer> {
     let views =
         answers.iter().filter_map(|(node, view)| Some((node.as_str(), view.as_ref().ok()?))).collect();
     let unread: Vec<String> = answers
@@ -130,8 +130,8 @@ pub fn who(objects: &Objects, asked: &Asked, answers: &Answers<NodeView>) -> Res
     let known = Known { objects, asked, views, uids: objects.uids() };
     let pods: Vec<&Pod> = objects.pods.iter().filter(|pod| asked.is(pod)).collect();
     let addresses: BTreeSet<Ipv4Addr> = match asked {
-        Asked::Address(address) => [*address].into(),
-        Asked::Pod(..) => {
+        Question::Address(address) => [*address].into(),
+        Question::Pod(..) => {
             let records = known.views.values().flat_map(|view| &view.addresses);
             let in_ledgers =
                 records.filter(|one| one.tenant.iter().any(|tenant| asked.is_named(&tenant.pod)));
@@ -143,7 +143,7 @@ pub fn who(objects: &Objects, asked: &Asked, answers: &Answers<NodeView>) -> Res
         }
     };
     let mut rows: Vec<Address> = addresses.into_iter().flat_map(|address| known.rows(address)).collect();
-    if let (Asked::Pod(namespace, name), true) = (asked, rows.is_empty()) {
+    if let (Question::Pod(namespace, name), true) = (asked, rows.is_empty()) {
         let namespace = namespace.as_ref().map(|namespace| format!("{namespace}/")).unwrap_or_default();
         let unread = match unread.len() {
             0 => String::new(),
@@ -173,7 +173,7 @@ fn without_address(pod: &Pod) -> Address {
 /// The sources of the answer.
 struct Known<'a> {
     objects: &'a Objects,
-    asked: &'a Asked,
+    asked: &'a Question,
     /// The ledgers that were read.
     views: BTreeMap<&'a str, &'a NodeView>,
     uids: BTreeSet<&'a str>,

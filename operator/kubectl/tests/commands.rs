@@ -30,6 +30,7 @@ case "$1 $2" in
     "logs "*) name=log_$4 ;;
     *" vnetpool-operator reserved") name=reserved ;;
     "exec "*) name=exec_$4 ;;
+    "annotate "*) name=annotated; [ -d "$here/after" ] && cp "$here"/after/* "$here/answers/" ;;
 esac
 case "$*" in *"vnetpool-operator reserved") name=reserved; cat > "$here/asked" ;; esac
 [ -e "$here/answers/$name" ] && exec cat "$here/answers/$name"
@@ -228,6 +229,53 @@ fn a_check_reads_each_table_once_and_names_a_node_that_is_not_there() {
         unknown.status.code() == Some(2) && printed.contains("node node-7 has no NodeIPAllocation"),
         "{printed}"
     );
+}
+
+/// The route of node-2 is gone, and the operator, asked to read it again, brings it back.
+fn without_a_route() -> Cluster {
+    let cluster = Cluster::filled();
+    let (answer, after) = (cluster.path("answers/reserved"), cluster.path("after"));
+    fs::create_dir(&after).unwrap();
+    fs::copy(&answer, after.join("reserved")).unwrap();
+    fs::write(after.join("annotated"), "").unwrap();
+    let mut reserved: Value = serde_json::from_str(&fs::read_to_string(&answer).unwrap()).unwrap();
+    reserved["reservations"].as_array_mut().unwrap().pop();
+    fs::write(answer, format!("{reserved}\n")).unwrap();
+    cluster
+}
+
+#[test]
+fn a_check_that_repairs_asks_for_a_read_where_nic_and_spec_differ_and_checks_again() {
+    let cluster = without_a_route();
+    let output = cluster.run(&["check", "--apart", "0"]);
+    assert!(output.status.code() == Some(1) && text(&output.stdout).contains("vnp-2"));
+    assert_eq!(cluster.calls("annotate"), 0, "a check alone writes nothing");
+
+    let output = cluster.run(&["check", "--apart", "0", "--repair"]);
+    let printed = text(&output.stdout) + &text(&output.stderr);
+    let asked = "The operator was asked to read the NICs of node-2. After that:\n\nNIC, spec, ledger";
+    assert!(output.status.success() && printed.starts_with(asked), "{printed}");
+    assert_eq!(cluster.calls("annotate --overwrite nodeipallocation node-2 vnetpool.io/read=2"), 1);
+    assert_eq!(cluster.calls("annotate"), 1);
+}
+
+#[test]
+fn a_check_that_repairs_asks_nothing_where_only_agents_repair_and_reports_a_refusal() {
+    let cluster = Cluster::filled();
+    let unwired = json!({"bootID": "boot", "generation": 1, "relinquished": [], "waiting": [], "wired": [],
+        "addresses": [{"address": "10.9.0.1", "name": "vnp-1", "state": "Assigned"}]});
+    cluster.answer("exec_agent-1", &unwired.to_string());
+    let output = cluster.run(&["check", "--apart", "0", "--repair"]);
+    let printed = text(&output.stdout);
+    assert!(output.status.code() == Some(1) && printed.contains("no link of the node"), "{printed}");
+    assert_eq!(cluster.calls("annotate"), 0);
+
+    let cluster = without_a_route();
+    fs::remove_file(cluster.path("after/annotated")).unwrap();
+    let output = cluster.run(&["check", "--apart", "0", "--repair"]);
+    let printed = text(&output.stderr);
+    let refused = "asking the operator to read NICs: refused";
+    assert!(output.status.code() == Some(2) && printed.contains(refused), "{printed}");
 }
 
 #[test]

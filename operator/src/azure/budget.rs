@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 pub use lesson::Lesson;
 use meter::{Level, Meter};
-use queue::{Next, Place, Queue, Tried};
+use queue::{Next, Queue, Rank, Tried};
 
 use crate::priority::Priority;
 
@@ -100,7 +100,7 @@ fn queue_of(lane: &Lane) -> Line {
     (lane.subscription.clone(), lane.kind.writes())
 }
 
-fn place(lane: &Lane, priority: Priority, ticket: Ticket) -> Place {
+fn rank(lane: &Lane, priority: Priority, ticket: Ticket) -> Rank {
     (priority, lane.is_first_step(), ticket)
 }
 
@@ -145,14 +145,14 @@ impl Budget {
     pub(super) fn ask(&mut self, lane: &Lane, priority: Priority) -> Ticket {
         self.last += 1;
         let queue = self.queues.entry(queue_of(lane)).or_default();
-        queue.insert(meter::of(lane), place(lane, priority, self.last));
+        queue.insert(meter::of(lane), rank(lane, priority, self.last));
         self.last
     }
 
     /// Takes the call out of the queue: it won't be made. False if it has been granted, and so paid, before.
     pub(super) fn withdraw(&mut self, lane: &Lane, priority: Priority, ticket: Ticket) -> bool {
         let queue = self.queues.get_mut(&queue_of(lane));
-        queue.is_some_and(|queue| queue.remove(&meter::of(lane).0, &place(lane, priority, ticket)))
+        queue.is_some_and(|queue| queue.remove(&meter::of(lane).0, &rank(lane, priority, ticket)))
     }
 
     /// The calls that may go now, and when to ask again if some still wait. They go by priority and then by
@@ -184,19 +184,19 @@ impl Budget {
                 granted.extend(longest);
             }
             let Some(next) = queue.first(&tried) else { return again };
-            match self.draw(&next, next.place.0, now) {
+            match self.draw(&next, next.rank.0, now) {
                 Ok(()) => {
-                    queue.remove(&next.shared, &next.place);
-                    let overtakes = queue.has_older(next.place.2);
+                    queue.remove(&next.shared, &next.rank);
+                    let overtakes = queue.has_older(next.rank.2);
                     queue.overtaken = if overtakes { queue.overtaken + 1 } else { 0 };
-                    granted.push(next.place.2);
+                    granted.push(next.rank.2);
                 }
                 Err(Shut { ready, whom }) => {
                     again = Some(again.map_or(ready, |again| again.min(ready)));
                     match whom {
                         Whom::All => return again,
                         Whom::Class => tried.end(next.shared),
-                        Whom::One => tried.pass(next.shared, next.place),
+                        Whom::One => tried.pass(next.shared, next.rank),
                     }
                 }
             }
@@ -210,13 +210,13 @@ impl Budget {
             let next = queue.oldest(&tried)?;
             match self.draw(&next, Priority::WaitingPods, now) {
                 Ok(()) => {
-                    queue.remove(&next.shared, &next.place);
+                    queue.remove(&next.shared, &next.rank);
                     queue.overtaken = 0;
-                    return Some(next.place.2);
+                    return Some(next.rank.2);
                 }
                 Err(Shut { whom: Whom::All, .. }) => return None,
                 Err(Shut { whom: Whom::Class, .. }) => tried.end(next.shared),
-                Err(Shut { whom: Whom::One, .. }) => tried.pass(next.shared, next.place),
+                Err(Shut { whom: Whom::One, .. }) => tried.pass(next.shared, next.rank),
             }
         }
     }
@@ -290,8 +290,8 @@ impl Budget {
 
     /// How many calls of each priority wait.
     pub(super) fn waiting(&self) -> [(Priority, usize); Priority::ALL.len()] {
-        let places = || self.queues.values().flat_map(Queue::places);
-        Priority::ALL.map(|priority| (priority, places().filter(|(one, ..)| *one == priority).count()))
+        let ranks = || self.queues.values().flat_map(Queue::ranks);
+        Priority::ALL.map(|priority| (priority, ranks().filter(|(one, ..)| *one == priority).count()))
     }
 
     /// The meter's level as of `now`.

@@ -18,6 +18,7 @@ pub(super) use classify::{Effect, classify};
 pub use codes::{Limit, codes};
 use consequence::BUSY;
 pub use matter::Matter;
+pub(super) use matter::is_within;
 use vnetpool_crds::reason::Reason;
 
 /// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for the
@@ -216,6 +217,17 @@ impl Error {
     /// Whether one attempt serves all that wait for the same, so that it costs no more when each is quick.
     pub fn is_tried_for_all(&self) -> bool {
         matches!(self, Error::Credential { .. } | Error::PublicAddressesUsedUp { .. })
+    }
+
+    /// How long Azure wants not to be asked the same again, whatever the wait of who has asked; zero if it
+    /// names no time.
+    pub fn pause(&self) -> Duration {
+        match self {
+            Error::Throttled { retry_after, .. }
+            | Error::Busy { retry_after, .. }
+            | Error::Unavailable { retry_after, .. } => *retry_after,
+            _ => Duration::ZERO,
+        }
     }
 
     /// The same of a write that asks for no address: what Azure objects to has its address already, and stays

@@ -7,7 +7,7 @@ use tracing::{info, instrument};
 
 use super::cache::parse;
 use super::operation::End;
-use super::refused::Places;
+use super::refused::Concerns;
 use super::transport::Answer;
 use super::{Azure, Error, Kind, ResourceId, Urgency, call};
 
@@ -55,8 +55,8 @@ impl Azure {
         urgency: impl Into<Urgency>,
     ) -> Result<PublicAddress, Error> {
         let id = &reserved.id;
-        let places = Places::of_new_public_address(id, &new.location);
-        self.put(id, new, &places, urgency.into()).await
+        let concerns = Concerns::of_new_public_address(id, &new.location);
+        self.put(id, new, &concerns, urgency.into()).await
     }
 
     /// Changes a public address into `new`, if it is there: this takes nothing of the quota. `None`: it isn't
@@ -70,8 +70,8 @@ impl Azure {
         let urgency = urgency.into();
         match self.public_address(&reserved.id, &urgency).await {
             Ok(_) => {
-                let places = Places::of_public_address(Kind::Write, &reserved.id);
-                self.put(&reserved.id, new, &places, urgency).await.map(Some)
+                let concerns = Concerns::of_public_address(Kind::Write, &reserved.id);
+                self.put(&reserved.id, new, &concerns, urgency).await.map(Some)
             }
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -83,12 +83,12 @@ impl Azure {
         &self,
         id: &ResourceId,
         new: &NewPublicAddress,
-        places: &Places,
+        concerns: &Concerns,
         urgency: Urgency,
     ) -> Result<PublicAddress, Error> {
-        let urgency = self.begin_to_ask(places, id, urgency)?;
+        let urgency = self.begin_to_ask(concerns, id, urgency)?;
         let put = self.try_to_put(id, new, urgency).await;
-        self.refused.learn(places, id, put.as_ref().map(|_| ()), Instant::now());
+        self.refused.learn(concerns, id, put.as_ref().map(|_| ()), Instant::now());
         if put.as_ref().is_err_and(|error| !error.left_all_as_it_was()) {
             self.late.lost_answer(id, Instant::now());
         }
@@ -119,16 +119,16 @@ impl Azure {
         id: &ResourceId,
         urgency: impl Into<Urgency>,
     ) -> Result<PublicAddress, Error> {
-        let places = Places::of_public_address(Kind::Read, id);
-        let call = call(Kind::Read, self.begin_to_ask(&places, id, urgency.into())?, id);
+        let concerns = Concerns::of_public_address(Kind::Read, id);
+        let call = call(Kind::Read, self.begin_to_ask(&concerns, id, urgency.into())?, id);
         let answer = self.transport.send(&call, self.url(id, &self.versions.network), None, None).await;
-        self.refused.learn(&places, id, allowed(&answer), Instant::now());
+        self.refused.learn(&concerns, id, allowed(&answer), Instant::now());
         read(id, &answer?.body)
     }
 
     /// Why nobody makes, reads or deletes (`call`) a public address in this one's resource group now.
     pub fn refusal_of_public_address(&self, call: Kind, id: &ResourceId) -> Option<Error> {
-        self.refused.refusal(&Places::of_public_address(call, id), Instant::now())
+        self.refused.refusal(&Concerns::of_public_address(call, id), Instant::now())
     }
 
     /// Deletes a public address. Azure refuses while it is in use. Where all are refused, one call asks on
@@ -146,10 +146,10 @@ impl Azure {
         // The making of an address is finished first: deleted before, the address would be there afterwards,
         // and in no record.
         let _reserved = self.reserve_public_address(id).await;
-        let places = Places::of_public_address(Kind::Delete, id);
-        let urgency = self.begin_to_ask(&places, id, urgency.into())?;
+        let concerns = Concerns::of_public_address(Kind::Delete, id);
+        let urgency = self.begin_to_ask(&concerns, id, urgency.into())?;
         let deleted = self.try_to_delete(id, urgency).await;
-        self.refused.learn(&places, id, allowed(&deleted), Instant::now());
+        self.refused.learn(&concerns, id, allowed(&deleted), Instant::now());
         deleted
     }
 

@@ -9,12 +9,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::error::is_within;
 use super::{Change, Error, Kind, ResourceId};
+use crate::causes::Causes;
 use crate::lock::lock;
 
 /// What a refusal concerns, in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Place {
+enum Concern {
     Region {
         subscription: String,
         region: String,
@@ -29,13 +31,13 @@ enum Place {
     Referred(String),
 }
 
-impl Place {
+impl Concern {
     /// Whether all of it meet this error.
     fn is_concerned(&self, error: &Error) -> bool {
         match (self, error) {
-            (Place::Region { .. }, Error::PublicAddressesUsedUp { .. }) => true,
-            (Place::Scope { id, .. }, error) => is_refused_in(id, error),
-            (Place::Referred(id), error) => is_about(id, error),
+            (Concern::Region { .. }, Error::PublicAddressesUsedUp { .. }) => true,
+            (Concern::Scope { id, .. }, error) => is_refused_in(id, error),
+            (Concern::Referred(id), error) => error.is_about_id(id),
             _ => false,
         }
     }
@@ -46,10 +48,10 @@ impl Place {
             // What can't be attached to one NIC may suit another, and a policy may spare some.
             (_, Error::Unattachable { .. } | Error::PolicyForbidden { .. }) => ALIKE,
             // Nobody grants a right to a public address that isn't there yet: all of its group lack it.
-            (Place::Scope { call: Kind::Write, .. }, _) => 1,
+            (Concern::Scope { call: Kind::Write, .. }, _) => 1,
             // To one that is there, the right may be missing by itself.
-            (Place::Scope { id, .. }, Error::Denied { scope, .. }) if !is_within(id, scope) => ALIKE,
-            (Place::Scope { .. }, Error::DenyAssignment { .. }) => ALIKE,
+            (Concern::Scope { id, .. }, Error::Denied { scope, .. }) if !is_within(id, scope) => ALIKE,
+            (Concern::Scope { .. }, Error::DenyAssignment { .. }) => ALIKE,
             _ => 1,
         }
     }
@@ -57,33 +59,33 @@ impl Place {
 
 /// Where something is, or is to be, and what it refers to.
 #[derive(Clone, Debug)]
-pub(super) struct Places(Vec<Place>);
+pub(super) struct Concerns(Vec<Concern>);
 
-impl Places {
+impl Concerns {
     /// Of a public address about which such a call is made.
-    pub(super) fn of_public_address(call: Kind, id: &ResourceId) -> Places {
+    pub(super) fn of_public_address(call: Kind, id: &ResourceId) -> Concerns {
         let group = id.group().to_ascii_lowercase();
         let subscription = subscription_of(&group).to_owned();
-        Places([subscription, group].map(|id| Place::Scope { id, call }).into())
+        Concerns([subscription, group].map(|id| Concern::Scope { id, call }).into())
     }
 
     /// Of one that is made, which takes a part of the quota.
-    pub(super) fn of_new_public_address(id: &ResourceId, region: &str) -> Places {
+    pub(super) fn of_new_public_address(id: &ResourceId, region: &str) -> Concerns {
         let subscription = id.subscription().to_ascii_lowercase();
-        let region = Place::Region { subscription, region: region.to_ascii_lowercase() };
-        let Places(rest) = Places::of_public_address(Kind::Write, id);
-        Places([region].into_iter().chain(rest).collect())
+        let region = Concern::Region { subscription, region: region.to_ascii_lowercase() };
+        let Concerns(rest) = Concerns::of_public_address(Kind::Write, id);
+        Concerns([region].into_iter().chain(rest).collect())
     }
 
     /// Of a NIC that is changed so.
-    pub(super) fn of_nic(change: &Change) -> Places {
+    pub(super) fn of_nic(change: &Change) -> Concerns {
         let pools = change.attach.values().flat_map(|attached| &attached.backend_pools);
-        Places::of_referred(pools.chain(&change.join))
+        Concerns::of_referred(pools.chain(&change.join))
     }
 
-    pub(super) fn of_referred<'a>(ids: impl IntoIterator<Item = &'a ResourceId>) -> Places {
+    pub(super) fn of_referred<'a>(ids: impl IntoIterator<Item = &'a ResourceId>) -> Concerns {
         let all: HashSet<String> = ids.into_iter().map(ResourceId::key).collect();
-        Places(all.into_iter().map(Place::Referred).collect())
+        Concerns(all.into_iter().map(Concern::Referred).collect())
     }
 }
 
@@ -107,33 +109,6 @@ fn is_refused_in(id: &str, error: &Error) -> bool {
     }
 }
 
-fn is_within(id: &str, scope: &str) -> bool {
-    id.strip_prefix(&scope.to_ascii_lowercase()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Whether an error is about this resource, whose id is in lower case, though another was to be written.
-fn is_about(id: &str, error: &Error) -> bool {
-    let is_named_in = |message: &str| {
-        let message = message.to_ascii_lowercase();
-        let mut ends = message.match_indices(id).map(|(start, _)| &message[start + id.len()..]);
-        ends.any(|rest| !rest.starts_with(|next: char| next.is_ascii_alphanumeric() || "-_/".contains(next)))
-    };
-    match error {
-        Error::Denied { scope, .. } => is_within(id, scope),
-        // A lock on a group is one on the NIC, too.
-        Error::Locked { scope, .. } => scope.contains("/providers/") && is_within(id, scope),
-        Error::DenyAssignment { message, .. } | Error::Unattachable { message, .. } => is_named_in(message),
-        _ => false,
-    }
-}
-
-impl Error {
-    /// Whether it is about a resource that a NIC was to refer to.
-    pub fn is_about(&self, referred: &ResourceId) -> bool {
-        is_about(&referred.key(), self)
-    }
-}
-
 /// Where all are refused.
 #[derive(Debug, Default)]
 pub(super) struct Refused {
@@ -144,7 +119,7 @@ pub(super) struct Refused {
 
 #[derive(Debug, Default)]
 struct All {
-    places: HashMap<Place, Refusal>,
+    concerns: HashMap<Concern, Refusal>,
     /// How many refusals there were so far.
     count: u64,
     /// One of them has ended.
@@ -162,8 +137,8 @@ struct Refusal {
     until: Instant,
     /// Which of all refusals it was.
     number: u64,
-    /// The pool's edit that was last taken for a reason to try at once.
-    cause: Option<u64>,
+    /// Edits of pools that were taken for a reason to try at once.
+    causes: Causes,
 }
 
 /// From one attempt to the next. Each pod by itself would ask every few minutes, so that one of many comes
@@ -183,19 +158,19 @@ impl Refusal {
 }
 
 impl All {
-    fn known<'a>(&'a self, places: &'a Places) -> impl Iterator<Item = &'a Refusal> {
-        places.0.iter().filter_map(|place| self.places.get(place))
+    fn known<'a>(&'a self, concerns: &'a Concerns) -> impl Iterator<Item = &'a Refusal> {
+        concerns.0.iter().filter_map(|concern| self.concerns.get(concern))
     }
 
-    fn refusal(&self, places: &Places, now: Instant) -> Option<Error> {
-        self.known(places).find(|refusal| refusal.holds(now)).map(|refusal| refusal.error.clone())
+    fn refusal(&self, concerns: &Concerns, now: Instant) -> Option<Error> {
+        self.known(concerns).find(|refusal| refusal.holds(now)).map(|refusal| refusal.error.clone())
     }
 }
 
 impl Refused {
     /// Why nobody asks for this now.
-    pub(super) fn refusal(&self, places: &Places, now: Instant) -> Option<Error> {
-        lock(&self.all).refusal(places, now)
+    pub(super) fn refusal(&self, concerns: &Concerns, now: Instant) -> Option<Error> {
+        lock(&self.all).refusal(concerns, now)
     }
 
     /// Begins to ask. The first that comes when it is time asks on behalf of all. Returns how many refusals
@@ -203,13 +178,13 @@ impl Refused {
     ///
     /// # Errors
     /// Why nobody asks for this now.
-    pub(super) fn begin(&self, places: &Places, now: Instant) -> Result<u64, Error> {
+    pub(super) fn begin(&self, concerns: &Concerns, now: Instant) -> Result<u64, Error> {
         let mut all = lock(&self.all);
-        if let Some(error) = all.refusal(places, now) {
+        if let Some(error) = all.refusal(concerns, now) {
             return Err(error);
         }
-        for place in &places.0 {
-            if let Some(refusal) = all.places.get_mut(place).filter(|refusal| refusal.concerns_all()) {
+        for concern in &concerns.0 {
+            if let Some(refusal) = all.concerns.get_mut(concern).filter(|refusal| refusal.concerns_all()) {
                 refusal.until = now + AGAIN;
             }
         }
@@ -218,36 +193,43 @@ impl Refused {
 
     /// Ends when others were refused this since one has begun to ask: a thousand calls may wait for their
     /// turn within Azure's limits when the first of them is refused.
-    pub(super) async fn until_refused(self: Arc<Self>, places: Places, since: u64) {
+    pub(super) async fn until_refused(self: Arc<Self>, concerns: Concerns, since: u64) {
         let mut news = self.news.subscribe();
-        while !self.is_refused_since(&places, since) {
+        while !self.is_refused_since(&concerns, since) {
             if news.changed().await.is_err() {
                 std::future::pending().await
             }
         }
     }
 
-    fn is_refused_since(&self, places: &Places, since: u64) -> bool {
+    fn is_refused_since(&self, concerns: &Concerns, since: u64) -> bool {
         let all = lock(&self.all);
-        all.known(places).any(|refusal| refusal.concerns_all() && refusal.number > since)
+        all.known(concerns).any(|refusal| refusal.concerns_all() && refusal.number > since)
     }
 
     /// Takes in how an attempt has ended that was about `id`.
-    pub(super) fn learn(&self, places: &Places, id: &ResourceId, result: Result<(), &Error>, now: Instant) {
+    pub(super) fn learn(
+        &self,
+        concerns: &Concerns,
+        id: &ResourceId,
+        result: Result<(), &Error>,
+        now: Instant,
+    ) {
         let mut all = lock(&self.all);
         match result {
             Err(error) => {
                 let before = all.count;
-                for place in places.0.iter().filter(|place| place.is_concerned(error)) {
+                for concern in concerns.0.iter().filter(|concern| concern.is_concerned(error)) {
                     all.count += 1;
-                    let last = all.places.remove(place);
-                    let (mut met, cause) = last.map(|last| (last.met, last.cause)).unwrap_or_default();
+                    let last = all.concerns.remove(concern);
+                    let (mut met, causes) = last.map(|last| (last.met, last.causes)).unwrap_or_default();
                     if met.len() < ALIKE {
                         met.insert(id.key());
                     }
                     let (error, until, number) = (error.clone(), now + AGAIN, all.count);
-                    let quorum = place.spoken_for_by(&error);
-                    all.places.insert(place.clone(), Refusal { error, met, quorum, until, number, cause });
+                    let quorum = concern.spoken_for_by(&error);
+                    all.concerns
+                        .insert(concern.clone(), Refusal { error, met, quorum, until, number, causes });
                 }
                 if all.count > before {
                     drop(all);
@@ -255,7 +237,8 @@ impl Refused {
                 }
             }
             Ok(()) => {
-                let ended: Vec<_> = places.0.iter().filter_map(|place| all.places.remove(place)).collect();
+                let ended: Vec<_> =
+                    concerns.0.iter().filter_map(|concern| all.concerns.remove(concern)).collect();
                 all.has_ended |= ended.iter().any(Refusal::concerns_all);
             }
         }
@@ -263,8 +246,10 @@ impl Refused {
 
     /// A person may have ended them: each is tried at once. The same `cause` counts once.
     pub(super) fn try_now(&self, cause: u64, now: Instant) {
-        for refusal in lock(&self.all).places.values_mut().filter(|one| one.cause != Some(cause)) {
-            (refusal.cause, refusal.until) = (Some(cause), refusal.until.min(now));
+        for refusal in lock(&self.all).concerns.values_mut() {
+            if refusal.causes.add(cause) {
+                refusal.until = refusal.until.min(now);
+            }
         }
     }
 
@@ -285,39 +270,39 @@ mod tests {
         id.parse().unwrap()
     }
 
-    fn places(group: &str, region: &str) -> Places {
-        Places::of_new_public_address(&public(group), region)
+    fn concerns(group: &str, region: &str) -> Concerns {
+        Concerns::of_new_public_address(&public(group), region)
     }
 
     /// Whether one that comes now asks Azure.
-    fn asks(refused: &Refused, places: &Places, now: Instant) -> bool {
-        refused.begin(places, now).is_ok()
+    fn asks(refused: &Refused, concerns: &Concerns, now: Instant) -> bool {
+        refused.begin(concerns, now).is_ok()
     }
 
     #[test]
     fn five_thousand_pods_try_a_used_up_quota_as_often_as_one_does() {
         let (refused, start) = (Refused::default(), Instant::now());
-        let place = places("g", "WestEurope");
+        let concern = concerns("g", "WestEurope");
         let error = Error::PublicAddressesUsedUp { resource: "p".into(), message: "m".into() };
         let mut asked = 0;
         // Each of them comes every ten minutes, for two hours.
         let times = (0..5000 * 12).map(|turn| start + Duration::from_secs(7200) * turn / (5000 * 12));
         for now in times {
-            if asks(&refused, &place, now) {
+            if asks(&refused, &concern, now) {
                 asked += 1;
-                refused.learn(&places("G", "westeurope"), &public("g"), Err(&error), now);
+                refused.learn(&concerns("G", "westeurope"), &public("g"), Err(&error), now);
             }
         }
         assert!((80..=91).contains(&asked), "{asked}");
         let end = start + Duration::from_secs(7200);
-        assert!(asks(&refused, &places("g", "northeurope"), end), "another region's");
-        assert!(!asks(&refused, &places("h", "westeurope"), end), "another group's");
+        assert!(asks(&refused, &concerns("g", "northeurope"), end), "another region's");
+        assert!(!asks(&refused, &concerns("h", "westeurope"), end), "another group's");
         // The quota is raised, which the next that may try finds out.
         let later = end + AGAIN;
-        assert!(asks(&refused, &place, later) && !asks(&refused, &place, later));
+        assert!(asks(&refused, &concern, later) && !asks(&refused, &concern, later));
         assert!(!refused.has_ended());
-        refused.learn(&place, &public("g"), Ok(()), later);
-        assert!(asks(&refused, &place, later) && asks(&refused, &place, later));
+        refused.learn(&concern, &public("g"), Ok(()), later);
+        assert!(asks(&refused, &concern, later) && asks(&refused, &concern, later));
         assert!(refused.has_ended() && !refused.has_ended());
     }
 
@@ -340,17 +325,17 @@ mod tests {
             (label, false),
         ] {
             let (refused, now) = (Refused::default(), Instant::now());
-            refused.learn(&places("g", "r"), &public("g"), Err(&error), now);
-            assert_eq!(!asks(&refused, &places("G", "r"), now), is_shared, "{error}");
-            assert!(asks(&refused, &places("h", "r"), now), "{error}");
-            assert!(asks(&refused, &places("g", "r"), now + AGAIN), "{error}");
+            refused.learn(&concerns("g", "r"), &public("g"), Err(&error), now);
+            assert_eq!(!asks(&refused, &concerns("G", "r"), now), is_shared, "{error}");
+            assert!(asks(&refused, &concerns("h", "r"), now), "{error}");
+            assert!(asks(&refused, &concerns("g", "r"), now + AGAIN), "{error}");
         }
     }
 
     #[test]
     fn a_refusal_is_known_by_the_subscription_or_group_that_it_names_and_by_the_kind_of_call() {
         let message = || "m".to_owned();
-        let of = |call, group: &str| Places::of_public_address(call, &public(group));
+        let of = |call, group: &str| Concerns::of_public_address(call, &public(group));
         let locked =
             |scope: &str| Error::Locked { resource: "p".into(), scope: scope.into(), message: message() };
         let denied =
@@ -400,17 +385,17 @@ mod tests {
         for (error, call) in errors.into_iter().flat_map(|error| [(error, Kind::Read), (error, Kind::Delete)])
         {
             let (refused, now) = (Refused::default(), Instant::now());
-            let places = Places::of_public_address(call, &public("a"));
+            let concerns = Concerns::of_public_address(call, &public("a"));
             for uid in ["a", "a", "a", "b", "c"] {
-                assert!(asks(&refused, &places, now), "{uid}");
-                refused.learn(&places, &public(uid), Err(&error(uid)), now);
+                assert!(asks(&refused, &concerns, now), "{uid}");
+                refused.learn(&concerns, &public(uid), Err(&error(uid)), now);
             }
-            assert!(!asks(&refused, &places, now) && asks(&refused, &places, now + AGAIN));
+            assert!(!asks(&refused, &concerns, now) && asks(&refused, &concerns, now + AGAIN));
         }
         // One that is made isn't there yet.
         let (refused, now) = (Refused::default(), Instant::now());
-        refused.learn(&places("g", "r"), &public("a"), Err(&denied("a")), now);
-        assert!(!asks(&refused, &places("g", "r"), now));
+        refused.learn(&concerns("g", "r"), &public("a"), Err(&denied("a")), now);
+        assert!(!asks(&refused, &concerns("g", "r"), now));
     }
 
     #[test]
@@ -423,12 +408,12 @@ mod tests {
             assignment: Some("a".into()),
             message: "m".into(),
         };
-        let places = places("g", "r");
+        let concerns = concerns("g", "r");
         for uid in ["a", "a", "a", "b", "c"] {
-            assert!(asks(&refused, &places, now), "{uid}");
-            refused.learn(&places, &public(uid), Err(&forbidden), now);
+            assert!(asks(&refused, &concerns, now), "{uid}");
+            refused.learn(&concerns, &public(uid), Err(&forbidden), now);
         }
-        assert!(!asks(&refused, &places, now));
+        assert!(!asks(&refused, &concerns, now));
     }
 
     fn nic(number: usize) -> ResourceId {
@@ -450,7 +435,7 @@ mod tests {
     fn a_backend_pool_that_may_not_be_joined_is_asked_for_by_one_on_behalf_of_all_nics() {
         let (refused, start) = (Refused::default(), Instant::now());
         let (web, other) = (pool("web"), pool("web2"));
-        let both = Places::of_referred([&web, &other]);
+        let both = Concerns::of_referred([&web, &other]);
         let mut asked = 0;
         // A thousand NICs come every two minutes, for an hour.
         for turn in 0..30 * 1000 {
@@ -462,9 +447,14 @@ mod tests {
         }
         assert!((40..=46).contains(&asked), "{asked}");
         let now = start + Duration::from_secs(3600);
-        assert!(asks(&refused, &Places::of_referred([&other]), now), "another pool may be joined");
+        assert!(asks(&refused, &Concerns::of_referred([&other]), now), "another pool may be joined");
         // A person who has granted the right edits the pool, which all nodes report.
         refused.try_now(7, now);
+        assert!(asks(&refused, &both, now));
+        refused.try_now(7, now);
+        assert!(!asks(&refused, &both, now));
+        // And another pool, which nodes report in turn with it.
+        refused.try_now(8, now);
         assert!(asks(&refused, &both, now));
         refused.try_now(7, now);
         assert!(!asks(&refused, &both, now));
@@ -500,12 +490,12 @@ mod tests {
             let message = format!("Resource {id} referenced by resource /subscriptions/s/n was not found.");
             Error::Unattachable { resource: "n".into(), remedy: "make it", message }
         };
-        let (web, places) = (pool("web"), Places::of_referred([&pool("web")]));
+        let (web, concerns) = (pool("web"), Concerns::of_referred([&pool("web")]));
         for number in [0, 0, 0, 1, 2] {
-            assert!(asks(&refused, &places, now), "{number}");
-            refused.learn(&places, &nic(number), Err(&missing(web.as_str())), now);
+            assert!(asks(&refused, &concerns, now), "{number}");
+            refused.learn(&concerns, &nic(number), Err(&missing(web.as_str())), now);
         }
-        assert!(!asks(&refused, &places, now));
+        assert!(!asks(&refused, &concerns, now));
         let longer = missing(&format!("{}-2", web.as_str()));
         assert!(!longer.is_about(&web) && missing(&web.as_str().to_uppercase()).is_about(&web));
     }
@@ -513,10 +503,10 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_waits_for_its_turn_is_given_up_when_others_are_refused_the_same_meanwhile() {
         let (refused, now) = (Arc::new(Refused::default()), Instant::now());
-        let [web, other] = ["web", "other"].map(|name| Places::of_referred([&pool(name)]));
-        let queued = |places: &Places| {
-            let since = refused.begin(places, now).unwrap();
-            Box::pin(refused.clone().until_refused(places.clone(), since))
+        let [web, other] = ["web", "other"].map(|name| Concerns::of_referred([&pool(name)]));
+        let queued = |concerns: &Concerns| {
+            let since = refused.begin(concerns, now).unwrap();
+            Box::pin(refused.clone().until_refused(concerns.clone(), since))
         };
         let moment = Duration::from_millis(50);
         let (mut one, mut two) = (queued(&web), queued(&other));

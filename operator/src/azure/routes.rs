@@ -38,7 +38,7 @@ pub(super) struct Tables {
 /// The changes that nodes want in each table.
 #[derive(Debug, Default)]
 struct Wants {
-    waiting: Mutex<HashMap<String, Vec<Wanted>>>,
+    waiting: Mutex<HashMap<String, Vec<Queued>>>,
     /// A change has come, or become more urgent.
     news: Notify,
 }
@@ -66,24 +66,24 @@ impl Document {
 
 /// A change that waits, and where to send its outcome.
 #[derive(Debug)]
-struct Wanted {
+struct Queued {
     change: Change,
     urgency: Urgency,
     answer: oneshot::Sender<Result<Written<RouteTable>, Error>>,
 }
 
 impl Wants {
-    fn add(&self, table: &str, wanted: Vec<Wanted>) {
+    fn add(&self, table: &str, wanted: Vec<Queued>) {
         self.lock().entry(table.to_owned()).or_default().extend(wanted);
         self.news.notify_waiters();
     }
 
-    fn take(&self, table: &str) -> Vec<Wanted> {
+    fn take(&self, table: &str) -> Vec<Queued> {
         self.lock().remove(table).unwrap_or_default()
     }
 
     /// The urgency of a write for all of these, until one of them is outgrown or a more urgent change waits.
-    fn urgency(self: &Arc<Self>, table: &str, all: &[Wanted]) -> Urgency {
+    fn urgency(self: &Arc<Self>, table: &str, all: &[Queued]) -> Urgency {
         let priority = all.iter().map(|one| one.urgency.priority).min().unwrap_or(Priority::GiveBack);
         let (wants, table) = (self.clone(), table.to_owned());
         let each = all.iter().map(|one| one.urgency.clone());
@@ -99,7 +99,7 @@ impl Wants {
     async fn more_urgent(&self, table: &str, than: Priority) {
         loop {
             let news = self.news.notified();
-            let is = |one: &Wanted| {
+            let is = |one: &Queued| {
                 one.urgency.priority < than || (than > Priority::WaitingPods && one.urgency.is_outgrown())
             };
             if self.lock().get(table).is_some_and(|all| all.iter().any(is)) {
@@ -109,7 +109,7 @@ impl Wants {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<Wanted>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<Queued>>> {
         lock(&self.waiting)
     }
 }
@@ -152,7 +152,7 @@ impl Azure {
         let Tables { known, wanted } = &self.tables;
         let (table, urgency) = (id.key(), urgency.into());
         let (answer, mut outcome) = oneshot::channel();
-        wanted.add(&table, vec![Wanted { change, urgency: urgency.clone(), answer }]);
+        wanted.add(&table, vec![Queued { change, urgency: urgency.clone(), answer }]);
         let (slot, mut is_outgrown) = (known.slot(id), false);
         loop {
             let mut known = tokio::select! {
@@ -175,7 +175,7 @@ impl Azure {
 
     /// One write for all of these; each gets the outcome. If the write was outgrown before its turn, nothing
     /// was sent: only the changes that are outgrown themselves get this outcome, and the others wait again.
-    async fn write_for_all(&self, id: &ResourceId, known: &mut Option<Document>, all: Vec<Wanted>) {
+    async fn write_for_all(&self, id: &ResourceId, known: &mut Option<Document>, all: Vec<Queued>) {
         // A change that is outgrown before anything is sent has no part in the write of the others.
         let (outgrown, all): (Vec<_>, Vec<_>) = all.into_iter().partition(|one| one.urgency.is_outgrown());
         for one in outgrown {
@@ -197,7 +197,7 @@ impl Azure {
             }
             _ => all,
         };
-        for (index, Wanted { answer, .. }) in all.into_iter().enumerate() {
+        for (index, Queued { answer, .. }) in all.into_iter().enumerate() {
             let outcome = match &written {
                 Ok((written, outcomes)) => match &outcomes[index] {
                     Ok(()) => Ok(written.clone()),

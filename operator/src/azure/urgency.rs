@@ -17,11 +17,11 @@ use super::Priority;
 pub struct Urgency {
     pub(crate) priority: Priority,
     outgrown: Option<Shared<BoxFuture<'static, ()>>>,
-    confirm: Option<Confirm>,
+    confirm: Option<MaySend>,
 }
 
 /// Whether a write may still be sent, asked when its turn has come.
-type Confirm = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
+type MaySend = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
 impl Urgency {
     /// An urgency of this priority until `outgrown` ends.

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_object_is_called_out_though_its_content_is_the_same() {
+    fn a_deleted_object_is_news_though_its_content_is_the_same() {
         let mut changes = changes();
         changes.apply(&Event::Apply(node("a", "x")));
         assert_eq!(changes.apply(&Event::Delete(node("a", "x"))), ["a"]);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_that_went_while_the_watch_was_down_is_called_out_after_the_next_list() {
+    fn an_object_that_went_while_the_watch_was_down_is_news_after_the_next_list() {
         let mut changes = changes();
         changes.apply(&Event::Apply(node("a", "x")));
         changes.apply(&Event::Apply(node("b", "x")));

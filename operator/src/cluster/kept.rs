@@ -10,12 +10,15 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, condition, names};
 use crate::left_alone::is_never_served;
 use crate::node_object::Node;
 
+/// A person's words to the operator about a node's addresses.
+const WORDS: [&str; 3] = [names::GONE, names::RELEASE, names::READ];
+
 /// Leaves out the longest parts, which only people and the agent read, and the agent's words about what is
 /// well, and keeps of each holder only its address and UID.
 pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
     allocation.metadata.managed_fields = None;
     if let Some(annotations) = &mut allocation.metadata.annotations {
-        annotations.retain(|name, _| name == names::GONE || name == names::RELEASE);
+        annotations.retain(|name, _| WORDS.contains(&name.as_str()));
     }
     if let Some(status) = &mut allocation.status {
         status.leases.clear();
@@ -96,7 +99,7 @@ pub fn allocation_digest(allocation: &NodeIPAllocation) -> u64 {
             &allocation.metadata.uid,
             allocation.metadata.generation,
             (allocation.metadata.deletion_timestamp.is_some(), held_by(allocation)),
-            [names::GONE, names::RELEASE].map(|name| allocation.annotations().get(name)),
+            WORDS.map(|name| allocation.annotations().get(name)),
         ),
         (observed_generation, boot_id, held, assigned, cooling, free, waiting, pods, relinquished),
         (unlisted, metadata_silent),
@@ -266,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_annotation_that_confirms_that_nothing_is_left_is_kept_and_is_news() {
+    fn a_persons_words_are_kept_and_are_news() {
         let object = |annotations: serde_json::Value| -> NodeIPAllocation {
             serde_json::from_value(serde_json::json!({
                 "metadata": { "name": "n", "annotations": annotations },
@@ -274,10 +277,12 @@ mod tests {
             }))
             .unwrap()
         };
-        let mut annotated = object(serde_json::json!({ names::GONE: "true", "other/one": "long" }));
-        strip_allocation(&mut annotated);
-        let kept: Vec<_> = annotated.annotations().iter().collect();
-        assert_eq!(kept, [(&names::GONE.to_owned(), &"true".to_owned())]);
-        assert_ne!(allocation_digest(&annotated), allocation_digest(&object(serde_json::json!({}))));
+        for word in WORDS {
+            let mut annotated = object(serde_json::json!({ word: "true", "other/one": "long" }));
+            strip_allocation(&mut annotated);
+            let kept: Vec<_> = annotated.annotations().iter().collect();
+            assert_eq!(kept, [(&word.to_owned(), &"true".to_owned())]);
+            assert_ne!(allocation_digest(&annotated), allocation_digest(&object(serde_json::json!({}))));
+        }
     }
 }

@@ -14,13 +14,14 @@
 //!   of one.
 
 use std::collections::HashMap;
-use std::fmt::Debug;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::api::ListParams;
+use kube::core::Request;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 use vnetpool_apiserver::jittered;
@@ -31,7 +32,7 @@ use super::Cluster;
 use super::renewal::Renewal;
 use super::unreadable::Unknown;
 use crate::demand::pod::{self, Decoded};
-use crate::leader::Lost;
+use crate::leader::Ending;
 use crate::lock::lock;
 use crate::planner::attachments::pod_of;
 use crate::resource_id::ResourceId;
@@ -41,8 +42,30 @@ use crate::resource_id::ResourceId;
 const RETRY: Duration = Duration::from_secs(2);
 /// How often to check whether the watch has caught up.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
-/// So many objects come in one answer, without their content.
-const PAGE: u32 = 1000;
+/// So many objects come in one answer, without their content: some two megabytes of text.
+pub(super) const PAGE: u32 = 500;
+
+/// A page of a list of objects without their content. Most of the text is their managedFields, which would
+/// take several times as much once decoded.
+#[derive(Deserialize)]
+pub(super) struct Page {
+    #[serde(default)]
+    metadata: ListMeta,
+    pub(super) items: Vec<Named>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Named {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: String,
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
 
 /// All objects of a kind at one moment, without their content.
 #[derive(Debug, Default)]
@@ -72,7 +95,7 @@ impl Cluster {
     /// # Errors
     /// When the view shows a version that the store hasn't reached yet: the store was set back, and a watch
     /// from before shows nothing of that.
-    pub async fn catch_up_with(&self, client: &Client) -> Result<(), Lost> {
+    pub async fn catch_up_with(&self, client: &Client) -> Result<(), Ending> {
         futures::try_join!(
             catch_up(client, &self.nodes, &self.unknown_nodes, &self.renewals.nodes),
             catch_up(client, &self.allocations, &self.unknown_allocations, &self.renewals.allocations),
@@ -112,16 +135,16 @@ async fn catch_up<K>(
     store: &Store<K>,
     unknown: &Unknown,
     renewal: &Renewal,
-) -> Result<(), Lost>
+) -> Result<(), Ending>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    K: Resource<DynamicType = ()> + Clone,
 {
     let mut lags_since = None;
     loop {
         let versions = store.state().into_iter().map(|one| number(one.resource_version()));
         let newest = versions.max().unwrap_or_default();
         match Listed::now::<K>(client).await {
-            Ok(listed) if newest > listed.at => return Err(Lost::SetBack),
+            Ok(listed) if newest > listed.at => return Err(Ending::SetBack),
             Ok(listed) => {
                 let since = *lags_since.get_or_insert_with(Instant::now);
                 let caught_up = async {
@@ -170,16 +193,17 @@ impl Listed {
     /// As the store behind the API server has them, not a cache.
     async fn now<K>(client: &Client) -> Result<Listed, kube::Error>
     where
-        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+        K: Resource<DynamicType = ()>,
     {
-        let api = Api::<K>::all(client.clone());
+        let request = Request::new(K::url_path(&(), None));
         let mut listed = Listed::default();
         let mut params = ListParams::default().limit(PAGE);
         loop {
-            let page = api.list_metadata(&params).await?;
+            let asked = request.list_metadata(&params).map_err(kube::Error::BuildRequest)?;
+            let page: Page = client.request(asked).await?;
             listed.at = number(page.metadata.resource_version);
-            for one in page.items {
-                listed.objects.insert(one.name_any(), (one.uid(), number(one.resource_version())));
+            for Named { metadata: Metadata { name, uid, resource_version } } in page.items {
+                listed.objects.insert(name, (uid, number(resource_version)));
             }
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params = ListParams::default().limit(PAGE).continue_token(&token),
@@ -198,11 +222,11 @@ fn number(version: Option<String>) -> u64 {
 mod tests {
     use super::super::Watched;
     use super::*;
-    use crate::demand::Demand;
+    use crate::demand::BoundPods;
     use crate::lock::lock;
     use crate::node_object::Node;
     use axum::body::Body;
-    use axum::extract::Request;
+    use axum::extract;
     use axum::response::Response;
     use axum::routing::get;
     use axum::{Json, Router};
@@ -271,6 +295,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn of_a_list_names_and_versions_are_decoded_and_nothing_else() {
+        let mut list = nodes("9", &["a"]);
+        for field in ["managedFields", "labels", "ownerReferences"] {
+            list["items"][0]["metadata"][field] = json!([5]);
+        }
+        let (client, _) = server(vec![list]).await;
+        let listed = Listed::now::<Node>(&client).await.unwrap();
+        assert_eq!(listed.objects, HashMap::from([("a".into(), (Some("a".into()), 5))]));
+        assert_eq!(listed.at, 9);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_node_that_went_after_the_list_was_made_is_not_waited_for() {
         let (client, asked) = server(vec![nodes("9", &["a", "gone"]), nodes("12", &["a"])]).await;
         let (store, mut writer) = reflector::store::<Node>();
@@ -289,7 +325,7 @@ mod tests {
         let ahead = json!({"metadata": {"name": "a", "uid": "a", "resourceVersion": "12"}});
         writer.apply_watcher_event(&Event::Apply(serde_json::from_value(ahead).unwrap()));
         let proved = catch_up(&client, &store, &Unknown::default(), &Renewal::default()).await;
-        assert!(matches!(proved, Err(Lost::SetBack)), "{proved:?}");
+        assert!(matches!(proved, Err(Ending::SetBack)), "{proved:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -297,7 +333,7 @@ mod tests {
         // Its lists show the objects; later changes its watches don't deliver.
         let listed = Arc::new(Mutex::new(nodes("9", &["a"])));
         let lists = listed.clone();
-        let answer = move |request: Request| {
+        let answer = move |request: extract::Request| {
             let is_watch = request.uri().query().is_some_and(|query| query.contains("watch=true"));
             let mut list = lock(&lists).clone();
             if !request.uri().path().ends_with("/nodes") {
@@ -362,7 +398,7 @@ mod tests {
         }))
         .unwrap();
         let shown = pod::read(Event::Apply(shown)).unwrap();
-        Demand::apply(&mut lock(&cluster.demand), shown, Instant::now().into_std());
+        BoundPods::apply(&mut lock(&cluster.demand), shown, Instant::now().into_std());
         cluster.prove_pods(&client, "n").await.unwrap();
         assert!(!cluster.misses_pods(&marked));
     }

@@ -159,7 +159,7 @@ async fn a_leader_that_can_not_renew_stops_before_another_may_start() {
     let renewed = leadership.tenure.renewed();
     server.script().is_silent = true;
     let lost = leadership.keep().await;
-    assert!(matches!(&lost, Lost::NotRenewed { last } if last.contains("doesn't answer")), "{lost}");
+    assert!(matches!(&lost, Ending::NotRenewed { last } if last.contains("doesn't answer")), "{lost}");
     assert!(renewed.elapsed() <= GIVE_UP, "{:?}", renewed.elapsed());
     assert!(renewed.elapsed() < LEASE, "{:?}", renewed.elapsed());
     assert!(renewed.elapsed() + Duration::from_secs(1) >= GIVE_UP, "{:?}", renewed.elapsed());
@@ -183,7 +183,7 @@ async fn a_leader_reports_the_api_servers_last_answer() {
     let mut leadership = candidate.acquire().await.unwrap();
     (0..100).for_each(|_| server.next(Act::Refuse(StatusCode::INTERNAL_SERVER_ERROR)));
     let lost = leadership.keep().await;
-    assert!(matches!(&lost, Lost::NotRenewed { last } if !last.contains("doesn't answer")), "{lost}");
+    assert!(matches!(&lost, Ending::NotRenewed { last } if !last.contains("doesn't answer")), "{lost}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -193,7 +193,7 @@ async fn a_leader_whose_lease_was_taken_over_stops_with_its_next_renewal() {
     server.write(held_by("another"));
     let begun = Instant::now();
     let lost = leadership.keep().await;
-    assert!(matches!(&lost, Lost::TakenOver { holder } if holder == "another"), "{lost}");
+    assert!(matches!(&lost, Ending::TakenOver { holder } if holder == "another"), "{lost}");
     assert!(begun.elapsed() < RENEW + Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!(server.holder().as_deref(), Some("another"), "left as it is");
 }
@@ -253,7 +253,7 @@ async fn a_deleted_or_emptied_lease_ends_leading() {
             false => server.script().lease = None,
         }
         let lost = leadership.keep().await;
-        assert!(matches!(&lost, Lost::TakenOver { holder } if holder == "nobody"), "{lost}");
+        assert!(matches!(&lost, Ending::TakenOver { holder } if holder == "nobody"), "{lost}");
     }
 }
 
@@ -265,7 +265,7 @@ async fn a_store_that_was_set_back_ends_leading_though_the_lease_still_names_us(
     leads_on(&mut leadership).await;
     server.script().lease = early;
     let lost = leadership.keep().await;
-    assert!(matches!(lost, Lost::SetBack), "{lost}");
+    assert!(matches!(lost, Ending::SetBack), "{lost}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -330,7 +330,7 @@ async fn a_standby_that_sees_the_store_set_back_begins_anew_and_remembers_it() {
         server.script().lease = early;
     };
     let (outcome, ()) = tokio::join!(candidate.acquire(), back);
-    assert!(matches!(&outcome, Err(Lost::SetBack)), "{:?}", outcome.err());
+    assert!(matches!(&outcome, Err(Ending::SetBack)), "{:?}", outcome.err());
     let leadership = candidate.acquire().await.unwrap();
     assert!(leadership.was_set_back());
 }
@@ -402,7 +402,7 @@ async fn a_lease_that_goes_between_a_refused_renewal_and_its_read_is_held_by_nob
     server.next(Act::Refuse(StatusCode::CONFLICT));
     server.next(Act::Refuse(StatusCode::NOT_FOUND));
     let lost = leadership.keep().await;
-    assert!(matches!(&lost, Lost::TakenOver { holder } if holder == "nobody"), "{lost}");
+    assert!(matches!(&lost, Ending::TakenOver { holder } if holder == "nobody"), "{lost}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,6 +20,25 @@ fn vnet(name: &str, second: u8, subnets: &[&str]) -> sim::VnetConfig {
     }
 }
 
+/// Azure with two VNets, and its client.
+async fn azure(config: sim::Config) -> (Sim, Arc<Azure>) {
+    let vnets = vec![vnet("one", 1, &["a", "b", "GatewaySubnet"]), vnet("two", 2, &["c"])];
+    let sim = Sim::start(sim::Config { vnets, ..config }).await.unwrap();
+    let azure = Arc::new(
+        Azure::new(&Config {
+            cloud: Cloud::Public,
+            endpoint: Some(sim.arm_url().parse().unwrap()),
+            imds: Some(sim.arm_url().parse().unwrap()),
+            credential: Credential::ManagedIdentity { client_id: None },
+            versions: ApiVersions::of(Cloud::Public),
+            budget_percent: 80,
+            dry_run: false,
+        })
+        .unwrap(),
+    );
+    (sim, azure)
+}
+
 /// Two VNets of Azure's, and the known facts about them.
 struct World {
     sim: Sim,
@@ -31,20 +50,7 @@ struct World {
 
 impl World {
     async fn start(config: sim::Config) -> World {
-        let vnets = vec![vnet("one", 1, &["a", "b", "GatewaySubnet"]), vnet("two", 2, &["c"])];
-        let sim = Sim::start(sim::Config { vnets, ..config }).await.unwrap();
-        let azure = Arc::new(
-            Azure::new(&Config {
-                cloud: Cloud::Public,
-                endpoint: Some(sim.arm_url().parse().unwrap()),
-                imds: Some(sim.arm_url().parse().unwrap()),
-                credential: Credential::ManagedIdentity { client_id: None },
-                versions: ApiVersions::of(Cloud::Public),
-                budget_percent: 80,
-                dry_run: false,
-            })
-            .unwrap(),
-        );
+        let (sim, azure) = azure(config).await;
         let networks = Arc::new(Networks::new(azure.clone()));
         let all = [subnet("one", "a"), subnet("one", "b"), subnet("two", "c")];
         let world = World {
@@ -85,7 +91,7 @@ impl World {
         }
     }
 
-    fn free(&self, vnet: &str, name: &str) -> Option<Free> {
+    fn free(&self, vnet: &str, name: &str) -> Option<FreeAddresses> {
         self.networks.subnet(&subnet(vnet, name)).map(|subnet| subnet.free)
     }
 }
@@ -98,11 +104,51 @@ async fn pass(time: Duration) {
 }
 
 #[tokio::test]
+async fn a_vnet_is_not_read_before_the_pause_that_azure_asks_for_and_no_other_waits() {
+    let (sim, azure) = azure(sim::Config::default()).await;
+    let networks = Networks::new(azure);
+    let of_one = [subnet("one", "a"), subnet("one", "b")];
+    for subnet in of_one.iter().chain([&subnet("two", "c")]) {
+        networks.around(subnet).await.unwrap();
+    }
+    pass(NETWORK_KEPT).await;
+    let body = json!({"error": {"code": "ServerBusy", "message": "later"}});
+    let busy = json!({"kind": "status", "status": 503, "headers": {"retry-after": "290"}, "body": body});
+    let fault = json!({"method": "GET", "path_contains": "virtualNetworks/one", "effect": busy});
+    sim.order_fault(serde_json::from_value(fault).unwrap());
+    for subnets in networks.due() {
+        networks.read(subnets, &|_, _| {}).await;
+    }
+    networks.count_due().await;
+    let hits = sim.faults()[0].hits;
+    assert_eq!(hits, 2, "one for all its subnets, and one for its usage");
+    let waits = |networks: &Networks| {
+        let known = networks.lock();
+        let of = |vnet: &str| {
+            let here = known.iter().filter(|(subnet, _)| subnet.as_str().contains(vnet));
+            let reads: Vec<Instant> = here.map(|(_, known)| known.read_at).collect();
+            let counts = lock(&networks.counts);
+            let counts = counts.iter().filter(|(id, _)| id.as_str().ends_with(vnet)).map(|(_, (at, _))| *at);
+            let all: Vec<Duration> =
+                reads.into_iter().chain(counts).map(|at| until_due([at].into_iter())).collect();
+            (all.iter().min().unwrap().as_secs(), all.iter().max().unwrap().as_secs(), all.len())
+        };
+        (of("virtualNetworks/one"), of("virtualNetworks/two"))
+    };
+    let (one, two) = waits(&networks);
+    assert!(one.0 > 230 && one.1 <= 290 && two.1 <= 60, "{one:?} {two:?}");
+    pass(4 * NETWORK_KEPT).await;
+    assert!(networks.due().iter().flatten().all(|subnet| !of_one.contains(subnet)));
+    pass(NETWORK_KEPT).await;
+    assert!(networks.due().iter().flatten().any(|subnet| of_one.contains(subnet)));
+}
+
+#[tokio::test]
 async fn each_vnet_is_read_and_counted_once_a_minute_for_any_number_of_subnets_and_nodes() {
     let world = World::start(sim::Config::default()).await.met().await;
     for minute in 1..=5_usize {
         // That another is taken each minute shows when the minute's counting is done.
-        let free = Some(Free::Counted(12 - minute as u32));
+        let free = Some(FreeAddresses::Counted(12 - minute as u32));
         let all = |world: &World| world.free("one", "a") == free && world.free("two", "c") == free;
         world.until("all counted", all).await;
         for _ in 0..20 {
@@ -125,14 +171,14 @@ async fn each_vnet_is_read_and_counted_once_a_minute_for_any_number_of_subnets_a
 #[tokio::test]
 async fn a_subnets_size_and_free_addresses_are_known_and_a_change_is_news() {
     let world = World::start(sim::Config::default()).await.met().await;
-    world.until("counted", |world| world.free("one", "a") == Some(Free::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "a") == Some(FreeAddresses::Counted(11))).await;
     assert_eq!(world.networks.subnet(&subnet("one", "a")).unwrap().size, 11);
-    world.until("all counted", |world| world.free("two", "c") == Some(Free::Counted(11))).await;
+    world.until("all counted", |world| world.free("two", "c") == Some(FreeAddresses::Counted(11))).await;
     world.news.lock().unwrap().clear();
     let vm = sim::NewVm { name: "vm".into(), subnet: Some("a".into()), ..Default::default() };
     world.sim.add_vm(vm).await.unwrap();
     pass(NETWORK_KEPT).await;
-    world.until("counted again", |world| world.free("one", "a") == Some(Free::Counted(10))).await;
+    world.until("counted again", |world| world.free("one", "a") == Some(FreeAddresses::Counted(10))).await;
     // The other subnet is as full as before, and the network around it isn't.
     let news = world.news.lock().unwrap().clone();
     assert_eq!(news.len(), 2, "{news:?}");
@@ -144,7 +190,7 @@ async fn a_subnets_size_and_free_addresses_are_known_and_a_change_is_news() {
 async fn a_subnet_that_no_node_uses_any_more_is_not_read() {
     let world = World::start(sim::Config::default()).await.met().await;
     let counts = |world: &World| world.free("one", "b").zip(world.free("two", "c"));
-    let both = Some((Free::Counted(11), Free::Counted(11)));
+    let both = Some((FreeAddresses::Counted(11), FreeAddresses::Counted(11)));
     world.until("counted", |world| counts(world) == both).await;
     world.in_use.lock().unwrap().retain(|one| *one == subnet("two", "c"));
     world.sim.clear_log();
@@ -159,7 +205,7 @@ async fn without_the_right_to_usages_the_hint_is_absent_and_the_network_is_known
     let denied = vec!["Microsoft.Network/virtualNetworks/usages/read".into()];
     let world = World::start(sim::Config { denied, ..sim::Config::default() }).await.met().await;
     let unreadable = |world: &World| match world.free("one", "a") {
-        Some(Free::Unreadable { reason, message }) => Some((reason, message)),
+        Some(FreeAddresses::Unreadable { reason, message }) => Some((reason, message)),
         _ => None,
     };
     world.until("refused", |world| unreadable(world).is_some()).await;
@@ -170,7 +216,7 @@ async fn without_the_right_to_usages_the_hint_is_absent_and_the_network_is_known
     // Not asked again before the minute is over; then granted, it is there.
     world.sim.deny(vec![]);
     pass(NETWORK_KEPT).await;
-    world.until("counted", |world| world.free("one", "a") == Some(Free::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "a") == Some(FreeAddresses::Counted(11))).await;
 }
 
 #[tokio::test]
@@ -192,9 +238,9 @@ async fn every_page_is_read_and_paid_for_and_the_gateways_subnet_has_no_figure()
     let world = World::start(sim::Config { page_size: Some(1), ..sim::Config::default() }).await;
     world.in_use.lock().unwrap().insert(subnet("one", "GatewaySubnet"));
     let world = world.met().await;
-    world.until("counted", |world| world.free("two", "c") == Some(Free::Counted(11))).await;
-    world.until("counted", |world| world.free("one", "b") == Some(Free::Counted(11))).await;
-    assert_eq!(world.free("one", "GatewaySubnet"), Some(Free::Uncounted));
+    world.until("counted", |world| world.free("two", "c") == Some(FreeAddresses::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "b") == Some(FreeAddresses::Counted(11))).await;
+    assert_eq!(world.free("one", "GatewaySubnet"), Some(FreeAddresses::Uncounted));
     assert_eq!((world.asked("/one/usages"), world.asked("/two/usages")), (3, 1));
     let accounts = world.azure.accounts();
     let spent =
@@ -219,11 +265,11 @@ async fn a_network_is_read_within_the_minute_though_its_count_gets_no_answer() {
 async fn a_new_subnet_does_not_delay_the_read_of_its_network() {
     let world = World::start(sim::Config::default()).await;
     world.networks.around(&subnet("one", "a")).await.unwrap();
-    world.until("counted", |world| world.free("one", "a") == Some(Free::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "a") == Some(FreeAddresses::Counted(11))).await;
     let late = Duration::from_secs(9);
     pass(NETWORK_KEPT - late).await;
     world.networks.around(&subnet("one", "b")).await.unwrap();
-    world.until("counted", |world| world.free("one", "b") == Some(Free::Counted(11))).await;
+    world.until("counted", |world| world.free("one", "b") == Some(FreeAddresses::Counted(11))).await;
     assert_eq!(world.asked("/one"), 1);
     pass(late).await;
     world.until("read again", |world| world.asked("/one") == 2).await;

@@ -22,10 +22,10 @@ use crate::node_object::Node;
 const RETRY: Duration = Duration::from_secs(8);
 
 /// Runs until `stop`.
-pub async fn run(ctx: Arc<Context>, calls: UnboundedReceiver<ObjectRef<Node>>, stop: Stop) {
+pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<Node>>, stop: Stop) {
     Controller::for_stream(futures::stream::pending(), ctx.cluster.nodes())
         .graceful_shutdown_on(stop)
-        .reconcile_on(calls)
+        .reconcile_on(requests)
         .run(reconcile, |_, _, _| Action::requeue(jittered(RETRY)), ctx)
         .for_each(|result| async {
             match result {

@@ -1,10 +1,12 @@
 //! Has nodes reconciled: each with its memory, within a deadline, and again when that is due.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use futures::channel::mpsc::UnboundedReceiver;
+use futures::channel::mpsc::{self, UnboundedReceiver};
+use futures::future::join_all;
 use kube::ResourceExt;
 use kube::runtime::Controller;
 use kube::runtime::controller::{self, Action};
@@ -37,14 +39,45 @@ impl Nodes {
     }
 }
 
+/// So many controllers share the nodes.
+///
+/// kube-runtime 5's controller visits all objects that it has under way, and all that wait behind one, whenever
+/// one of them is woken or ends. When a cluster is new, nearly all nodes wait for Azure at once: with one
+/// controller the work would grow with the square of their number.
+const SHARDS: u64 = 64;
+
 /// Runs until `stop`; then reconciles under way are finished.
 ///
-/// Concurrency is unbounded: a reconcile that waits for Azure costs nothing, and Azure's budget sets the
-/// pace.
+/// Concurrency is unbounded: Azure's budget sets the pace.
 pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
     let nodes = Arc::new(Nodes { ctx: ctx.clone(), memories: Memories::new(ctx.may_be_set_back) });
+    let (shards, queues): (Vec<_>, Vec<_>) = (0..SHARDS).map(|_| mpsc::unbounded()).unzip();
+    let controllers = queues.into_iter().map(|requests| control(nodes.clone(), requests, stop.clone()));
+    let spread = async {
+        requests
+            .for_each(async |object| {
+                // A controller that has ended takes no more work.
+                let _ = shards[shard(&object.name)].unbounded_send(object);
+            })
+            .await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        _ = join_all(controllers) => {}
+        () = spread => {}
+    }
+}
+
+/// Which of the controllers has this node.
+fn shard(node: &str) -> usize {
+    let mut hasher = DefaultHasher::new();
+    node.hash(&mut hasher);
+    (hasher.finish() % SHARDS) as usize
+}
+
+async fn control(nodes: Arc<Nodes>, requests: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
     let all = nodes.clone();
-    Controller::for_stream(futures::stream::pending(), ctx.cluster.allocations())
+    Controller::for_stream(futures::stream::pending(), nodes.ctx.cluster.allocations())
         .graceful_shutdown_on(stop)
         .reconcile_on(requests)
         .run(reconcile, error_policy, nodes)

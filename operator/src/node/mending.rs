@@ -25,11 +25,11 @@ pub struct Mending {
     made: u32,
     not_before: Option<Instant>,
     /// Addresses that pods lost and that couldn't be had: they must not keep the node from others.
-    withheld: BTreeMap<Ipv4Net, Withheld>,
+    withheld: BTreeMap<Ipv4Net, HeldBack>,
 }
 
 #[derive(Clone, Debug)]
-struct Withheld {
+struct HeldBack {
     /// How often in a row it couldn't be had.
     times: u32,
     until: Instant,
@@ -57,7 +57,7 @@ impl Mending {
         for address in addresses {
             let times = self.withheld.get(&address).map_or(1, |known| known.times + 1);
             let until = now + doubled(first, times - 1, LONGEST);
-            self.withheld.insert(address, Withheld { times, until });
+            self.withheld.insert(address, HeldBack { times, until });
         }
     }
 

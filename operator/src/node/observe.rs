@@ -28,7 +28,7 @@ use super::policy::{self, Policy};
 use super::reads::Reads;
 use super::setback::Stage;
 use super::takeup::{self, Place};
-use crate::azure::{self, Priority, ProvisioningState, ResourceId, Urgency, VmId};
+use crate::azure::{self, Network, Priority, ProvisioningState, ResourceId, Urgency, VmId};
 use crate::context::Context;
 use crate::node_object::Node;
 use crate::planner::{Demand, Observed};
@@ -88,7 +88,7 @@ pub struct ClusterView {
 }
 
 /// What the pool asks for, unless an obstacle prevents it. The default is that of a node without a pool.
-struct Wanted {
+struct FromPool {
     sizing: Option<Sizing>,
     grain: u32,
     release_after: Duration,
@@ -98,7 +98,7 @@ struct Wanted {
 /// nothing wanted.
 #[derive(Default)]
 struct AzureView {
-    wanted: Wanted,
+    wanted: FromPool,
     holding: Holding,
     /// Addresses that pods use though they have left the NIC.
     lost: BTreeSet<Ipv4Net>,
@@ -210,8 +210,19 @@ pub async fn nic(
     (occasion, urgency): (Occasion, &Urgency),
     memory: &Memory,
 ) -> Result<Found, azure::Error> {
-    let wanted = interfaces::Wanted { pool: cluster.pool.as_deref(), allocation, occasion };
+    let wanted = interfaces::Facts { pool: cluster.pool.as_deref(), allocation, occasion };
     interfaces::find((ctx, reads), vm, &wanted, &memory.nic, urgency).await
+}
+
+/// Azure's resources around the NIC that serves the node.
+struct Around {
+    backend: Backend,
+    holding: Holding,
+    /// `None`: see [`surroundings::around`].
+    network: Option<Arc<Network>>,
+    obstacle: Option<Obstacle>,
+    /// The VM's primary NIC, if that is another one.
+    primary_nic: Option<Interface>,
 }
 
 /// The networks around the NIC, and the node's reservations: all facts there are.
@@ -229,11 +240,30 @@ pub async fn around(
     let view = NicView { interface, held: &found.held, slots: found.slots, is_read: nic.is_some() };
     let (backend, holding) = backend::observe(ctx, allocation, pool, &view, urgency).await?;
     let network = surroundings::around(ctx, spec, &interface.subnet, occasion).await?;
-    let network = network.as_deref();
     let primary = found.primary.as_ref().map(|nic| nic.subnet.id.as_str());
-    let obstacle = obstacle(ctx, pool, (interface, primary), node, &backend, network)?;
-    let served = pool.filter(|_| obstacle.is_none());
+    let obstacle = obstacle(ctx, pool, (interface, primary), node, &backend, network.as_deref())?;
+    let primary_nic = match &found.primary {
+        Some(nic) => Some(beside(ctx, spec, nic, occasion).await?),
+        None => None,
+    };
+    let around = Around { backend, holding, network, obstacle, primary_nic };
+    Ok(seen(ctx, (allocation, node), cluster, (found, around), occasion, memory, now))
+}
 
+/// The view of a node whose NIC and surroundings are known. Asks Azure nothing.
+fn seen(
+    ctx: &Context,
+    (allocation, node): (&NodeIPAllocation, &Node),
+    cluster: ClusterView,
+    (found, around): (Found, Around),
+    occasion: Occasion,
+    memory: &Memory,
+    now: Instant,
+) -> Seen {
+    let (spec, pool, nic) = (&allocation.spec, cluster.pool.as_deref(), found.nic.as_deref());
+    let Around { backend, holding, network, obstacle, primary_nic } = around;
+    let network = network.as_deref();
+    let served = pool.filter(|_| obstacle.is_none());
     let adoption = served.zip(nic).and_then(|(pool, nic)| {
         let bound = ctx.cluster.bound_pods(&node.name_any());
         let read = (nic, &memory.others);
@@ -243,10 +273,10 @@ pub async fn around(
         pool: served,
         allocation,
         nic,
-        is_shared: !interface.secondary,
+        is_shared: !found.serving.secondary,
         is_dry_run: ctx.azure.is_dry_run(),
     });
-    let wanted = Wanted::of(pool, obstacle.as_ref());
+    let wanted = FromPool::of(pool, obstacle.as_ref());
     let drift = Drift::of((nic, &backend), allocation, node.boot_id(), wanted.grain, memory, now);
     // What Azure has refused is left out for a while.
     let adopted = adoption.as_ref().filter(|_| !memory.is_left_out(Part::Adoption, now));
@@ -272,15 +302,12 @@ pub async fn around(
         || spec.snat_exclusions.clone(),
         |network| surroundings::exclusions(network, pool, &backend),
     );
-    let subnet = surroundings::subnet(network, spec, &interface.subnet);
+    let subnet = surroundings::subnet(network, spec, &found.serving.subnet);
     let groups = grouping.ours.iter().map(ToString::to_string).collect();
     let is_read = nic.is_some();
-    Ok(Seen {
+    Seen {
         nic: Some(Interface { subnet, application_security_groups: groups, ..found.serving }),
-        primary_nic: match found.primary {
-            Some(nic) => Some(beside(ctx, spec, nic, occasion).await?),
-            None => None,
-        },
+        primary_nic,
         elsewhere: found.elsewhere,
         left: found.left,
         is_read,
@@ -296,19 +323,19 @@ pub async fn around(
         reported_by: drift.reported_by,
         has_vanished: drift.has_vanished,
         is_taken_off: drift.is_taken_off,
-    })
+    }
 }
 
 /// The primary NIC beside the one that serves, for `spec`.
 async fn beside(
     ctx: &Context,
     spec: &NodeIPAllocationSpec,
-    nic: Interface,
+    nic: &Interface,
     occasion: Occasion,
 ) -> Result<Interface, azure::Error> {
     let network = surroundings::around(ctx, spec, &nic.subnet, occasion).await?;
     let subnet = surroundings::subnet(network.as_deref(), spec, &nic.subnet);
-    Ok(Interface { subnet, secondary: false, ip_configurations: vec![], ..nic })
+    Ok(Interface { subnet, secondary: false, ip_configurations: vec![], ..nic.clone() })
 }
 
 impl Seen {
@@ -357,19 +384,19 @@ impl Seen {
     }
 }
 
-impl Default for Wanted {
-    fn default() -> Wanted {
-        Wanted { sizing: None, grain: 1, release_after: Duration::ZERO }
+impl Default for FromPool {
+    fn default() -> FromPool {
+        FromPool { sizing: None, grain: 1, release_after: Duration::ZERO }
     }
 }
 
-impl Wanted {
+impl FromPool {
     /// Without a pool there is no time to wait, and no need for the addresses. The same is true of a pool
     /// that they don't come from.
-    fn of(pool: Option<&NodeIPPool>, obstacle: Option<&Obstacle>) -> Wanted {
-        let Some(pool) = pool else { return Wanted::default() };
+    fn of(pool: Option<&NodeIPPool>, obstacle: Option<&Obstacle>) -> FromPool {
+        let Some(pool) = pool else { return FromPool::default() };
         let is_moving = obstacle.is_some_and(Obstacle::is_moving);
-        Wanted {
+        FromPool {
             sizing: obstacle.is_none().then(|| backend::sizing(pool)),
             grain: pool.spec.grain(),
             release_after: if is_moving { Duration::ZERO } else { pool.spec.sizing.release_after.into() },

@@ -19,7 +19,7 @@ use super::{backend, need};
 use crate::azure::ResourceId;
 use crate::context::Waits;
 pub use crate::demand::pod::needs_address;
-pub use crate::left_alone::{is_never_served, whole_is_never_served};
+pub use crate::left_alone::{Cause, cause_of_whole, is_never_served};
 pub use crate::node_object::Node;
 use crate::planner::{self, Demand, Observed, Plan};
 

@@ -25,10 +25,10 @@ const FIRST_COME: Duration = Duration::from_secs(120);
 
 /// By the resource's id, in lower case.
 #[derive(Clone, Debug, Default)]
-pub struct Pending(BTreeMap<String, Waiting>);
+pub struct Pending(BTreeMap<String, Deferred>);
 
 #[derive(Clone, Debug)]
-struct Waiting {
+struct Deferred {
     refused: Refused,
     own: Setback,
     /// When it was refused.
@@ -44,7 +44,7 @@ impl Pending {
         if let Some(wait) = wait {
             own.until = now + wait;
         }
-        self.0.insert(id, Waiting { refused: refused.clone(), own, at: now });
+        self.0.insert(id, Deferred { refused: refused.clone(), own, at: now });
     }
 
     /// Nothing more is to be asked of this resource.
@@ -80,7 +80,7 @@ impl Pending {
     }
 }
 
-impl Waiting {
+impl Deferred {
     /// When it may be asked for, or is to be looked at again; `None`: at once. A person's annotation ends the
     /// wait for what that confirms.
     fn until(&self, (ctx, allocation): (&Context, &NodeIPAllocation), now: Instant) -> Option<Instant> {

@@ -27,6 +27,7 @@ use super::blame::Part;
 use super::error::Error;
 use super::lag::lag;
 use super::memory::Memory;
+use super::memory::reports::Turn;
 use super::observe::{groups, taken_off};
 use super::pause::Pause;
 use super::progress::Progress;
@@ -147,14 +148,51 @@ async fn apply(
     if is_the_same(&before, &next) {
         return Ok(());
     }
+    let setback = memory.setback.as_ref().or(memory.lacking()).cloned();
+    memory.reports.unanswered = Some(Box::new(Turn { before, next: next.clone(), setback }));
     let write = apply_conditions(&ctx.client, &progress.allocation, &next);
     let answer = ctx.writes.report(write).await.map_err(Error::Report)?;
     applied(ctx, progress, memory, answer);
-    let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
-    for event in conditions::turned(&before, &next, memory.setback.as_ref().or(memory.lacking())) {
-        ctx.events.report(&about, event);
+    if let Some(turn) = memory.reports.unanswered.take() {
+        publish_turn(ctx, &progress.allocation, Some(node), &turn);
     }
     Ok(())
+}
+
+fn publish_turn(ctx: &Context, allocation: &NodeIPAllocation, node: Option<&Node>, turn: &Turn) {
+    let about = node.map(|node| node.object_ref(&())).into_iter().chain([allocation.object_ref(&())]);
+    let about: Vec<_> = about.collect();
+    for event in conditions::turned(&turn.before, &turn.next, turn.setback.as_ref()) {
+        ctx.events.report(&about, event);
+    }
+}
+
+/// The object as it is to be reconciled. If the answer to its last conditions is lost, it is read: they
+/// stand there, and their Events are published now, or they don't, and will be written again.
+///
+/// # Errors
+/// The object can't be read. Then it can't be written either.
+pub async fn settle_unanswered(
+    ctx: &Context,
+    allocation: Arc<NodeIPAllocation>,
+    memory: &mut Memory,
+) -> Result<Arc<NodeIPAllocation>, Error> {
+    if memory.reports.unanswered.is_none() {
+        return Ok(allocation);
+    }
+    let name = allocation.name_any();
+    let found = Api::<NodeIPAllocation>::all(ctx.client.clone()).get_opt(&name).await;
+    let found = found.map_err(Error::Report)?.filter(|found| found.uid() == allocation.uid());
+    let turn = memory.reports.unanswered.take();
+    let Some((mut found, turn)) = found.zip(turn) else { return Ok(allocation) };
+    kept::strip_allocation(&mut found);
+    let found = Arc::new(found);
+    ctx.cluster.answered(&found);
+    memory.nic.status_written(&found);
+    if condition::same(&ours(&found), &turn.next) {
+        publish_turn(ctx, &found, ctx.cluster.node(&name).as_deref(), &turn);
+    }
+    Ok(found)
 }
 
 /// Takes up the API server's answer to the operator's conditions.
@@ -251,4 +289,104 @@ fn is_the_same(before: &[Condition], next: &[Condition]) -> bool {
         conditions
     };
     condition::same(&timeless(before), &timeless(next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::Events;
+    use crate::lock::lock;
+    use crate::node::memory::Memories;
+    use crate::node::need::Need;
+    use axum::Router;
+    use axum::http::{Method, StatusCode, Uri};
+    use axum::response::IntoResponse;
+    use serde_json::Value;
+    use std::sync::Mutex;
+    use tokio::net::TcpListener;
+
+    /// What becomes of the first write of conditions.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum First {
+        Answered,
+        Lost,
+        Refused,
+    }
+
+    /// What an API server has.
+    struct Store {
+        object: Value,
+        first: First,
+        /// What each Event is about, and its reason.
+        events: Vec<String>,
+    }
+
+    fn answer(store: &mut Store, method: &Method, path: &str, body: &str) -> (StatusCode, Value) {
+        let sent: Value = serde_json::from_str(body).unwrap_or_default();
+        if path.contains("/events") {
+            store.events.push(format!("{} {}", sent["regarding"]["kind"], sent["reason"]).replace('"', ""));
+            return (StatusCode::CREATED, sent);
+        }
+        if *method == Method::GET {
+            return (StatusCode::OK, store.object.clone());
+        }
+        let first = std::mem::replace(&mut store.first, First::Answered);
+        if first != First::Refused {
+            store.object["status"] = sent["status"].clone();
+            store.object["metadata"]["resourceVersion"] = json!("8");
+        }
+        let status = if first == First::Answered { StatusCode::OK } else { StatusCode::GATEWAY_TIMEOUT };
+        (status, store.object.clone())
+    }
+
+    /// The Events of a node whose `Reserved` turns false, after three reconciles.
+    async fn events_of_a_turn(first: First) -> Vec<String> {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let object = json!({"apiVersion": "vnetpool.io/v1", "kind": "NodeIPAllocation",
+            "metadata": {"name": "n", "uid": "a", "resourceVersion": "7"},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}});
+        let store = Store { object: object.clone(), first, events: vec![] };
+        let store = Arc::new(Mutex::new(store));
+        let asked = store.clone();
+        let routes = Router::new().fallback(move |method: Method, uri: Uri, body: String| async move {
+            let (status, answer) = answer(&mut lock(&asked), &method, uri.path(), &body);
+            (status, axum::Json(answer)).into_response()
+        });
+        let server = tokio::spawn(async move { axum::serve(listener, routes).await });
+        let client = Client::try_from(kube::Config::new(url)).unwrap();
+        let (events, deliver) = Events::new(client.clone(), "us", |_| None);
+        let ctx = Context { client, events, ..Context::sample() };
+
+        let mut allocation: Arc<NodeIPAllocation> = Arc::new(serde_json::from_value(object).unwrap());
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n", "uid": "u"}})).unwrap();
+        let mut memory = Memories::default().take(&allocation);
+        let turned = Verdict::no(Reason::AzureRefused, "m").condition(
+            condition::RESERVED,
+            None,
+            Timestamp::UNIX_EPOCH,
+        );
+        for _ in 0..3 {
+            allocation = settle_unanswered(&ctx, allocation, &mut memory).await.unwrap();
+            let need = Need::of(&ctx.cluster, &ctx.waker, "n");
+            let mut progress = Progress::of(allocation.clone(), need);
+            let next = vec![turned.clone()];
+            if apply(&ctx, &mut progress, &node, &mut memory, next).await.is_ok() {
+                allocation = progress.allocation;
+            }
+        }
+        drop(ctx);
+        deliver.await;
+        server.abort();
+        std::mem::take(&mut lock(&store).events)
+    }
+
+    #[tokio::test]
+    async fn conditions_that_turn_have_their_event_once_though_the_answer_to_their_write_is_lost() {
+        for first in [First::Answered, First::Lost, First::Refused] {
+            let events = events_of_a_turn(first).await;
+            assert_eq!(events, ["Node AzureRefused", "NodeIPAllocation AzureRefused"], "{first:?}");
+        }
+    }
 }

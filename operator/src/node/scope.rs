@@ -38,7 +38,7 @@ pub fn limit(
     let reported = reported.and_then(|known| known.matter.as_ref());
     if !reported.is_some_and(|reported| refusals.stands(reported, &sites)) {
         let resource = seen.nic.as_ref().map(|nic| nic.id.as_str()).unwrap_or_default();
-        let own = Setback::after(None, Stage::Write, &error.about(resource), now);
+        let own = Setback::of_others(setback.as_ref(), Stage::Write, &error.about(resource), now);
         *setback = Some(own.of(matter).without_wait(now));
     }
     drop(refusals);
@@ -51,7 +51,8 @@ pub fn limit(
 pub fn limit_groups(ctx: &Context, seen: &mut Seen, left_out: &mut BTreeMap<Part, Setback>, now: Instant) {
     if let Some(error) = ctx.azure.refusal_of(&seen.grouping.lacks) {
         let resource = seen.nic.as_ref().map(|nic| nic.id.as_str()).unwrap_or_default();
-        let own = Setback::after(None, Stage::Write, &error.about(resource), now);
+        let last = left_out.get(&Part::Groups);
+        let own = Setback::of_others(last, Stage::Write, &error.about(resource), now);
         left_out.insert(Part::Groups, own.shared());
         seen.observed.may_regroup = false;
     } else if left_out.get(&Part::Groups).is_some_and(|own| own.is_shared) {

@@ -137,6 +137,15 @@ impl Setback {
         Setback { until, met, ..own }
     }
 
+    /// The same of an error that others have met: nothing was tried for this node, so it waits no longer than
+    /// before, and no less.
+    pub fn of_others(last: Option<&Setback>, stage: Stage, error: &Error, now: Instant) -> Setback {
+        let own = Setback::after(None, stage, error, now);
+        let mut met = last.map(|last| last.met.clone()).unwrap_or_default();
+        met.entry(own.cause).or_default();
+        Setback { met, ..own }
+    }
+
     pub fn of(self, matter: Matter) -> Setback {
         Setback { matter: Some(matter), ..self }
     }
@@ -250,6 +259,21 @@ mod tests {
         // Met again in between, it waits no longer.
         let first = Setback::of_many(None, Stage::Write, &denied(), true, now);
         assert_eq!(waits(Some(&first)), first.until - now);
+    }
+
+    #[test]
+    fn what_others_are_refused_meanwhile_leaves_a_node_its_own_waits() {
+        let (now, resource, message) = (Instant::now(), || "r".to_owned(), || "m".to_owned());
+        let failed = Error::Failed { resource: resource(), code: "c".into(), message: message() };
+        let policy = Error::PolicyForbidden { resource: resource(), assignment: None, message: message() };
+        let first = Setback::after(None, Stage::Write, &failed, now);
+        let third = met_again(first, &failed, 2, now);
+        let of_others = Setback::of_others(Some(&third), Stage::Write, &policy, now);
+        assert_eq!((of_others.reason, of_others.strikes()), (Reason::PolicyForbidden, 0));
+        let again = Setback::of_others(Some(&of_others), Stage::Write, &policy, now);
+        assert_eq!(again.strikes(), 0, "nothing was tried");
+        let fourth = Setback::after(Some(&again), Stage::Write, &failed, now);
+        assert_eq!(fourth.until - now, 2 * (third.until - now));
     }
 
     #[test]

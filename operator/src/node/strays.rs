@@ -73,6 +73,15 @@ impl Strays {
         Some(until - now)
     }
 
+    /// Azure has refused, after it had done so `last` times in a row. It is tried ever less often, and not
+    /// before its `pause` is over.
+    fn put_off(&mut self, last: Option<u32>, pause: Duration, now: Instant) {
+        let times = last.map_or(0, |times| times + 1);
+        let until = now + doubled(FIRST, times, LONGEST).max(pause);
+        let later = self.refused.map_or(until, |(_, other)| other.max(until));
+        self.refused = Some((times, later));
+    }
+
     fn forget(&mut self, nic: &ResourceId) {
         self.nics.retain(|one| one != nic);
         self.missing.remove(nic);
@@ -84,7 +93,9 @@ impl Strays {
         if now.saturating_duration_since(since) >= second_read {
             self.forget(nic);
         } else {
-            self.refused = Some((0, since + second_read));
+            let until = since + second_read;
+            let later = self.refused.map_or(until, |(_, other)| other.max(until));
+            self.refused = Some((0, later));
         }
     }
 }
@@ -120,8 +131,7 @@ pub async fn settle(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, s
             Err(Refused { error, .. }) if error.is_given_up() => return is_released,
             Err(Refused { error, .. }) => {
                 warn!(nic = %id, reason = %error.reason(), %error, "what it holds of ours stays there for now");
-                let times = last.map_or(0, |times| times + 1);
-                strays.refused = Some((times, Instant::now() + doubled(FIRST, times, LONGEST)));
+                strays.put_off(last, error.pause(), Instant::now());
             }
         }
     }
@@ -217,6 +227,20 @@ mod tests {
         strays.found(&[id("b")], &id("s"), false);
         strays.missed(&id("b"), minute, start + minute);
         assert_eq!(strays.nics(), [id("b")]);
+    }
+
+    #[test]
+    fn a_nic_is_not_asked_for_before_the_pause_that_azure_asks_for() {
+        let (start, longer) = (Instant::now(), 3 * FIRST);
+        let mut strays = Strays::default();
+        strays.put_off(None, longer, start);
+        assert_eq!(strays.wait(start), Some(longer));
+        // Another NIC was refused for less.
+        strays.put_off(None, Duration::ZERO, start);
+        assert_eq!(strays.wait(start), Some(longer));
+        strays.refused = None;
+        strays.put_off(Some(1), Duration::ZERO, start);
+        assert_eq!(strays.wait(start), Some(4 * FIRST), "ever less often");
     }
 
     #[test]

@@ -369,17 +369,21 @@ impl<'a> Attempt<'a> {
         if is_another && nic.ip_configurations.is_empty() {
             return Ok(None);
         }
+        let seen_without = format!("{id}/virtualMachine");
         if nic.vm.is_some() {
+            self.absences.found(&seen_without);
             return Ok(nic.vm.clone());
         }
         let release: Vec<String> = nic.ip_configurations.iter().map(|one| one.name.clone()).collect();
         let groups = interface(allocation, id).flat_map(|one| &one.application_security_groups);
         let leave: Vec<ResourceId> = groups.filter_map(|group| group.parse().ok()).collect();
-        let seen_without = format!("{id}/virtualMachine");
-        if release.is_empty() && records_addresses(allocation, id) {
-            // An old answer is the same, and no ETag stops what follows from it. It counts when it is given
-            // again, like an absence.
-            let message = "the NIC shows neither a VM nor the addresses that this object records".to_owned();
+        if !release.is_empty() || records_addresses(allocation, id) {
+            // One answer proves nothing, and a current ETag doesn't either: the VM may be left out of it. It
+            // counts when it is given again, like an absence.
+            let message = match release.is_empty() {
+                true => "the NIC shows neither a VM nor the addresses that this object records".to_owned(),
+                false => "the NIC shows no VM that has it".to_owned(),
+            };
             let error = azure::Error::NotFound { resource: seen_without.clone(), message };
             let (recorded, second_read) = (Recorded::default(), ctx.waits.second_read);
             if !self.absences.prove(&error, &recorded, second_read, false, Instant::now()) {

@@ -10,7 +10,7 @@ use vnetpool_crds::NodeIPAllocation;
 use crate::azure::ResourceId;
 use crate::context::Context;
 use crate::lock::lock;
-use crate::network::{Free, News};
+use crate::network::{FreeAddresses, News};
 
 /// Requeues the nodes of a subnet when the network around it has changed, and its pools when it or another
 /// subnet of the network has become fuller or emptier. A subnet that had run out is tried again when there
@@ -27,7 +27,7 @@ pub async fn follow(ctx: Arc<Context>) {
 fn changed(ctx: &Context, subnet: &ResourceId, news: News) {
     let has_room = || {
         let free = ctx.networks.subnet(subnet).map(|subnet| subnet.free);
-        matches!(free, Some(Free::Counted(count)) if count > 0)
+        matches!(free, Some(FreeAddresses::Counted(count)) if count > 0)
     };
     if news == News::Network || (news == News::Free && has_room()) {
         let mut shortages = lock(&ctx.shortages);

@@ -14,7 +14,7 @@ use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 
 pub use network::report as report_networks;
 
-use crate::network::{Free, Hint, Subnet};
+use crate::network::{FreeAddresses, Hint, Subnet};
 
 /// Shows in the status the known facts about its subnets, and the forecast.
 pub fn report(
@@ -28,7 +28,7 @@ pub fn report(
         let known = known(&subnet.id);
         subnet.size = known.as_ref().map(|known| known.size);
         let free = known.map(|known| known.free).unwrap_or_default();
-        if let Free::Counted(free) = free {
+        if let FreeAddresses::Counted(free) = free {
             subnet.free = Some(free);
         }
         frees.push(free);
@@ -44,7 +44,7 @@ pub fn report(
 fn forecast(
     pool: &NodeIPPool,
     subnets: &[SubnetUse],
-    frees: &[Free],
+    frees: &[FreeAddresses],
     before: Option<&Condition>,
 ) -> Option<Verdict> {
     let percent = pool.spec.subnet_exhausting_percent;
@@ -151,7 +151,7 @@ mod tests {
     }
 
     fn known(free: u32) -> Option<Subnet> {
-        Some(Subnet { size: 200, free: Free::Counted(free) })
+        Some(Subnet { size: 200, free: FreeAddresses::Counted(free) })
     }
 
     fn exhausting(status: &NodeIPPoolStatus) -> &Condition {
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_subnets_last_forecast_stands_while_azure_was_not_asked() {
-        let pending = Some(Subnet { size: 200, free: Free::Pending });
+        let pending = Some(Subnet { size: 200, free: FreeAddresses::Pending });
         assert_eq!(exhausting(&reported(10, pending.clone(), &[])).reason, "Pending");
         let before = reported(10, known(3), &[]).conditions;
         assert_eq!(exhausting(&reported(10, pending, &before)), &before[0]);
@@ -202,8 +202,10 @@ mod tests {
 
     #[test]
     fn without_permission_the_hint_is_absent_and_the_condition_names_the_grant() {
-        let denied =
-            Free::Unreadable { reason: Reason::PermissionDenied, message: "Grant usages/read".into() };
+        let denied = FreeAddresses::Unreadable {
+            reason: Reason::PermissionDenied,
+            message: "Grant usages/read".into(),
+        };
         let status = reported(10, Some(Subnet { size: 200, free: denied }), &[]);
         let condition = exhausting(&status);
         assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("Unknown", "PermissionDenied"));
@@ -213,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_subnet_that_azure_has_no_figure_for_is_unknown() {
-        let status = reported(10, Some(Subnet { size: 200, free: Free::Uncounted }), &[]);
+        let status = reported(10, Some(Subnet { size: 200, free: FreeAddresses::Uncounted }), &[]);
         assert_eq!(exhausting(&status).status, "Unknown");
     }
 }

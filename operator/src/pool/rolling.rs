@@ -1,19 +1,20 @@
 //! How far an edit of a pool has come, in its status, and whether it has stopped. Pure.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use vnetpool_crds::condition::{
-    self, APPLICATION_SECURITY_GROUPS, PAUSED, READY, RECONCILING, STALLED, UPDATING,
+    self, AGENT_REPORTING, APPLICATION_SECURITY_GROUPS, PAUSED, READY, RECONCILING, STALLED, UPDATING,
 };
 use vnetpool_crds::reason::{Actor, Reason};
 use vnetpool_crds::verdict::{Verdict, name_some};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool, NodeIPPoolStatus};
 
 use super::NAMED;
-use crate::node;
+use crate::node::{self, AGENT_GRACE};
 use crate::rollout::places;
 
 /// Whether a node goes by the pool as it is now, and has settled.
@@ -21,21 +22,24 @@ pub fn has_taken_up(pool: &NodeIPPool, node: &NodeIPAllocation) -> bool {
     !condition::is_true(node.conditions(), UPDATING) && node::follows(&node.spec, pool)
 }
 
-/// Reports how many nodes follow the pool, until all do; or that no further one will, and why.
+/// Reports how many nodes follow the pool, until all do; or that no further one will, and why. Returns how
+/// long until that may be so though nothing changes.
 pub fn report<'a>(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
     nodes: impl Iterator<Item = &'a NodeIPAllocation>,
     now: Timestamp,
-) {
+) -> Option<Duration> {
     let (updated, all, generation) = (status.updated_nodes, status.nodes, pool.metadata.generation);
     // A pool that is stalled for another reason stays so, without a second report.
     if updated == all || condition::is_true(&status.conditions, STALLED) {
         status.conditions.retain(|one| one.type_ != RECONCILING);
-        return;
+        return None;
     }
     let follow = format!("{updated} of {all} nodes follow generation {}", generation.unwrap_or_default());
-    let mut stuck: Vec<(String, &str)> = nodes.filter_map(stuck).collect();
+    let updating: Vec<&NodeIPAllocation> =
+        nodes.filter(|node| condition::is_true(node.conditions(), UPDATING)).collect();
+    let mut stuck: Vec<(String, &str)> = updating.iter().filter_map(|node| stuck(node, now)).collect();
     stuck.sort();
     let is_paused = condition::is_true(&status.conditions, PAUSED);
     let is_stopped = !is_paused && stuck.len() >= places(pool, all);
@@ -58,20 +62,31 @@ pub fn report<'a>(
     status.conditions.retain(|one| one.type_ != STALLED && one.type_ != RECONCILING);
     status.conditions.extend(before.cloned());
     condition::set(&mut status.conditions, verdict.condition(type_, generation, now));
+    updating.iter().filter_map(|node| grace_left(node, now)).min()
+}
+
+/// How long the agent of a node still has for its first report. It starts when its node does, and an edit may
+/// come in that moment.
+fn grace_left(node: &NodeIPAllocation, now: Timestamp) -> Option<Duration> {
+    let silent = condition::find(node.conditions(), AGENT_REPORTING)
+        .filter(|one| one.status == "False" && Reason::NotReported == one.reason.as_str())?;
+    let lasted = now.duration_since(silent.last_transition_time.0).try_into().unwrap_or_default();
+    Some(AGENT_GRACE.saturating_sub(lasted)).filter(|left| !left.is_zero())
 }
 
 /// The name of a node that takes the edit up and can't settle before a person acts, and the reason.
-fn stuck(node: &NodeIPAllocation) -> Option<(String, &str)> {
+fn stuck(node: &NodeIPAllocation, now: Timestamp) -> Option<(String, &str)> {
     let needs_somebody = |reason: &str| match Reason::of(reason) {
         // No group is asked for, so it settles without them.
         Some(Reason::SharedNIC) => false,
+        Some(Reason::NotReported) => grace_left(node, now).is_none(),
         Some(reason) => reason.row().actor != Actor::Nobody,
         None => true,
     };
     let found = [READY, APPLICATION_SECURITY_GROUPS].map(|type_| condition::find(node.conditions(), type_));
     let mut lacking = found.into_iter().flatten().filter(|one| one.status == "False");
     let lacks = lacking.find(|one| needs_somebody(&one.reason))?;
-    condition::is_true(node.conditions(), UPDATING).then(|| (node.name_any(), lacks.reason.as_str()))
+    Some((node.name_any(), lacks.reason.as_str()))
 }
 
 /// The condition by which a rollout has just stopped.
@@ -154,6 +169,19 @@ mod tests {
         };
         assert!(stopped_by(Reason::NotAttachable).unwrap().contains("(NotAttachable): a, b."));
         assert_eq!((stopped_by(Reason::Joining), stopped_by(Reason::SharedNIC)), (None, None));
+        // An agent that hasn't reported yet has a moment for that.
+        let starting = |seconds| {
+            let since = Timestamp::UNIX_EPOCH - Duration::from_secs(seconds);
+            let mut node = behind("b", "NotReported", true);
+            let silent = Verdict::no(Reason::NotReported, "m").condition(AGENT_REPORTING, None, since);
+            node.status.get_or_insert_default().conditions.push(silent);
+            let nodes = [full("a"), node, waits()];
+            let mut status = rolled(&pool, &nodes);
+            let due = report(&pool, &mut status, nodes.iter(), Timestamp::UNIX_EPOCH);
+            (due, turned_stopped(&[], &status.conditions).is_some())
+        };
+        assert_eq!(starting(10), (Some(Duration::from_secs(20)), false));
+        assert_eq!(starting(30), (None, true));
         // It goes on where it may again.
         let mut before = pool.clone();
         before.status = Some(std::mem::take(&mut status));

@@ -154,6 +154,14 @@ fn an_edit_has_it_tried_at_once_and_once() {
     assert_eq!(all.try_now(&sites(1), 7, now), [""; 0]);
     refuse(&mut all, 1, &locked(GROUP), now);
     assert_eq!(all.try_now(&sites(1), 7, now), [""; 0]);
+    // Another pool that was edited with it, whose nodes come in turn with the first one's.
+    all.holds(&sites(2), &name(2), now);
+    assert_eq!(all.try_now(&sites(2), 8, now).len(), 1);
+    refuse(&mut all, 2, &locked(GROUP), now);
+    all.holds(&sites(1), &name(1), now);
+    for cause in [7, 8, 7] {
+        assert_eq!(all.try_now(&sites(1), cause, now), [""; 0]);
+    }
 }
 
 #[test]

@@ -110,7 +110,7 @@ fn an_empty_subnet_is_probed_for_one_by_one_node_ever_less_often() {
 }
 
 #[test]
-fn only_one_node_has_the_turn_and_the_next_is_called_when_it_is_done() {
+fn only_one_node_has_the_turn_and_the_next_is_woken_when_it_is_done() {
     let now = Instant::now();
     let mut all = empty_anew(want(4, 0, 0), now);
     ask(&mut all, "b", want(4, 1, 0), now);
@@ -159,7 +159,7 @@ fn released_addresses_are_shared_by_need_without_a_wait() {
 }
 
 #[test]
-fn enough_for_all_ends_the_shortage_and_calls_them() {
+fn enough_for_all_ends_the_shortage_and_wakes_them() {
     let now = Instant::now();
     let mut all = empty(want(2, 0, 0), now);
     ask(&mut all, "b", want(3, 0, 0), now);
@@ -251,6 +251,14 @@ fn an_edited_pool_has_its_subnet_tried_once_for_all_its_nodes() {
     refused(&mut all, "a", want(4, 0, 0), 1, now);
     assert_eq!(all.try_now("/vnets/v/subnets/s", Some(7), now), [""; 0]);
     assert_eq!(ask(&mut all, "a", want(4, 0, 0), now), later());
+    // Another pool that was edited with it, whose nodes come in turn with the first one's.
+    all.try_now("/vnets/v/subnets/s", Some(8), now);
+    assert_eq!(ask(&mut all, "a", want(4, 0, 0), now), Turn::Now(1));
+    refused(&mut all, "a", want(4, 0, 0), 1, now);
+    for cause in [7, 8, 7] {
+        assert_eq!(all.try_now("/vnets/v/subnets/s", Some(cause), now), [""; 0]);
+        assert_eq!(ask(&mut all, "a", want(4, 0, 0), now), later());
+    }
 }
 
 /// Seen with a node whose write was on its way when others left the subnet.

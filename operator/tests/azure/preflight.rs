@@ -5,7 +5,7 @@ use axum::Json;
 use serde_json::{Value, json};
 use vnetpool_azure_sim::{Access, DenyAssignment, Grant, Lock, LockLevel, NewInstance, NewScaleSet};
 use vnetpool_operator::azure::role::{NODES, PARTS};
-use vnetpool_operator::preflight::{self, Report, Subject};
+use vnetpool_operator::preflight::{self, Findings, Subject};
 
 use crate::simulated::World;
 
@@ -44,7 +44,7 @@ fn node(name: &str, provider_id: &str, pool: &str) -> Value {
     json!({ "metadata": { "name": name, "labels": { "kubernetes.azure.com/agentpool": pool } }, "spec": { "providerID": provider_id } })
 }
 
-async fn of_nodes(world: &World) -> Report {
+async fn of_nodes(world: &World) -> Findings {
     let nodes = json!([
         node("node-1", &format!("azure://{}", world.vm), "a"),
         node("node-2", &format!("azure://{}2", world.vm), "a"),
@@ -53,7 +53,7 @@ async fn of_nodes(world: &World) -> Report {
     preflight::run(&world.azure, Subject::Nodes, async || cluster(nodes, None).await).await.unwrap()
 }
 
-async fn of_group(world: &World) -> Report {
+async fn of_group(world: &World) -> Findings {
     let subnet =
         format!("{}/providers/Microsoft.Network/virtualNetworks/vnet/subnets/nodes", world.nic.group());
     let subject = Subject::Group { id: world.nic.group(), subnet: Some(subnet.parse().unwrap()) };
@@ -212,7 +212,7 @@ async fn preflight_checks_resources_that_pools_name() {
 }
 
 /// A Uniform scale set's instance as the only node.
-async fn of_instance(world: &World) -> Report {
+async fn of_instance(world: &World) -> Findings {
     let instance = world.sim.machine("pool_0").unwrap();
     let provider_id = format!("azure://{}", instance["id"].as_str().unwrap());
     let client = async || cluster(json!([node("pool000000", &provider_id, "a")]), None).await;

@@ -99,7 +99,7 @@ fn step(protocol: &Protocol, world: &mut World) {
 fn round(protocol: &Protocol, world: &World, rules: Rules) -> World {
     let mut world = world.clone();
     let act = |world: &mut World, action: Action| protocol.act(world, &action);
-    // A pass of the operator: a new one, or the rest of the one it is in.
+    // A reconcile of the operator: a new one, or the rest of the one it is in.
     let is_idle =
         |world: &World| world.operators[1].as_ref().is_none_or(|process| process.step == Step::Idle);
     if is_idle(&world) {

@@ -168,7 +168,7 @@ impl Store {
     }
 
     fn transact<T>(&self, serves_first: bool, f: impl FnOnce(&mut Ledger, Millis) -> T) -> Result<T, Error> {
-        let lock = self.lock(Range::LEDGER, LOCK_WAIT)?;
+        let lock = self.lock(Bytes::LEDGER, LOCK_WAIT)?;
         let before = self.load()?;
         let mut ledger = self.parse(&before)?;
         let line: Vec<Sandbox> = ledger.waiting.iter().map(|waiter| waiter.sandbox.clone()).collect();
@@ -218,12 +218,12 @@ impl Store {
     /// see if there is no ledger to wait for any more.
     pub fn quiesce(&self) -> Result<Quiet, Error> {
         wake::wake_all(&self.dir);
-        Ok(Quiet { store: self.clone(), _lock: self.lock(Range::ALL_SANDBOXES, LOCK_WAIT)? })
+        Ok(Quiet { store: self.clone(), _lock: self.lock(Bytes::ALL_SANDBOXES, LOCK_WAIT)? })
     }
 
     /// The sandbox's lock, for which it waits for at most `wait`. With zero it only tries.
     pub fn lock_sandbox(&self, sandbox: &Sandbox, wait: Duration) -> Result<SandboxLock, Error> {
-        self.lock(Range::of(sandbox), wait).map(SandboxLock)
+        self.lock(Bytes::of(sandbox), wait).map(SandboxLock)
     }
 
     /// The sandbox's lock; None while a verb runs on the sandbox.
@@ -237,7 +237,7 @@ impl Store {
     /// Takes a lock by trying repeatedly: F_OFD_SETLKW can't be bounded without signals, which a library must
     /// leave alone. The interval doesn't grow, so that a process that has waited long has the same chance as
     /// one that has just come.
-    fn lock(&self, range: Range, wait: Duration) -> Result<Lock, Error> {
+    fn lock(&self, range: Bytes, wait: Duration) -> Result<Lock, Error> {
         let path = self.dir.join(LOCK);
         let file = self.open_lock_file(&path).map_err(|error| Error::Io(path.clone(), error))?;
         let mut deadline = None;
@@ -331,7 +331,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 /// Whether a verb runs on this sandbox. If that can't be determined, the answer is yes.
 fn is_held(lock_file: &fs::File, sandbox: &Sandbox) -> bool {
-    let mut request = Range::of(sandbox).request();
+    let mut request = Bytes::of(sandbox).request();
     let tested = fcntl(lock_file, FcntlArg::F_OFD_GETLK(&mut request));
     tested.is_err() || i32::from(request.l_type) != libc::F_UNLCK
 }
@@ -361,7 +361,7 @@ impl Drop for Lock {
     /// Not left to the file's end: a child that is being started has the file, too, until it runs its
     /// program.
     fn drop(&mut self) {
-        let all = Range { start: 0, len: 0 };
+        let all = Bytes { start: 0, len: 0 };
         let unlock = libc::flock { l_type: libc::F_UNLCK as i16, ..all.request() };
         // Unlocking a lock that is held doesn't fail. If it did, closing the file would release it.
         let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&unlock));
@@ -383,7 +383,7 @@ impl SandboxLock {
 impl Quiet {
     /// Puts a new ledger in place of any other, except for one that a newer release has written.
     pub fn create(self, ledger: &Ledger) -> Result<(), Error> {
-        let _lock = self.store.lock(Range::LEDGER, LOCK_WAIT)?;
+        let _lock = self.store.lock(Bytes::LEDGER, LOCK_WAIT)?;
         if let Err(error @ Error::OtherVersion(..)) = self.store.peek() {
             return Err(error);
         }
@@ -393,18 +393,18 @@ impl Quiet {
 
 /// Bytes of the lock file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Range {
+struct Bytes {
     start: i64,
     /// As fcntl has it: 0 reaches to the end of all files.
     len: i64,
 }
 
-impl Range {
-    const LEDGER: Range = Range { start: 0, len: 1 };
-    const ALL_SANDBOXES: Range = Range { start: 1, len: 0 };
+impl Bytes {
+    const LEDGER: Bytes = Bytes { start: 0, len: 1 };
+    const ALL_SANDBOXES: Bytes = Bytes { start: 1, len: 0 };
 
-    fn of(sandbox: &Sandbox) -> Range {
-        Range { start: 1 + (sandbox.digest() >> 2) as i64, len: 1 }
+    fn of(sandbox: &Sandbox) -> Bytes {
+        Bytes { start: 1 + (sandbox.digest() >> 2) as i64, len: 1 }
     }
 
     fn request(self) -> libc::flock {
@@ -419,6 +419,6 @@ impl Range {
 
     /// About as long as a holder needs: for a transaction, or for the netlink calls of a verb.
     fn nap(self) -> Duration {
-        Duration::from_micros(if self == Range::LEDGER { 200 } else { 1000 })
+        Duration::from_micros(if self == Bytes::LEDGER { 200 } else { 1000 })
     }
 }

@@ -61,7 +61,7 @@ fn host_port_by(backend: &str) {
     }
     runtime.path = format!("{}:{}", tools.path().display(), runtime.path);
     let (pod, other) = (Pod::new("a"), Pod::new("b"));
-    let added = runtime.call("add", &pod.netns.path(), port_mapping());
+    let added = runtime.invoke("add", &pod.netns.path(), port_mapping());
     let address = added.address();
     let other_address = runtime.run("add", &other.netns).address();
     let listener = pod.netns.inside(|| TcpListener::bind((address, POD_PORT)).unwrap());
@@ -72,7 +72,7 @@ fn host_port_by(backend: &str) {
     assert_eq!(seen(&listener, &other.netns, NODE), Some(other_address.into()), "another pod of the node");
     assert!(seen(&listener, &pod.netns, NODE).is_some(), "the pod itself");
 
-    runtime.call("del", &pod.netns.path(), port_mapping()).succeeds();
+    runtime.invoke("del", &pod.netns.path(), port_mapping()).succeeds();
     assert_eq!(seen(&listener, &vm, NODE), None, "the port leads nowhere once the pod is gone");
     runtime.run("del", &other.netns).succeeds();
     assert_eq!(runtime.node.ledger().counts(file::now()).free, 2);
@@ -116,14 +116,14 @@ fn a_pods_bandwidth_is_limited_each_way_and_its_neighbours_is_not() {
     let limits = json!({ "bandwidth": {
         "ingressRate": 8_000_000, "ingressBurst": 400_000, "egressRate": 8_000_000, "egressBurst": 400_000,
     } });
-    let address = runtime.call("add", &limited.netns.path(), limits.clone()).address();
+    let address = runtime.invoke("add", &limited.netns.path(), limits.clone()).address();
     let other_address = runtime.run("add", &other.netns).address();
     let at_least = Duration::from_millis(700);
     assert!(time_to_send(BYTES, &vm, &limited.netns, address) > at_least, "to the pod");
     assert!(time_to_send(BYTES, &limited.netns, &vm, VM) > at_least, "from the pod");
     assert!(time_to_send(BYTES, &vm, &other.netns, other_address) < at_least, "to a pod without limits");
-    runtime.call("check", &limited.netns.path(), limits.clone()).succeeds();
-    runtime.call("del", &limited.netns.path(), limits).succeeds();
+    runtime.invoke("check", &limited.netns.path(), limits.clone()).succeeds();
+    runtime.invoke("del", &limited.netns.path(), limits).succeeds();
     assert!(!runtime.node.netns.ip("link show type ifb").contains("bwp"), "its device is left");
     runtime.run("del", &other.netns).succeeds();
 }

@@ -150,7 +150,7 @@ impl Stage {
             config["prevResult"] =
                 json!({ "cniVersion": "1.1.0", "ips": [{ "address": format!("{address}/32") }] });
         }
-        let (mut plugin, input) = (calls::from_start(Node::call(verb, pod)), config.to_string());
+        let (mut plugin, input) = (calls::from_start(Node::invocation(verb, pod)), config.to_string());
         let ended = self.node.netns.inside(|| calls::kill_before(call, &mut plugin, input.as_bytes()));
         self.is_safe();
         ended.is_none()

@@ -125,7 +125,7 @@ fn no_process_in_a_pods_namespace_answers_the_plugin_in_the_kernels_place() {
             }
             ControlFlow::Continue(())
         };
-        let mut check = from_start(Node::call("CHECK", &pod));
+        let mut check = from_start(Node::invocation("CHECK", &pod));
         let ended = node.netns.inside(|| stop_before_each(&mut check, input.as_bytes(), lie));
         let answer = Answer::of(ended.unwrap());
         if answer.is_success || !answer.message().contains("lacks the default route") {

@@ -278,7 +278,7 @@ impl Node {
     }
 
     /// The plugin as a runtime starts it for a verb of a pod.
-    pub fn call(verb: &str, pod: &Pod) -> Command {
+    pub fn invocation(verb: &str, pod: &Pod) -> Command {
         let plugin = Path::new(env!("CARGO_BIN_EXE_vnetpool"));
         Node::command(plugin, ("eth0", verb), (&pod.id, &pod.name), &pod.netns.path())
     }

@@ -66,13 +66,13 @@ impl Runtime {
         format!("{}-other", self.name)
     }
 
-    pub fn call(&self, verb: &str, netns: &Path, capabilities: Value) -> Answer {
-        self.call_network(verb, &self.name, netns, capabilities)
+    pub fn invoke(&self, verb: &str, netns: &Path, capabilities: Value) -> Answer {
+        self.invoke_network(verb, &self.name, netns, capabilities)
     }
 
     /// Runs `cnitool VERB NETWORK NETNS` in the node. A runtime would put `capabilities` into
     /// `runtimeConfig`. cnitool derives the container's id from the namespace's path.
-    fn call_network(&self, verb: &str, network: &str, netns: &Path, capabilities: Value) -> Answer {
+    fn invoke_network(&self, verb: &str, network: &str, netns: &Path, capabilities: Value) -> Answer {
         let cnitool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/cluster/bin/cnitool");
         assert!(cnitool.exists(), "{} is missing: run `make cluster-build`", cnitool.display());
         let mut command = Command::new(cnitool);
@@ -93,11 +93,11 @@ impl Runtime {
     }
 
     pub fn run(&self, verb: &str, netns: &Namespace) -> Answer {
-        self.call(verb, &netns.path(), Value::Null)
+        self.invoke(verb, &netns.path(), Value::Null)
     }
 
     pub fn run_other(&self, verb: &str, netns: &Namespace) -> Answer {
-        self.call_network(verb, &self.other(), &netns.path(), Value::Null)
+        self.invoke_network(verb, &self.other(), &netns.path(), Value::Null)
     }
 
     /// Has cnitool forget its work in this test's networks.

@@ -117,7 +117,8 @@ fn a_verb_holds_little_memory_of_its_own() {
     let (node, pod) = (Node::holding(250), Pod::new("a"));
     for verb in ["ADD", "DEL"] {
         let config = node.config().to_string();
-        let held = node.netns.inside(|| calls::memory(Node::call(verb, &pod), config.as_bytes(), "RssAnon"));
+        let held =
+            node.netns.inside(|| calls::memory(Node::invocation(verb, &pod), config.as_bytes(), "RssAnon"));
         assert!(held <= 512, "{verb}: {held} KiB");
     }
 }

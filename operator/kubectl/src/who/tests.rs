@@ -30,7 +30,7 @@ fn answers() -> Answers<NodeView> {
 fn asked(what: &str) -> Answer {
     let mut objects = fixture::objects();
     objects.pods.retain(|pod| pod.name_any() != "b" || what != "10.240.0.11");
-    who(&objects, &Asked::parse(what), &answers()).unwrap()
+    who(&objects, &Question::parse(what), &answers()).unwrap()
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn states_that_the_ledger_alone_knows_are_shown() {
     );
     let mut answers = answers();
     answers.values_mut().flatten().for_each(|view| view.lacks_rules = true);
-    let answer = who(&fixture::objects(), &Asked::parse("10.240.0.12"), &answers).unwrap();
+    let answer = who(&fixture::objects(), &Question::parse("10.240.0.12"), &answers).unwrap();
     assert_eq!(answer.addresses[0].state, Standing::Withheld);
     let cooling = asked("10.240.0.12").to_string();
     assert!(cooling.contains("A pod had it 10 s ago; another one can get it in 20s."), "{cooling}");
@@ -62,14 +62,14 @@ fn states_that_the_ledger_alone_knows_are_shown() {
 #[test]
 fn without_the_ledger_the_objects_count_and_the_answer_warns_of_it() {
     let silent = [("node-1".to_owned(), Err("no pod of vnetpool-node-agent runs".to_owned()))].into();
-    let answer = who(&fixture::objects(), &Asked::parse("10.240.0.12"), &silent).unwrap();
+    let answer = who(&fixture::objects(), &Question::parse("10.240.0.12"), &silent).unwrap();
     assert_eq!(answer.addresses[0].state, Standing::Unheld);
     assert!(answer.to_string().contains("weren't read"), "{answer}");
 }
 
 #[test]
 fn an_address_that_no_object_knows_is_sought_in_every_ledger() {
-    let nodes = |what: &str| nodes_to_ask(&fixture::objects(), &Asked::parse(what));
+    let nodes = |what: &str| nodes_to_ask(&fixture::objects(), &Question::parse(what));
     assert_eq!(nodes("10.240.0.99"), ["node-1", "node-2"]);
     assert_eq!((nodes("10.240.0.22"), nodes("d")), (vec!["node-2".to_owned()], vec!["node-2".to_owned()]));
 }
@@ -92,7 +92,7 @@ fn an_address_that_two_nodes_have_is_a_line_for_each() {
     let mut answers = answers();
     let addresses = vec![record(8, State::Assigned, 5, "c")];
     answers.insert("node-2".into(), Ok(NodeView { addresses, ..NodeView::default() }));
-    let answer = who(&objects, &Asked::parse("10.240.0.8"), &answers).unwrap().to_string();
+    let answer = who(&objects, &Question::parse("10.240.0.8"), &answers).unwrap().to_string();
     let expected = "\
 ADDRESS      STATE      POD      NODE     POOL      RESERVED ON   AS
 10.240.0.8   lost       shop/b   node-1   default   -             -
@@ -105,7 +105,7 @@ ADDRESS      STATE      POD      NODE     POOL      RESERVED ON   AS
 fn an_address_of_a_pod_that_the_ledger_does_not_have_is_in_doubt() {
     let mut objects = fixture::objects();
     objects.pods.push(fixture::pod("x", "node-1", "10.240.0.13"));
-    let asked = |objects: &Objects, answers| who(objects, &Asked::parse("10.240.0.13"), &answers).unwrap();
+    let asked = |objects: &Objects, answers| who(objects, &Question::parse("10.240.0.13"), &answers).unwrap();
     assert_eq!(asked(&objects, answers()).addresses[0].state, Standing::InDoubt);
     assert_eq!(asked(&objects, Answers::new()).addresses[0].state, Standing::Assigned);
     let mut given_up = answers();
@@ -119,14 +119,14 @@ fn an_address_of_a_pod_that_the_ledger_does_not_have_is_in_doubt() {
 fn a_pod_that_is_gone_is_sought_in_every_ledger() {
     let mut objects = fixture::objects();
     objects.pods.clear();
-    let asked = Asked::parse("shop/gone");
+    let asked = Question::parse("shop/gone");
     assert_eq!(nodes_to_ask(&objects, &asked), ["node-1", "node-2"]);
     let answer = who(&objects, &asked, &answers()).unwrap();
     let one = &answer.addresses[0];
     assert_eq!((one.address.as_str(), one.state), ("10.240.0.11", Standing::Outlived));
     let mut answers = answers();
     answers.insert("node-2".into(), Err("no agent".into()));
-    let error = who(&objects, &Asked::parse("shop/never"), &answers).unwrap_err().to_string();
+    let error = who(&objects, &Question::parse("shop/never"), &answers).unwrap_err().to_string();
     for part in ["pod as shop/never", "2 nodes", "node node-2: no agent", "kubectl get pods"] {
         assert!(error.contains(part), "{error}");
     }
@@ -139,7 +139,7 @@ fn reports_of_agents_stand_for_ledgers_that_were_not_read() {
     let status = json!({"lost": [holder(9, "lost")], "holders": [holder(12, "held")]});
     objects.allocations[0] = fixture::allocation("node-1", &[12], status);
     let found = |what: &str| {
-        let answer = who(&objects, &Asked::parse(what), &Answers::new()).unwrap();
+        let answer = who(&objects, &Question::parse(what), &Answers::new()).unwrap();
         (answer.addresses[0].address.clone(), answer.addresses[0].state)
     };
     assert_eq!(found("shop/lost"), ("10.240.0.9".into(), Standing::Lost));
@@ -155,7 +155,7 @@ fn of_pods_on_the_host_network_only_the_one_asked_for_is_named() {
         objects.pods.push(serde_json::from_value(pod).unwrap());
     }
     let pod = |what: &str| {
-        let answer = who(&objects, &Asked::parse(what), &answers()).unwrap();
+        let answer = who(&objects, &Question::parse(what), &answers()).unwrap();
         assert_eq!(answer.addresses[0].state, Standing::NodesOwn);
         answer.addresses[0].pod.clone()
     };

@@ -7,7 +7,7 @@ use super::meter::{Meter, Shared};
 use super::{Priority, Ticket};
 
 /// The order of calls: by priority, then those that know their NIC already, then by age.
-pub(super) type Place = (Priority, bool, Ticket);
+pub(super) type Rank = (Priority, bool, Ticket);
 
 #[derive(Default)]
 pub(super) struct Queue {
@@ -22,15 +22,15 @@ pub(super) struct Queue {
 #[derive(Default)]
 struct Class {
     /// With the meter of its own that a call draws on besides.
-    calls: BTreeMap<Place, Option<Meter>>,
-    by_age: BTreeMap<Ticket, Place>,
+    calls: BTreeMap<Rank, Option<Meter>>,
+    by_age: BTreeMap<Ticket, Rank>,
 }
 
 /// A call that waits.
 pub(super) struct Next {
     pub shared: Shared,
     pub own: Option<Meter>,
-    pub place: Place,
+    pub rank: Rank,
 }
 
 /// How far a search through the queue has come: which calls of each class have been tried.
@@ -39,22 +39,22 @@ pub(super) struct Tried(HashMap<Shared, Until>);
 
 enum Until {
     /// The next one may go.
-    Place(Place),
+    Rank(Rank),
     /// None of the others goes before a shared meter fills.
     End,
 }
 
 impl Queue {
-    pub(super) fn insert(&mut self, (shared, own): (Shared, Option<Meter>), place: Place) {
+    pub(super) fn insert(&mut self, (shared, own): (Shared, Option<Meter>), rank: Rank) {
         let class = self.classes.entry(shared).or_default();
-        class.calls.insert(place, own);
-        class.by_age.insert(place.2, place);
+        class.calls.insert(rank, own);
+        class.by_age.insert(rank.2, rank);
     }
 
-    pub(super) fn remove(&mut self, shared: &Shared, place: &Place) -> bool {
+    pub(super) fn remove(&mut self, shared: &Shared, rank: &Rank) -> bool {
         let Some(class) = self.classes.get_mut(shared) else { return false };
-        class.by_age.remove(&place.2);
-        let was_there = class.calls.remove(place).is_some();
+        class.by_age.remove(&rank.2);
+        let was_there = class.calls.remove(rank).is_some();
         if class.calls.is_empty() {
             self.classes.remove(shared);
         }
@@ -65,7 +65,7 @@ impl Queue {
         self.classes.is_empty()
     }
 
-    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+    pub(super) fn ranks(&self) -> impl Iterator<Item = &Rank> {
         self.classes.values().flat_map(|class| class.calls.keys())
     }
 
@@ -78,41 +78,41 @@ impl Queue {
     /// The first call, in their order, that hasn't been tried.
     pub(super) fn first(&self, tried: &Tried) -> Option<Next> {
         self.pick(tried, |class, after| {
-            let (place, own) = match after {
+            let (rank, own) = match after {
                 Some(after) => class.calls.range((Excluded(*after), Unbounded)).next(),
                 None => class.calls.iter().next(),
             }?;
-            Some((*place, own, *place))
+            Some((*rank, own, *rank))
         })
     }
 
     /// The longest-waiting call, whatever its priority, that hasn't been tried.
     pub(super) fn oldest(&self, tried: &Tried) -> Option<Next> {
         self.pick(tried, |class, after| {
-            let (ticket, place) = match after {
+            let (ticket, rank) = match after {
                 Some((.., after)) => class.by_age.range((Excluded(*after), Unbounded)).next(),
                 None => class.by_age.iter().next(),
             }?;
-            Some((*ticket, &class.calls[place], *place))
+            Some((*ticket, &class.calls[rank], *rank))
         })
     }
 
     fn pick<'a, K: Ord>(
         &'a self,
         tried: &Tried,
-        next: impl Fn(&'a Class, Option<&Place>) -> Option<(K, &'a Option<Meter>, Place)>,
+        next: impl Fn(&'a Class, Option<&Rank>) -> Option<(K, &'a Option<Meter>, Rank)>,
     ) -> Option<Next> {
         let candidates = self.classes.iter().filter_map(|(shared, class)| {
             let after = match tried.0.get(shared) {
                 Some(Until::End) => return None,
-                Some(Until::Place(place)) => Some(place),
+                Some(Until::Rank(rank)) => Some(rank),
                 None => None,
             };
-            let (key, own, place) = next(class, after)?;
-            Some((key, shared, own, place))
+            let (key, own, rank) = next(class, after)?;
+            Some((key, shared, own, rank))
         });
-        let (_, shared, own, place) = candidates.min_by(|one, other| one.0.cmp(&other.0))?;
-        Some(Next { shared: shared.clone(), own: own.clone(), place })
+        let (_, shared, own, rank) = candidates.min_by(|one, other| one.0.cmp(&other.0))?;
+        Some(Next { shared: shared.clone(), own: own.clone(), rank })
     }
 }
 
@@ -123,7 +123,7 @@ impl Tried {
     }
 
     /// Only this one can't go.
-    pub(super) fn pass(&mut self, shared: Shared, place: Place) {
-        self.0.insert(shared, Until::Place(place));
+    pub(super) fn pass(&mut self, shared: Shared, rank: Rank) {
+        self.0.insert(shared, Until::Rank(rank));
     }
 }

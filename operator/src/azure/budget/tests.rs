@@ -429,21 +429,21 @@ fn thousands_of_calls_that_wait_for_one_meter_cost_as_much_as_one() {
 }
 
 /// A call with its arguments.
-type Asked = (Lane, Priority, Ticket);
+type Queued = (Lane, Priority, Ticket);
 
 /// The calls that may go, found by visiting each call that waits.
 fn by_visiting_all(
     budget: &mut Budget,
-    waiting: &mut Vec<Asked>,
+    waiting: &mut Vec<Queued>,
     overtaken: &mut u32,
     now: Instant,
 ) -> (Vec<Ticket>, Option<Instant>) {
     let (mut granted, mut again, mut gives_turns) = (vec![], None::<Instant>, true);
-    let draw = |budget: &mut Budget, (lane, priority, ticket): &Asked, at: Priority| {
+    let draw = |budget: &mut Budget, (lane, priority, ticket): &Queued, at: Priority| {
         let (shared, own) = meter::of(lane);
-        budget.draw(&Next { shared, own, place: place(lane, *priority, *ticket) }, at, now)
+        budget.draw(&Next { shared, own, rank: rank(lane, *priority, *ticket) }, at, now)
     };
-    waiting.sort_by_key(|(lane, priority, ticket)| place(lane, *priority, *ticket));
+    waiting.sort_by_key(|(lane, priority, ticket)| rank(lane, *priority, *ticket));
     // A turn may be due before each call, and after the last one.
     for call in waiting.clone().into_iter().map(Some).chain([None]) {
         if gives_turns && *overtaken >= TURN {

@@ -62,7 +62,7 @@ pub enum Limit {
 
 /// Where an error was met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Origin {
     Anywhere,
     /// In an answer with this HTTP status.
     Answer(u16),
@@ -76,15 +76,15 @@ struct Row {
     /// Codes, compared without regard to case. A code that begins with `*` is the end of a code. None: any
     /// error.
     codes: &'static [&'static str],
-    place: Place,
+    origin: Origin,
     class: Class,
 }
 
-const fn row(codes: &'static [&'static str], place: Place, class: Class) -> Row {
-    Row { codes, place, class }
+const fn row(codes: &'static [&'static str], origin: Origin, class: Class) -> Row {
+    Row { codes, origin, class }
 }
 
-use Place::{Answer, AnswerFrom, Anywhere, Operation};
+use Origin::{Answer, AnswerFrom, Anywhere, Operation};
 
 #[rustfmt::skip]
 const TABLE: &[Row] = &[
@@ -154,13 +154,13 @@ const TABLE: &[Row] = &[
     row(&[], Operation, Class::OperationFailed),
 ];
 
-impl Place {
+impl Origin {
     /// `status` is that of an answer; `None` at the end of an operation.
     fn is(self, status: Option<u16>) -> bool {
         match (self, status) {
-            (Place::Anywhere, _) | (Place::Operation, None) => true,
-            (Place::Answer(one), Some(status)) => one == status,
-            (Place::AnswerFrom(least), Some(status)) => status >= least,
+            (Origin::Anywhere, _) | (Origin::Operation, None) => true,
+            (Origin::Answer(one), Some(status)) => one == status,
+            (Origin::AnswerFrom(least), Some(status)) => status >= least,
             _ => false,
         }
     }
@@ -170,7 +170,7 @@ impl Place {
 /// of an answer, `None` for the end of an operation.
 pub(super) fn class(status: Option<u16>, error: &ArmError) -> (Class, Option<&ArmError>) {
     let fits = |row: &Row| {
-        if !row.place.is(status) {
+        if !row.origin.is(status) {
             return None;
         }
         if row.codes.is_empty() {
@@ -186,7 +186,7 @@ pub(super) fn class(status: Option<u16>, error: &ArmError) -> (Class, Option<&Ar
 /// Azure that refuses.
 pub fn codes() -> impl Iterator<Item = (Option<u16>, String)> {
     TABLE.iter().flat_map(|row| {
-        let status = if let Answer(status) = row.place { Some(status) } else { None };
+        let status = if let Answer(status) = row.origin { Some(status) } else { None };
         row.codes.iter().map(move |code| (status, code.replace('*', "Some")))
     })
 }
@@ -198,15 +198,15 @@ mod tests {
     #[test]
     fn every_code_of_the_table_leads_to_its_own_row() {
         for (index, row) in TABLE.iter().enumerate() {
-            let status = match row.place {
-                Place::Anywhere => Some(400),
-                Place::Answer(status) | Place::AnswerFrom(status) => Some(status),
-                Place::Operation => None,
+            let status = match row.origin {
+                Origin::Anywhere => Some(400),
+                Origin::Answer(status) | Origin::AnswerFrom(status) => Some(status),
+                Origin::Operation => None,
             };
             for code in row.codes {
                 let error = ArmError::bare(&code.replace('*', "Some"));
                 let first = TABLE.iter().position(|one| {
-                    one.place.is(status) && (one.codes.is_empty() || error.find(one.codes).is_some())
+                    one.origin.is(status) && (one.codes.is_empty() || error.find(one.codes).is_some())
                 });
                 assert_eq!(first, Some(index), "{code}");
                 assert_eq!(class(status, &error).0, row.class, "{code}");
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_code_means_the_same_in_an_answer_and_at_the_end_of_an_operation() {
-        for row in TABLE.iter().filter(|row| row.place == Place::Anywhere) {
+        for row in TABLE.iter().filter(|row| row.origin == Origin::Anywhere) {
             for code in row.codes {
                 let error = ArmError::bare(&code.replace('*', "Some"));
                 assert_eq!(class(Some(409), &error).0, class(None, &error).0, "{code}");

@@ -3,6 +3,7 @@
 use vnetpool_crds::reason::Reason;
 
 use super::{Error, Scope};
+use crate::resource_id::ResourceId;
 
 /// What is refused, and in which scope: two errors of the same matter are one refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +50,11 @@ impl Matter {
 
 fn is_in(scope: &str, site: &str) -> bool {
     site.strip_prefix(scope).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether a resource, whose id is in lower case, is in this scope.
+pub(in crate::azure) fn is_within(id: &str, scope: &str) -> bool {
+    is_in(&scope.to_ascii_lowercase(), id)
 }
 
 /// The provider and the types of a resource, without the names.
@@ -105,5 +111,30 @@ impl Error {
             other.clone_into(resource);
         }
         self
+    }
+
+    /// Whether it is about a resource to which the refused one was to refer.
+    pub fn is_about(&self, referred: &ResourceId) -> bool {
+        self.is_about_id(&referred.key())
+    }
+
+    /// The same, by its id in lower case.
+    pub(in crate::azure) fn is_about_id(&self, id: &str) -> bool {
+        let is_named_in = |message: &str| {
+            let message = message.to_ascii_lowercase();
+            let mut ends = message.match_indices(id).map(|(start, _)| &message[start + id.len()..]);
+            ends.any(|rest| {
+                !rest.starts_with(|next: char| next.is_ascii_alphanumeric() || "-_/".contains(next))
+            })
+        };
+        match self {
+            Error::Denied { scope, .. } => is_within(id, scope),
+            // A lock on a group is one on the NIC, too.
+            Error::Locked { scope, .. } => scope.contains("/providers/") && is_within(id, scope),
+            Error::DenyAssignment { message, .. } | Error::Unattachable { message, .. } => {
+                is_named_in(message)
+            }
+            _ => false,
+        }
     }
 }

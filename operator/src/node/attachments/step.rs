@@ -172,7 +172,7 @@ async fn attach_all(
         Err(error) if error.is_given_up() => return Err(error),
         Err(error) => {
             if !lost(ctx, &attach, &error, urgency, attaching).await? {
-                refuse(ctx, &attach.iter().map(Asked::from).collect::<Vec<_>>(), &error, attaching);
+                refuse(ctx, &attach.iter().map(Sought::from).collect::<Vec<_>>(), &error, attaching);
             }
         }
     }
@@ -210,22 +210,22 @@ fn shows(nic: &Nic, asked: &Attach) -> bool {
 }
 
 /// What is asked for a pod.
-struct Asked<'a> {
+struct Sought<'a> {
     uid: &'a str,
     pod: &'a str,
     /// What its address is to refer to, and others' may, too.
     referred: Vec<&'a ResourceId>,
 }
 
-impl<'a> From<&'a Attach> for Asked<'a> {
-    fn from(Attach { uid, pod, attached, .. }: &'a Attach) -> Asked<'a> {
-        Asked { uid, pod, referred: attached.backend_pools.iter().collect() }
+impl<'a> From<&'a Attach> for Sought<'a> {
+    fn from(Attach { uid, pod, attached, .. }: &'a Attach) -> Sought<'a> {
+        Sought { uid, pod, referred: attached.backend_pools.iter().collect() }
     }
 }
 
-impl<'a> From<&'a Make> for Asked<'a> {
-    fn from(Make { uid, pod, .. }: &'a Make) -> Asked<'a> {
-        Asked { uid, pod, referred: vec![] }
+impl<'a> From<&'a Make> for Sought<'a> {
+    fn from(Make { uid, pod, .. }: &'a Make) -> Sought<'a> {
+        Sought { uid, pod, referred: vec![] }
     }
 }
 
@@ -364,10 +364,10 @@ pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone
         match (result, order) {
             (Ok(public), order) => attaching.ended(order.id(), public.map(shown)),
             (Err(error), Order::Make(asked)) if is_shared => {
-                refuse_one(ctx, &Asked::from(&asked), &error, true, attaching);
+                refuse_one(ctx, &Sought::from(&asked), &error, true, attaching);
             }
             (Err(error), Order::Make(asked)) => {
-                refuse(ctx, &[Asked::from(&asked)], &error, attaching);
+                refuse(ctx, &[Sought::from(&asked)], &error, attaching);
             }
             (Err(error @ azure::Error::InUse { .. }), Order::Delete(id)) if is_confirmed_gone => {
                 warn!(public_address = %id, %error, "given up on a person's word");
@@ -382,7 +382,7 @@ pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone
 
 /// What an error means to the pods of the write. Where it doesn't show whose part was the cause, fewer are
 /// tried next time.
-fn refuse(ctx: &Context, asked: &[Asked<'_>], error: &azure::Error, attaching: &mut Attaching) {
+fn refuse(ctx: &Context, asked: &[Sought<'_>], error: &azure::Error, attaching: &mut Attaching) {
     if !is_for_a_person(error) {
         attaching.setback = Some(setback(attaching.setback.as_ref(), error));
         return;
@@ -403,15 +403,15 @@ fn is_for_a_person(error: &azure::Error) -> bool {
 }
 
 /// Those of several whose part was the cause, as far as an error shows that.
-fn concerned<'a, 'b>(asked: &'a [Asked<'b>], error: &azure::Error) -> Vec<&'a Asked<'b>> {
-    let is_concerned = |one: &&Asked| asked.len() == 1 || one.referred.iter().any(|id| error.is_about(id));
+fn concerned<'a, 'b>(asked: &'a [Sought<'b>], error: &azure::Error) -> Vec<&'a Sought<'b>> {
+    let is_concerned = |one: &&Sought| asked.len() == 1 || one.referred.iter().any(|id| error.is_about(id));
     asked.iter().filter(is_concerned).collect()
 }
 
 /// A pod waits: by itself, ever longer, or for one that tries on behalf of all.
 fn refuse_one(
     ctx: &Context,
-    asked: &Asked<'_>,
+    asked: &Sought<'_>,
     error: &azure::Error,
     is_shared: bool,
     attaching: &mut Attaching,
@@ -451,14 +451,14 @@ pub fn held_back(
     let mut held = vec![];
     for asked in &plan.make {
         if let Some(error) = ctx.azure.refusal_of_public_address(azure::Kind::Write, &asked.id) {
-            refuse_one(ctx, &Asked::from(asked), &error.about(asked.id.as_str()), true, attaching);
+            refuse_one(ctx, &Sought::from(asked), &error.about(asked.id.as_str()), true, attaching);
             held.push(asked.uid.clone());
         }
     }
     let (Some(nic), Some(Step::Attach(attach))) = (nic, &plan.step) else { return held };
     for one in attach {
         if let Some(error) = ctx.azure.refusal_of(&one.attached.backend_pools) {
-            refuse_one(ctx, &Asked::from(one), &error.about(nic.as_str()), true, attaching);
+            refuse_one(ctx, &Sought::from(one), &error.about(nic.as_str()), true, attaching);
             held.push(one.uid.clone());
         }
     }
@@ -495,8 +495,8 @@ mod tests {
     fn of_pods_in_one_write_those_wait_that_ask_for_what_azure_refuses() {
         let (web, other) = (pool("web"), pool("other"));
         let asked = [("a", &web), ("b", &other), ("c", &web)];
-        let asked = asked.map(|(uid, pool)| Asked { uid, pod: uid, referred: vec![pool] });
-        let refused = |asked: &[Asked], scope: &ResourceId| {
+        let asked = asked.map(|(uid, pool)| Sought { uid, pod: uid, referred: vec![pool] });
+        let refused = |asked: &[Sought], scope: &ResourceId| {
             let (action, scope, message) = ("join".to_owned(), scope.to_string(), "m".to_owned());
             let error = azure::Error::Denied { action, scope, message };
             concerned(asked, &error).iter().map(|one| one.uid.to_owned()).collect::<Vec<_>>()

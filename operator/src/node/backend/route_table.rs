@@ -258,7 +258,10 @@ async fn check(
             wrong.for_each(|node| wake(&node.name_any()));
         }
         // A node that needs the table fails on it, and reports that.
-        Err(error) => warn!(%table, reason = %error.reason(), %error, "route table not read"),
+        Err(error) => {
+            warn!(%table, reason = %error.reason(), %error, "route table not read");
+            sleep(error.pause()).await;
+        }
     }
 }
 
@@ -302,17 +305,33 @@ mod tests {
     const TABLES: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/\
         Microsoft.Network/routeTables";
 
+    /// A round that hasn't ended is begun no second time.
+    #[tokio::test]
+    async fn a_table_is_not_read_before_the_pause_that_azure_asks_for() {
+        let sim = Sim::start(Config::default()).await.unwrap();
+        let body = json!({"error": {"code": "ServerBusy", "message": "later"}});
+        let busy = json!({"kind": "status", "status": 503, "headers": {"retry-after": "3"}, "body": body});
+        let fault = json!({"path_contains": "routeTables/busy", "effect": busy});
+        sim.order_fault(serde_json::from_value(fault).unwrap());
+        let azure = Context::sample_at(Some(sim.arm_url().parse().unwrap())).azure;
+        let begun = std::time::Instant::now();
+        check(&azure, &table_of(&in_table("busy")).unwrap(), Vec::new, |_| {}).await;
+        assert_eq!(sim.faults()[0].hits, 1);
+        assert!(begun.elapsed().as_secs() >= 3, "{:?}", begun.elapsed());
+    }
+
+    fn in_table(name: &str) -> Arc<NodeIPAllocation> {
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "routeTableID": format!("{TABLES}/{name}")});
+        Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap())
+    }
+
     #[tokio::test]
     async fn a_table_that_gets_no_answer_keeps_no_other_from_being_read_each_minute() {
-        let node = |name: &str| -> Arc<NodeIPAllocation> {
-            let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "routeTableID": format!("{TABLES}/{name}")});
-            Arc::new(serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap())
-        };
         let sim = Sim::start(Config::default()).await.unwrap();
         let hold = json!({ "path_contains": "routeTables/held", "effect": { "kind": "hold_before" } });
         sim.order_fault(serde_json::from_value(hold).unwrap());
         let azure = Context::sample_at(Some(sim.arm_url().parse().unwrap())).azure;
-        tokio::spawn(async move { watch(&azure, || vec![node("held"), node("read")], |_| {}).await });
+        tokio::spawn(async move { watch(&azure, || vec![in_table("held"), in_table("read")], |_| {}).await });
         let begun = std::time::Instant::now();
         for count in 1..=2 {
             let asked = || sim.log().iter().filter(|one| one.path.ends_with("/read")).count();

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use kube::ResourceExt;
 use vnetpool_apiserver::doubled;
-use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_crds::{NodeIPAllocation, condition, names};
 
 use super::hint::Hints;
 use crate::azure::{self, Nic, ResourceId};
@@ -45,6 +46,9 @@ pub struct Known {
     pub hints: Hints,
     /// The generation of `spec` as we last saw or wrote it; a later one is another writer's work.
     generation: Option<i64>,
+    /// The last word by which a person asked for a read. One that was there before us counts as answered:
+    /// otherwise each new leader would read the NICs of all whose nodes were ever asked for.
+    asked: Option<String>,
 }
 
 /// The NICs that were read from Azure, and when.
@@ -76,6 +80,7 @@ impl Known {
             reported_writing: writing,
             inherits_strays: !allocation.spec.stray_interfaces.is_empty(),
             generation: allocation.metadata.generation,
+            asked: asked(allocation).cloned(),
             ..Known::default()
         }
     }
@@ -86,6 +91,10 @@ impl Known {
         if allocation.metadata.generation > self.generation {
             self.generation = allocation.metadata.generation;
             self.must_read = true;
+        }
+        if self.asked.as_ref() != asked(allocation) {
+            self.asked = asked(allocation).cloned();
+            self.must_read |= self.asked.is_some();
         }
         if is_writing(allocation) && !self.reported_writing {
             self.reported_writing = true;
@@ -219,6 +228,11 @@ fn is_of_instance(allocation: &NodeIPAllocation) -> bool {
     serving.is_some_and(|nic| nic.instance().is_some())
 }
 
+/// A person's word that the NIC is to be read.
+fn asked(allocation: &NodeIPAllocation) -> Option<&String> {
+    allocation.annotations().get(names::READ)
+}
+
 fn is_writing(allocation: &NodeIPAllocation) -> bool {
     condition::is_true(allocation.conditions(), condition::WRITING)
 }
@@ -231,6 +245,27 @@ mod tests {
     use serde_json::json;
 
     const LATE: Duration = Waits::FULL.late;
+
+    #[test]
+    fn each_new_word_of_a_person_has_the_nic_read_once() {
+        let allocation = |word: Option<&str>| -> NodeIPAllocation {
+            let words = word.map(|word| json!({ names::READ: word }));
+            let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+            serde_json::from_value(json!({"metadata": {"name": "n", "annotations": words}, "spec": spec}))
+                .unwrap()
+        };
+        let start = Instant::now();
+        let mut known = Known::of(&allocation(Some("before")));
+        let mut reads = |word| {
+            let object = allocation(word);
+            known.saw(&object);
+            let must = known.must_read;
+            known.learn(&Read::Nic { at: start }, Some(&sample_nic(&[])), &object, LATE, start);
+            must
+        };
+        let words = [Some("before"), Some("1"), Some("1"), None, Some("2"), Some("1")];
+        assert_eq!(words.map(&mut reads), [false, true, false, false, true, true]);
+    }
 
     #[test]
     fn a_nic_that_stays_unsettled_is_read_ever_less_often_until_it_has_settled() {

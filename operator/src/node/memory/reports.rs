@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use vnetpool_crds::NodeIPAllocationStatus;
 use vnetpool_crds::condition::{self, METADATA_REFUSED};
@@ -10,6 +11,7 @@ use vnetpool_crds::refusal::{self, Refusal};
 
 use super::outlived::Outlived;
 use crate::node::lag::{AGENT_GRACE, Lag};
+use crate::node::setback::Setback;
 
 /// How long a runtime may take to find a configuration, and the kubelet to report it: ten seconds as a rule.
 const RUNTIME_GRACE: Duration = Duration::from_secs(60);
@@ -27,6 +29,17 @@ pub struct Reports {
     /// The pods that the node's agent named last as kept from a service of Azure's on the host; `None` before
     /// the first report.
     refused: Option<BTreeSet<Refusal>>,
+    /// Until the API server has answered.
+    pub unanswered: Option<Box<Turn>>,
+}
+
+/// A write of the operator's conditions, with all that its Events are made of.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    pub before: Vec<Condition>,
+    pub next: Vec<Condition>,
+    /// What held writes back then.
+    pub setback: Option<Setback>,
 }
 
 impl Reports {

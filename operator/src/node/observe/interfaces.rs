@@ -16,7 +16,7 @@ use crate::node::memory::known::{Known, Read};
 use crate::node::reads::Reads;
 
 /// The facts on which the choice depends.
-pub struct Wanted<'a> {
+pub struct Facts<'a> {
     pub pool: Option<&'a NodeIPPool>,
     pub allocation: &'a NodeIPAllocation,
     pub occasion: Occasion,
@@ -76,7 +76,7 @@ struct Chosen {
     strays: Vec<ResourceId>,
 }
 
-impl Wanted<'_> {
+impl Facts<'_> {
     /// A node that is new, or whose NIC is empty and isn't where its pool wants it. For the latter the VM is
     /// read once.
     fn must_choose(&self, known: &Known, now: Instant) -> bool {
@@ -115,7 +115,7 @@ impl Wanted<'_> {
 pub async fn find(
     (ctx, reads): (&Context, &mut Reads<'_>),
     vm: &VmId,
-    wanted: &Wanted<'_>,
+    wanted: &Facts<'_>,
     known: &Known,
     urgency: &Urgency,
 ) -> Result<Found, azure::Error> {
@@ -174,7 +174,7 @@ pub async fn find(
 async fn choose(
     (ctx, reads): (&Context, &mut Reads<'_>),
     vm: &VmId,
-    wanted: &Wanted<'_>,
+    wanted: &Facts<'_>,
     urgency: &Urgency,
 ) -> Result<Chosen, azure::Error> {
     let of_vm = reads.may([vm.resource()], urgency)?;

@@ -466,7 +466,10 @@ pub fn turned(before: &[Condition], next: &[Condition], setback: Option<&Setback
     };
     let is_passing = |reason: &str| PASSING.iter().any(|passing| *passing == reason);
     let mut events = vec![];
-    if let Some(now) = news(INTERFACE_FOUND, "False").filter(|now| !is_passing(&now.reason)) {
+    // `Reserved` turns for the same cause, with the same words.
+    let is_reported_below = |now: &Condition| Reason::NoPool == now.reason.as_str();
+    let found = news(INTERFACE_FOUND, "False").filter(|now| !is_passing(&now.reason));
+    if let Some(now) = found.filter(|now| !is_reported_below(now)) {
         events.push(events::turned(now, "Find"));
     }
     let is_stuck = setback.is_none_or(|setback| setback.needs_change);

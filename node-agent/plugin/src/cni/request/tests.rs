@@ -159,7 +159,7 @@ fn parse_ipam(config: &Value) -> Result<Request, Error> {
 }
 
 #[test]
-fn called_as_ipam_it_reads_the_delegating_plugins_configuration() {
+fn invoked_as_ipam_it_reads_the_delegating_plugins_configuration() {
     assert_eq!(Program::of(Path::new("/opt/cni/bin/vnetpool-ipam")), Program::Ipam);
     assert_eq!(Program::of(Path::new("/opt/cni/bin/vnetpool")), Program::Network);
     let mut config = config();

@@ -90,8 +90,8 @@ fn a_sandbox_lock_excludes_that_sandbox_only_and_ends_with_its_holder() {
 #[test]
 fn waiting_for_the_ledger_is_bounded() {
     let Folder { store, dir: _dir } = Folder::holding(0);
-    let _lock = store.lock(Range::LEDGER, Duration::ZERO).unwrap();
-    assert!(is_busy(store.lock(Range::LEDGER, SHORT)));
+    let _lock = store.lock(Bytes::LEDGER, Duration::ZERO).unwrap();
+    assert!(is_busy(store.lock(Bytes::LEDGER, SHORT)));
     drop(store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap());
 }
 
@@ -99,7 +99,7 @@ fn waiting_for_the_ledger_is_bounded() {
 fn a_quiet_node_runs_no_verb() {
     let Folder { store, dir: _dir } = Folder::holding(0);
     let verb = store.lock_sandbox(&sandbox(1), Duration::ZERO).unwrap();
-    assert!(is_busy(store.lock(Range::ALL_SANDBOXES, SHORT)), "a verb is running");
+    assert!(is_busy(store.lock(Bytes::ALL_SANDBOXES, SHORT)), "a verb is running");
     drop(verb);
     let quiet = store.quiesce().unwrap();
     assert!(is_busy(store.lock_sandbox(&sandbox(2), SHORT)));

@@ -82,11 +82,11 @@ impl WakeUp {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(failed(errno.into())),
         }
-        let mut is_called = false;
+        let mut is_woken = false;
         loop {
             match self.socket.recv(&mut []) {
-                Ok(_) => is_called = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(is_called),
+                Ok(_) => is_woken = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(is_woken),
                 Err(error) => return Err(failed(error)),
             }
         }

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn each_call_is_seen_once_also_when_the_log_is_turned_over_in_between() {
+    fn each_verb_is_seen_once_also_when_the_log_is_turned_over_in_between() {
         let dir = tempfile::tempdir().unwrap();
         log(dir.path(), "CHECK", None);
         let mut reader = Reader::from_now(dir.path());

@@ -312,6 +312,19 @@ fn an_error_makes_one_event_however_often_it_repeats() {
 }
 
 #[test]
+fn a_node_without_a_pool_and_a_nic_has_one_event_of_that() {
+    let mut story = story(0, 0, 255, json!({}));
+    story.allocation.spec.interfaces.clear();
+    let seen = story.seen.as_mut().unwrap();
+    (seen.nic, seen.obstacle) = (None, Some(Obstacle::NoPool));
+    let next = story.conditions();
+    let found = condition::find(&next, INTERFACE_FOUND).unwrap();
+    assert_eq!((found.status.as_str(), found.reason.as_str()), ("False", "NoPool"));
+    let events = turned(&[], &next, None);
+    assert_eq!(events.iter().map(|event| event.reason.as_str()).collect::<Vec<_>>(), ["NoPool"]);
+}
+
+#[test]
 fn a_transient_error_makes_no_event() {
     let busy =
         Error::Busy { resource: "/nic".into(), message: "busy".into(), retry_after: Duration::from_secs(9) };
