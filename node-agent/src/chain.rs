@@ -5,7 +5,7 @@
 //! of their own to the configuration, and pods that start without it are outside the mesh: entries of others
 //! stay. A list of plugins is run in one version, so it can be offered as 1.1.0, for STATUS and GC, only if
 //! each of them supports that. Each file is asked once for its versions, since the older plugins that
-//! distributions have don't support it.
+//! distributions have don't support it; one that only the runtime can see isn't asked.
 
 use std::{
     collections::HashMap,
@@ -24,6 +24,9 @@ use crate::child;
 
 /// A plugin only prints a line when asked for its versions.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// As many links as the kernel follows one after the other.
+const LINKS: usize = 40;
 
 /// A plugin that can be chained behind ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -232,7 +235,9 @@ impl Finder {
 
     /// Whether the plugin supports CNI 1.1.0; `None` if it isn't there.
     async fn ask(&mut self, path: &Path) -> Option<bool> {
-        let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+        let Some(metadata) = fs::metadata(path).ok().filter(fs::Metadata::is_file) else {
+            return leads_out_of_sight(path).then_some(false);
+        };
         let file = (metadata.modified().ok(), metadata.len());
         let answer = match self.answers.get(path) {
             Some(&(modified, size, answer)) if (modified, size) == file => Some(answer),
@@ -243,6 +248,20 @@ impl Finder {
         self.answers.extend(answer.map(|answer| (path.to_owned(), (file.0, file.1, answer))));
         Some(answer == Some(true))
     }
+}
+
+/// Whether this is a link to a folder that isn't there for us: k3s links its plugins to a program in a folder
+/// of the release, of which the agent's container shows nothing. The runtime sees it, and names a plugin that
+/// is gone at each pod.
+fn leads_out_of_sight(path: &Path) -> bool {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        let Ok(target) = fs::read_link(&path) else {
+            return path.parent().is_some_and(|folder| !folder.exists());
+        };
+        path = path.parent().map(|folder| folder.join(&target)).unwrap_or(target);
+    }
+    false
 }
 
 /// Asks the plugin for its versions. A plugin that can't be asked (`None`) counts as old: then the chain
@@ -258,7 +277,7 @@ async fn supports_1_1(plugin: &Path) -> Option<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -283,6 +302,25 @@ mod tests {
         let message = Missing(&chain.missing, dir.path()).to_string();
         assert!(message.contains("portmap not found in") && message.contains("hostPorts"), "{message}");
         assert!(!message.contains("bandwidth"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_plugin_is_there_that_links_lead_to_out_of_the_containers_sight() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = |target: &Path, name: &str| symlink(target, dir.path().join(name)).unwrap();
+        // As in k3s' folder of plugins: all of them are one program of the release.
+        link(&dir.path().join("release/bin/cni"), "cni");
+        link(Path::new("cni"), "portmap");
+        link(Path::new("gone"), "bandwidth");
+        link(Path::new("circle"), "circle");
+        let others = || ["cni", "circle"].map(str::to_owned).to_vec();
+        let chain = Finder::default().find(&BOTH, &Further::default(), others(), dir.path()).await;
+        assert_eq!((chain.found, chain.missing), (vec![Chained::Portmap], vec![Chained::Bandwidth]));
+        assert_eq!(chain.needed_missing, ["circle"]);
+        assert!(!chain.supports_1_1, "one that can't be asked counts as old");
+        fs::create_dir_all(dir.path().join("release/bin")).unwrap();
+        let chain = Finder::default().find(&BOTH, &Further::default(), vec![], dir.path()).await;
+        assert_eq!(chain.missing, BOTH, "the release isn't there any more");
     }
 
     #[tokio::test]

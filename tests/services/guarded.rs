@@ -1,13 +1,16 @@
-//! Our table beside a kube-proxy that changes its own all the while.
+//! Our table beside a kube-proxy that changes its own all the while, and after a flush that takes all tables.
 
-use crate::{SOON, World};
+use crate::inside::cluster_ip;
+use crate::{SERVED, SOON, World};
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use vnetpool_crds::condition;
-use vnetpool_tests::place::Place;
+use vnetpool_tests::place::{Place, Seen, until_seen};
 use vnetpool_tests::wait::patience;
-use vnetpool_tests::workload::PORT;
+use vnetpool_tests::workload::{PORT, ProbePod, container};
 use vnetpool_tests::{eventually, throughout};
 
 /// Services of the pod `web`, with so many ports each.
@@ -60,16 +63,33 @@ async fn restored(world: &World) -> Result<u32> {
     world.repairs("node-1").await?.remove("table").context("the agent doesn't count tables")
 }
 
-/// Until the node's object names the repair and calls the node undisturbed, since it was one.
-async fn until_reported(world: &World) -> Result<()> {
-    eventually("the node's object names the table", SOON, || async {
-        let status = world.cluster.allocation("node-1").await?.status.context("no status")?;
-        let found = condition::find(&status.conditions, condition::UNDISTURBED).context("no condition")?;
-        ensure!(found.status == "True", "{}", found.message);
-        ensure!(found.message.contains("put Vnetpool's nftables table back"), "{}", found.message);
+/// Has the agent of node-1 inspect its node now, by some event of the network, instead of half a minute
+/// later.
+async fn have_inspected(world: &World) -> Result<()> {
+    let event = "ip address add 192.0.2.1/32 dev lo; ip address delete 192.0.2.1/32 dev lo";
+    world.nodes[0].run("sh", &["-euc", event]).await.map(drop)
+}
+
+/// Until the condition of the node's object has this status and these words.
+async fn until_reported(world: &World, status: &str, words: &str) -> Result<()> {
+    eventually(&format!("the node's object is {status} and has {words:?}"), 3 * SOON, || async {
+        have_inspected(world).await?;
+        let seen = world.cluster.allocation("node-1").await?.status.context("no status")?;
+        let found = condition::find(&seen.conditions, condition::UNDISTURBED).context("no condition")?;
+        ensure!(found.status == status && found.message.contains(words), "{}", found.message);
         Ok(Some(()))
     })
     .await
+}
+
+/// Until our table is on the node again. Returns how long it took.
+async fn until_back(node: &Place) -> Result<Duration> {
+    let gone = Instant::now();
+    while !has_table(node).await? {
+        let waited = gone.elapsed();
+        ensure!(waited < patience(Duration::from_secs(1)), "it isn't back after {waited:?}");
+    }
+    Ok(gone.elapsed())
 }
 
 pub async fn a_deleted_table_of_ours_is_back_within_a_second_beside_a_busy_kube_proxy(
@@ -80,12 +100,7 @@ pub async fn a_deleted_table_of_ours_is_back_within_a_second_beside_a_busy_kube_
     let delete = async {
         for _ in 0..TIMES {
             node.run("nft", &["delete", "table", "inet", "vnetpool"]).await?;
-            let deleted = Instant::now();
-            while !has_table(node).await? {
-                let waited = deleted.elapsed();
-                ensure!(waited < patience(Duration::from_secs(1)), "it isn't back after {waited:?}");
-            }
-            slowest = slowest.max(deleted.elapsed());
+            slowest = slowest.max(until_back(node).await?);
             throughout("the table", APART, || async {
                 ensure!(has_table(node).await?, "it has gone by itself");
                 Ok(())
@@ -98,6 +113,58 @@ pub async fn a_deleted_table_of_ours_is_back_within_a_second_beside_a_busy_kube_
     println!("the slowest of {TIMES} was back after {} ms", slowest.as_millis());
     let restored = restored(world).await? - before;
     ensure!(restored == TIMES, "it was deleted {TIMES} times, and put back {restored} times");
-    until_reported(world).await?;
+    // A repair is no obstacle.
+    until_reported(world, "True", "put Vnetpool's nftables table back").await?;
     world.vm.seen_by(world.web.address).await.map(drop)
+}
+
+const HOST_PORT: u16 = 8188;
+
+/// A pod on node-1 that is reached at the node's address.
+async fn start_with_host_port(world: &World) -> Result<ProbePod> {
+    let mut container = container(PORT);
+    container["ports"] = json!([{ "containerPort": PORT, "hostPort": HOST_PORT }]);
+    let more = json!({ "containers": [container] });
+    let pod = world.pod_with("hosted", "node-1", PORT, json!({}), more).await?;
+    let seen = Seen::new(&world.vm.address, pod.address);
+    until_seen(&world.vm, &world.nodes[0].address, HOST_PORT, &seen).await?;
+    Ok(pod)
+}
+
+async fn end_with_host_port(world: &World) -> Result<()> {
+    world.cluster.kubectl(&["delete", "pod", "hosted"]).await?;
+    world.cluster.no_pods("hosted").await
+}
+
+/// As `systemctl restart nftables` does with Debian's configuration: kube-proxy's tables go, and portmap's.
+pub async fn after_a_flush_of_all_tables_ours_is_back_within_a_second_and_lost_host_ports_are_named(
+    world: &World,
+) -> Result<()> {
+    let (node, web) = (&world.nodes[0], Place::pod(&world.web)?);
+    start_with_host_port(world).await?;
+    let known = world.cluster.host("node-1")?.path("/run/vnetpool/host-ports");
+    eventually("the agent knows of the host port", 3 * SOON, || async {
+        have_inspected(world).await?;
+        Ok(std::fs::read_to_string(&known).is_ok_and(|marks| !marks.is_empty()).then_some(()))
+    })
+    .await?;
+    node.run("nft", &["flush", "ruleset"]).await?;
+    println!("our table was back after {} ms", until_back(node).await?.as_millis());
+    let outside = &world.internet.address;
+    until_seen(&web, outside, PORT, &Seen::new(&node.address, outside)).await?;
+    world.vm.seen_by(world.web.address).await?;
+    // kube-proxy makes its tables anew when it starts. Without them the agent reaches no API server.
+    for proxy in world.cluster.host("node-1")?.processes("kube-proxy") {
+        kill(Pid::from_raw(proxy.try_into()?), Signal::SIGKILL)?;
+    }
+    until_reported(world, "False", "the hostPort of pods default/hosted leads nowhere").await?;
+    // As the message asks for.
+    end_with_host_port(world).await?;
+    start_with_host_port(world).await?;
+    end_with_host_port(world).await?;
+    until_reported(world, "True", "put Vnetpool's nftables table back").await?;
+    let address = cluster_ip(&world.serve("web", "web", json!({})).await?)?;
+    let near = Place::pod(&world.near)?;
+    until_seen(&near, &address, SERVED, &Seen::new(&near.address, world.web.address)).await?;
+    world.unserve("web").await
 }

@@ -160,10 +160,12 @@ fn main() -> Result<ExitCode> {
             attached::a_pod_with_a_public_address_leaves_by_it_and_is_reached_under_it,
         ];
     }
-    // No Service is on these ways, so kube-proxy's mode doesn't matter to them.
+    // No Service is on these ways, so kube-proxy's mode doesn't matter to them. Only in this mode a flush of
+    // nftables takes all of its rules.
     chapters![
         tests, "nftables", async || World::make("nftables").await;
         guarded::a_deleted_table_of_ours_is_back_within_a_second_beside_a_busy_kube_proxy,
+        guarded::after_a_flush_of_all_tables_ours_is_back_within_a_second_and_lost_host_ports_are_named,
         attached::a_pod_straight_behind_a_public_load_balancer_sees_its_client_of_the_internet,
         ingress::an_ingress_calls_pods_at_their_own_addresses_and_follows_them,
         gateway::an_application_gateway_in_another_subnet_calls_pods_at_their_own_addresses,

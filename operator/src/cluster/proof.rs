@@ -21,7 +21,7 @@ use kube::api::ListParams;
 use kube::core::Request;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 use vnetpool_apiserver::jittered;
@@ -51,7 +51,13 @@ pub(super) const PAGE: u32 = 500;
 pub(super) struct Page {
     #[serde(default)]
     metadata: ListMeta,
+    #[serde(deserialize_with = "all")]
     pub(super) items: Vec<Named>,
+}
+
+/// The API server's list without any object has `null`, as in a cluster in which we were installed just now.
+fn all<'de, D: Deserializer<'de>>(items: D) -> Result<Vec<Named>, D::Error> {
+    Ok(Option::deserialize(items)?.unwrap_or_default())
 }
 
 #[derive(Deserialize)]
@@ -304,6 +310,15 @@ mod tests {
         let listed = Listed::now::<Node>(&client).await.unwrap();
         assert_eq!(listed.objects, HashMap::from([("a".into(), (Some("a".into()), 5))]));
         assert_eq!(listed.at, 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_of_no_objects_at_all_is_read() {
+        let mut list = nodes("9", &[]);
+        list["items"] = Value::Null;
+        let (client, _) = server(vec![list]).await;
+        let listed = Listed::now::<Node>(&client).await.unwrap();
+        assert_eq!((listed.objects, listed.at), (HashMap::new(), 9));
     }
 
     #[tokio::test(start_paused = true)]
