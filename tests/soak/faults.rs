@@ -1,8 +1,8 @@
 //! The faults that hit the cluster, drawn by a seed.
 
-use crate::World;
 use crate::hunt::{OPENINGS, hunt};
 use crate::logs::keep_plugin_logs;
+use crate::world::World;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use vnetpool_azure_sim::Draws;
 use vnetpool_operator::azure::codes;
+use vnetpool_tests::audit::sums::Sign;
 use vnetpool_tests::cluster::Host;
 use vnetpool_tests::lots::Lots;
 use vnetpool_tests::node::processes_in;
@@ -196,7 +197,12 @@ impl Faults {
             One => [node].into(),
             Every => nodes.iter().map(|node| node.name.clone()).collect(),
         };
-        world.sums(|sums| sums.struck(fault.name, began, felt, fault.on == Every));
+        let sign = match fault.kind {
+            RulesFlushed => Sign::Internet,
+            _ if fault.on == Every => Sign::Write,
+            _ => Sign::None,
+        };
+        world.sums(|sums| sums.struck(fault.name, began, felt, sign));
         Ok(())
     }
 
