@@ -49,6 +49,108 @@ fn the_planner_imports_only_what_addresses_and_resources_are() {
     );
 }
 
+/// A fault of the product would hide itself if it were sought with the product's own lines.
+#[test]
+fn the_auditor_imports_no_crate_of_the_product_by_whatever_way() {
+    let starts = [(LIBRARY, "audit"), (LIBRARY, "timeline"), ("tests/soak", "auditor")];
+    let (reached, foreign) = reached(&CRATES, &starts);
+    assert!(foreign.is_empty(), "{}", foreign.into_iter().collect::<Vec<_>>().join("\n"));
+    for file in ["tests/src: audit::rest", "tests/src: cluster", "tests/src: workload", "tests/soak: world"] {
+        assert!(reached.contains(file), "{file} isn't among {reached:?}");
+    }
+}
+
+/// The folder of the tests' library.
+const LIBRARY: &str = "tests/src";
+/// The crates of this project that are no part of the product.
+const NOT_SHIPPED: [&str; 2] = ["vnetpool_tests", "vnetpool_azure_sim"];
+
+/// The modules that these import, and what of the product any of them names. A method is found with its type:
+/// that is why an `impl` block stands beside it.
+fn reached(
+    crates: &BTreeMap<String, Modules>,
+    starts: &[(&str, &str)],
+) -> (BTreeSet<String>, BTreeSet<String>) {
+    let mut next: Vec<(&str, Names)> =
+        starts.iter().map(|(folder, module)| (*folder, vec![(*module).to_owned()])).collect();
+    let (mut reached, mut foreign) = (BTreeSet::new(), BTreeSet::new());
+    while let Some((folder, module)) = next.pop() {
+        let named = format!("{folder}: {}", module.join("::"));
+        let modules = &crates[folder];
+        assert!(modules.paths.contains_key(&module), "there is no {named}");
+        if !reached.insert(named.clone()) {
+            continue;
+        }
+        for path in &modules.paths[&module] {
+            let ours = path.iter().filter(|name| name.starts_with("vnetpool_"));
+            for name in ours.filter(|name| !NOT_SHIPPED.contains(&name.as_str())) {
+                foreign.insert(format!("{named} has {name}"));
+            }
+            let is_library = path.first().is_some_and(|name| name == NOT_SHIPPED[0]);
+            let to = match is_library {
+                true => {
+                    let path = [&["crate".to_owned()][..], &path[1..]].concat();
+                    crates[LIBRARY].module(&vec![], &path).map(|module| (LIBRARY, module))
+                }
+                false => modules.module(&module, path).map(|module| (folder, module)),
+            };
+            next.extend(to);
+        }
+    }
+    (reached, foreign)
+}
+
+#[test]
+fn what_the_auditor_imports_is_found_by_every_way() {
+    let found = |files: &[(&str, &str, &str)]| {
+        let mut crates = BTreeMap::<String, Modules>::new();
+        let all = [(LIBRARY, "lib.rs", "pub mod audit;\npub mod other;\n"), (LIBRARY, "other.rs", "")];
+        for (folder, file, text) in all.iter().chain(files) {
+            crates.entry((*folder).to_owned()).or_default().add(Path::new(file), text);
+        }
+        let start =
+            if crates.contains_key("tests/soak") { ("tests/soak", "auditor") } else { (LIBRARY, "audit") };
+        reached(&crates, &[start]).1.into_iter().collect::<Vec<_>>()
+    };
+    let audit = |text: &str| found(&[(LIBRARY, "audit.rs", text)]);
+    for text in [
+        "use std::fmt;\nuse vnetpool_tests::other;\nuse vnetpool_azure_sim::Draws;\n// vnetpool_crds\n",
+        "#[cfg(test)]\nmod tests {\n    use vnetpool_plugin::ledger;\n}\n",
+        "const A: &str = \"vnetpool_plugin\";\n",
+    ] {
+        assert_eq!(audit(text), [""; 0], "{text}");
+    }
+    for text in [
+        "use vnetpool_plugin::ledger;\n",
+        "fn a() {\n    use vnetpool_plugin::ledger;\n}\n",
+        "fn a() -> ::vnetpool_plugin::ledger::Ledger {}\n",
+        "use {std::fmt, vnetpool_plugin as plugin};\n",
+        "fn a() {\n    ensure!(vnetpool_plugin::a());\n}\n",
+        "pub(crate) use vnetpool_plugin::ledger;\n",
+        "extern crate vnetpool_plugin;\n",
+    ] {
+        assert_eq!(audit(text), ["tests/src: audit has vnetpool_plugin"], "{text}");
+    }
+    let other = (LIBRARY, "other.rs", "pub use vnetpool_plugin::ledger;\n");
+    for text in
+        ["use crate::other::ledger;\n", "use super::other;\n", "fn a() {\n    crate::other::a();\n}\n"]
+    {
+        let found = found(&[(LIBRARY, "audit.rs", text), other]);
+        assert_eq!(found, ["tests/src: other has vnetpool_plugin"], "{text}");
+    }
+    // A child, and what another crate or the root of one has.
+    let child = (LIBRARY, "audit/rest.rs", "use vnetpool_crds::A;\n");
+    let found_in_child = found(&[(LIBRARY, "audit.rs", "mod rest;\n"), child]);
+    assert_eq!(found_in_child, ["tests/src: audit::rest has vnetpool_crds"]);
+    let soak = |text| {
+        let main = ("tests/soak", "main.rs", "mod auditor;\nuse vnetpool_crds::pool::Mode;\nstruct World;\n");
+        found(&[(LIBRARY, "audit.rs", ""), other, main, ("tests/soak", "auditor.rs", text)])
+    };
+    assert_eq!(soak("use vnetpool_tests::audit::A;\n"), [""; 0]);
+    assert_eq!(soak("use vnetpool_tests::other::A;\n"), ["tests/src: other has vnetpool_plugin"]);
+    assert_eq!(soak("use crate::World;\n"), ["tests/soak:  has vnetpool_crds"]);
+}
+
 /// The modules of each crate, by the folder of its `lib.rs` or `main.rs`. A crate of one file has none.
 static CRATES: LazyLock<BTreeMap<String, Modules>> = LazyLock::new(crates);
 

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use vnetpool_crds::{condition, pool::Wiring};
 use vnetpool_process::lock::lock;
 use vnetpool_tests::eventually;
+use vnetpool_tests::node::host_link;
 use vnetpool_tests::place::{Call, Place, Seen};
 use vnetpool_tests::workload::{PORT, ProbePod, container};
 
@@ -147,7 +148,7 @@ pub async fn the_bandwidth_annotation_limits_its_pod_and_no_other(world: &World)
     let least = f64::from(MORE / RATE) * 0.9;
     ensure!(took[0] > least, "no limit of {RATE} MB/s: {took:?}");
     for (pod, is_limited) in [(&limited, true), (&free, false)] {
-        let link = pod.host_link();
+        let link = host_link(pod);
         let queues = world.node("node-2")?.run("tc", &["qdisc", "show", "dev", &link]).await?;
         ensure!(queues.contains("tbf") == is_limited, "{} ({link}) has {queues}", pod.name);
     }

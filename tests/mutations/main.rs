@@ -1,6 +1,6 @@
 //! The rules of safety, left out of the product one after the other: each time one of the tests that are
 //! named for the rule has to fail. A mutation that is caught is a test that passes here; the last line is the
-//! share.
+//! share. A build that fails or takes too long catches nothing.
 //!
 //! The product is compiled in an overlay of the whole folder, which only the compiler and its tests see: the
 //! sources and builds stay as they are, and only the files that a mutation changes are compiled. The first
@@ -16,10 +16,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use table::{ALL, Mutation};
+use vnetpool_tests::caught::failed;
 use vnetpool_tests::project::root;
 
-/// Seconds that a build and the tests may take. Where a rule is left out a wait may never end, and that is
-/// noticed, too.
+/// Seconds that a build and the tests may take. Where a rule is left out a wait may never end: another of the
+/// tests has to notice.
 const BUILT_WITHIN: &str = "1800";
 const TESTED_WITHIN: &str = "300";
 /// Mounts the overlay for itself alone and runs cargo in it.
@@ -92,8 +93,10 @@ fn is_caught(mutation: &Mutation) -> Result<()> {
     let Mutation { file, to, program, tests, .. } = mutation;
     let overlay = Overlay::new()?;
     overlay.put(file, &mutation.source()?)?;
-    let (is_green, _) = overlay.run(program, tests)?;
-    ensure!(!is_green, "none of {tests:?} fails where {file} has `{to}`");
+    let (_, printed) = overlay.run(program, tests)?;
+    let test = failed(&printed, tests);
+    let test = test.with_context(|| format!("none of {tests:?} fails where {file} has `{to}`: {printed}"))?;
+    println!("{}: noticed by {test}", mutation.rule);
     Ok(())
 }
 

@@ -31,6 +31,9 @@ impl Mutation {
 
 const UNITS: &str = "--lib";
 const KERNEL: &str = "--test=kernel";
+const AZURE: &str = "--test=azure";
+/// It takes one name only.
+const CONDUCT: &str = "--test=conduct";
 
 const PLANNER: &str = "operator/src/planner.rs";
 const NIC: &str = "operator/src/azure/nic.rs";
@@ -41,6 +44,7 @@ const PLUGIN: &str = "node-agent/plugin/src/plugin.rs";
 const WIRE: &str = "node-agent/plugin/src/plugin/wire.rs";
 const BRIDGE: &str = "node-agent/plugin/src/wiring/bridge.rs";
 const NETLINK: &str = "node-agent/plugin/src/wiring/netlink.rs";
+const REPORT: &str = "node-agent/src/report/publish.rs";
 const SWEEP: &str = "node-agent/src/sweep.rs";
 
 /// Those of one file stand together, so that least is compiled again.
@@ -84,6 +88,38 @@ pub const ALL: &[Mutation] = &[
         to: "named.into_iter().find(|name| name.is_empty())",
         program: UNITS,
         tests: &["an_ip_configuration_of_others_is_neither_released_nor_reserved"],
+    },
+    Mutation {
+        rule: "a_nic_is_written_only_as_it_was_read",
+        file: "operator/src/azure/transport.rs",
+        from: "if let Some(etag) = if_match {",
+        to: "if let Some(etag) = if_match.filter(|etag| etag.is_empty()) {",
+        program: AZURE,
+        tests: &["a_race_with_another_writer_is_lost_once_and_then_won_without_undoing_theirs"],
+    },
+    Mutation {
+        rule: "no_two_ip_configurations_ever_have_the_same_name",
+        file: "operator/src/node/backend/nic.rs",
+        from: "Uuid::new_v4().as_u64_pair().1",
+        to: "Uuid::nil().as_u64_pair().1",
+        program: UNITS,
+        tests: &["names_are_ours_and_never_the_same"],
+    },
+    Mutation {
+        rule: "a_spec_is_written_to_the_version_that_it_was_planned_from",
+        file: "operator/src/node/publish.rs",
+        from: "\"metadata\": {\"name\": name, \"resourceVersion\": version,",
+        to: "\"metadata\": {\"name\": name, \"resourceVersion\": version.filter(|one| one.is_empty()),",
+        program: UNITS,
+        tests: &["a_spec_is_written_to_exactly_the_version_that_it_was_planned_from"],
+    },
+    Mutation {
+        rule: "an_object_goes_only_when_the_nic_lacks_what_it_lists_as_relinquished",
+        file: "operator/src/node/vacate.rs",
+        from: "allocation.status.iter().flat_map(|status| status.relinquished.clone()).collect();",
+        to: "allocation.status.iter().flat_map(|status| status.relinquished.clone()).take(0).collect();",
+        program: CONDUCT,
+        tests: &["an_object_deleted_during_a_release_is_made_again_once_the_nic_lacks_released_addresses"],
     },
     Mutation {
         rule: "a_leader_stops_before_another_may_start",
@@ -172,6 +208,38 @@ pub const ALL: &[Mutation] = &[
         to: "if surplus > 0 {",
         program: UNITS,
         tests: &["a_block_is_not_given_back_if_less_than_the_target_would_be_left"],
+    },
+    Mutation {
+        rule: "a_ledger_built_anew_knows_the_relinquished_names",
+        file: LEDGER,
+        from: "relinquished: relinquished.to_vec(),",
+        to: "relinquished: relinquished[..0].to_vec(),",
+        program: UNITS,
+        tests: &["a_ledger_rebuilt_before_the_operator_has_seen_this_boot_keeps_relinquished_names"],
+    },
+    Mutation {
+        rule: "a_ledger_built_anew_assigns_nothing_until_the_node_has_its_rules",
+        file: LEDGER,
+        from: "            is_ruled,\n            records: Vec::new(),",
+        to: "            is_ruled: is_ruled || true,\n            records: Vec::new(),",
+        program: UNITS,
+        tests: &["a_ledger_built_without_the_nodes_rules_knows_the_holders_and_asks_for_no_pods"],
+    },
+    Mutation {
+        rule: "a_late_report_is_refused_by_its_version",
+        file: REPORT,
+        from: "\"resourceVersion\": metadata.resource_version }",
+        to: "\"resourceVersion\": null }",
+        program: UNITS,
+        tests: &["a_report_is_written_to_exactly_the_object_and_version_that_were_read"],
+    },
+    Mutation {
+        rule: "a_report_about_one_object_is_refused_by_its_successor",
+        file: REPORT,
+        from: "\"uid\": metadata.uid,",
+        to: "\"uid\": null,",
+        program: UNITS,
+        tests: &["a_report_is_written_to_exactly_the_object_and_version_that_were_read"],
     },
     Mutation {
         rule: "an_address_cools_before_its_next_pod",

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 use vnetpool_tests::eventually;
+use vnetpool_tests::node::host_link;
 use vnetpool_tests::place::{Call, Place};
 use vnetpool_tests::workload::PORT;
 
@@ -59,7 +60,7 @@ pub async fn a_pod_with_a_containers_default_capabilities_gets_nowhere_by_forged
     world.cluster.apply(&manifest.to_string()).await?;
     let pods = world.cluster.running("hostile", 1, Duration::from_secs(60)).await?;
     let pod = pods.first().context("no pod")?;
-    let link = pod.host_link();
+    let link = host_link(pod);
     let routes = node.run("sysctl", &["-n", &setting(&link, "route_localnet")]).await?;
     ensure!(routes.trim() == "1", "route_localnet of the pod's link is {routes:?}");
     // The kernel's own look at sources would hide what the node's rules do.

@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::time::Duration;
 use vnetpool_tests::engine::{block, lets_in, lets_out, pods};
 use vnetpool_tests::eventually;
+use vnetpool_tests::node::host_link;
 use vnetpool_tests::place::{Place, Seen, until_dropped, until_seen};
 use vnetpool_tests::workload::{PORT, ProbePod, container};
 
@@ -22,7 +23,7 @@ pub async fn until_reached(from: &Place, address: impl Display) -> Result<()> {
 pub async fn the_engine_finds_the_link_of_every_pod(world: &World) -> Result<()> {
     for (pod, node) in [(&world.web, "node-1"), (&world.near, "node-1"), (&world.away, "node-2")] {
         // A chain for packets to the workload behind this link, and it is there.
-        let (chain, link) = (format!("-g cali-tw-{}", pod.host_link()), pod.host_link());
+        let (chain, link) = (format!("-g cali-tw-{}", host_link(pod)), host_link(pod));
         eventually(&format!("Felix's chain for {}", pod.name), SOON, || async {
             Ok(world.cluster.run_on(node, &["iptables-nft-save"]).await?.contains(&chain).then_some(()))
         })

@@ -1,10 +1,11 @@
 //! Reads Azure, the kernels, the objects and the pods' answers again and again. The invariants of what it
 //! sees stand in `vnetpool_tests::audit`.
 
-use crate::World;
 use crate::churn::{self, LABEL};
 use crate::logs::{keep_plugin_logs, read_all};
+use crate::world::World;
 use anyhow::{Context, Result};
+use futures::future::join_all;
 use jiff::{Timestamp, Zoned};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
@@ -15,66 +16,107 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use vnetpool_tests::audit::rest::Rest;
-use vnetpool_tests::audit::{Addresses, Answer, Dial, Observation, Ready, readings};
+use vnetpool_tests::audit::{Addresses, Answer, Dial, Namespaces, Observation, Ready, readings};
 use vnetpool_tests::cluster::Host;
 use vnetpool_tests::timeline;
 use vnetpool_tests::workload::{ProbePod, target};
 
 const BETWEEN: Duration = Duration::from_secs(1);
-/// An API server that stands still holds an observation up no longer.
+/// An API server that stands still holds an observation up no longer, and nor does a machine.
 const REQUEST: Duration = Duration::from_secs(5);
 /// So many lines of the logs are printed about an address.
 const LINES: usize = 60;
 
 pub struct Auditor<'a> {
     world: &'a World,
-    /// The violations of the observation before: two places that one observation reads may have changed in
-    /// between.
-    suspected: BTreeSet<String>,
     last: Instant,
 }
 
 impl<'a> Auditor<'a> {
     pub fn new(world: &'a World) -> Self {
-        Self { world, suspected: BTreeSet::new(), last: Instant::now() }
+        Self { world, last: Instant::now() }
     }
 
     /// Observes again and again until then.
     pub async fn run(&mut self, until: Instant) -> Result<()> {
+        self.last = Instant::now();
         while Instant::now() < until {
-            if let Err(error) = self.observe().await {
-                // A machine that reboots can't be read, nor can an API server that stands still.
-                println!("the auditor sees nothing: {error:#}");
-            }
+            self.judge().await?;
             sleep(BETWEEN).await;
         }
         Ok(())
     }
 
-    async fn observe(&mut self) -> Result<()> {
+    async fn judge(&mut self) -> Result<()> {
         let began = Instant::now();
-        let vm = self.vm()?.address.parse()?;
-        let before = self.ready().await?;
-        let dials = self.dials(&before).await?;
-        let answers = self.answers(&before).await?;
-        let wired = self.wired().await?;
-        let nics = self.nics().await?;
-        let observation = Observation { vm, before, answers, dials, wired, nics, after: self.ready().await? };
+        let observation = self.observe().await?;
         let elapsed = self.last.elapsed();
         self.last = Instant::now();
-        let news: Vec<String> = self.world.sums(|sums| {
+        let news = self.world.sums(|sums| {
             sums.excuses.end(began, &observation);
             let found = observation.found(&sums.excuses);
-            sums.observed(&observation, &found, elapsed);
-            let certain: Vec<String> = found.violations.intersection(&self.suspected).cloned().collect();
-            self.suspected = found.violations;
-            certain.into_iter().filter(|one| sums.violated(one)).collect()
+            sums.observed(began, &observation, &found, elapsed)
         });
         for one in news {
             println!("VIOLATION: {one}");
             self.print_history(&one).await?;
         }
         Ok(())
+    }
+
+    /// All that can be read: a machine that reboots can't, nor can an API server that stands still.
+    async fn observe(&self) -> Result<Observation> {
+        let state = &self.world.cluster.state;
+        let mut seen = Observation {
+            vm: self.vm()?.address.parse()?,
+            internet: state.internet.address.parse()?,
+            hosts: BTreeMap::new(),
+            are_pods_read: false,
+            before: Ready::new(),
+            answers: BTreeMap::new(),
+            dials: vec![],
+            wired: Addresses::new(),
+            inside: Namespaces::new(),
+            nics: Addresses::new(),
+            after: Ready::new(),
+        };
+        for node in &state.nodes {
+            // One that was replaced may have another address.
+            let now = self.world.cluster.host(&node.name).unwrap_or_else(|_| node.clone());
+            seen.hosts.insert(node.name.clone(), now.address.parse()?);
+        }
+        let pods = self.reached(&seen).await;
+        let kernels = state.nodes.iter().map(|node| async { (&node.name, self.kernel(&node.name).await) });
+        for (node, kernel) in join_all(kernels).await {
+            match kernel {
+                Ok((wired, inside)) => {
+                    seen.wired.insert(node.clone(), wired);
+                    seen.inside.insert(node.clone(), inside);
+                }
+                Err(error) => println!("the auditor doesn't see the kernel of {node}: {error:#}"),
+            }
+        }
+        match self.nics().await {
+            Ok(nics) => seen.nics = nics,
+            Err(error) => println!("the auditor doesn't see the NICs: {error:#}"),
+        }
+        let pods = async { anyhow::Ok((pods?, self.ready().await?)) };
+        match pods.await {
+            Ok(((before, dials, answers), after)) => {
+                (seen.before, seen.dials, seen.answers, seen.after) = (before, dials, answers, after);
+                seen.are_pods_read = true;
+            }
+            Err(error) => println!("the auditor doesn't see the pods: {error:#}"),
+        }
+        Ok(seen)
+    }
+
+    /// The pods that are ready, what they reach, and what they answer.
+    async fn reached(&self, seen: &Observation) -> Result<(Ready, Vec<Dial>, BTreeMap<Ipv4Addr, Answer>)> {
+        let ready = self.ready().await?;
+        let dials = self.dials(&ready, seen).await?;
+        let answers = self.answers(&ready).await?;
+        Ok((ready, dials, answers))
     }
 
     /// The lines about the address of a violation in all logs of the cluster and of Azure, oldest first.
@@ -124,11 +166,11 @@ impl<'a> Auditor<'a> {
         Ok(readings::answers(&self.curl(&[], urls.collect()).await?))
     }
 
-    /// Has each of these pods connect to the plain VM and to a pod of each node.
-    async fn dials(&self, pods: &Ready) -> Result<Vec<Dial>> {
-        let mut targets = vec![target(&self.vm()?.address)];
-        for node in &self.world.cluster.state.nodes {
-            let pod = pods.values().find(|pod| pod.node == node.name);
+    /// Has each of these pods connect to the plain VM, to the internet and to a pod of each node.
+    async fn dials(&self, pods: &Ready, seen: &Observation) -> Result<Vec<Dial>> {
+        let mut targets = vec![target(seen.vm), target(seen.internet)];
+        for node in seen.hosts.keys() {
+            let pod = pods.values().find(|pod| pod.node == *node);
             targets.extend(pod.map(|pod| target(pod.address)));
         }
         let request = json!({ "targets": targets, "timeout_ms": 1000 }).to_string();
@@ -149,13 +191,14 @@ impl<'a> Auditor<'a> {
         self.world.cluster.run_on(&self.vm()?.name, &command).await
     }
 
-    async fn wired(&self) -> Result<Addresses> {
-        let mut wired = Addresses::new();
-        for node in &self.world.cluster.state.nodes {
-            let routes = self.world.cluster.run_on(&node.name, &["ip", "-json", "route", "show"]).await?;
-            wired.insert(node.name.clone(), readings::led_to_pods(&routes)?);
-        }
-        Ok(wired)
+    /// The addresses that a node's kernel sends to pods, and those inside of them.
+    async fn kernel(&self, node: &str) -> Result<(BTreeSet<Ipv4Addr>, BTreeMap<String, BTreeSet<Ipv4Addr>>)> {
+        let read = async {
+            let routes = self.world.cluster.run_on(node, &["ip", "-json", "route", "show"]).await?;
+            let inside = self.world.cluster.run_on(node, &["sh", "-c", readings::PRINT_INSIDE]).await?;
+            Ok((readings::led_to_pods(&routes)?, readings::inside_pods(&inside)?))
+        };
+        timeout(REQUEST, read).await?
     }
 
     /// The secondary addresses of each node's NIC.
@@ -170,22 +213,23 @@ impl<'a> Auditor<'a> {
 
     async fn rest(&self) -> Result<Rest> {
         let list = self.world.cluster.kubectl(&["get", "nodeipallocations", "--output", "json"]).await?;
-        let mut ledgers = Addresses::new();
+        let mut ledgers = BTreeMap::new();
         for node in &self.world.cluster.state.nodes {
             let file = self.world.cluster.host(&node.name)?.path("/run/vnetpool/ledger");
             let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-            ledgers.insert(node.name.clone(), readings::assigned(&text));
+            ledgers.insert(node.name.clone(), readings::recorded(&text));
         }
         let specs = readings::reserved(&serde_json::from_str(&list)?);
-        Ok(Rest { nics: self.nics().await?, specs, ledgers, wired: self.wired().await? })
+        Ok(Rest { seen: self.observe().await?, specs, ledgers })
     }
 
-    /// Whether all pods run, and NIC, `spec`, ledger and kernel show the same of each node.
+    /// Whether all pods run and are reached, and NIC, `spec`, ledger, kernel and pods show the same of each
+    /// node.
     pub async fn agreement(&self) -> Result<Option<()>> {
         let all = ListParams::default().labels(LABEL);
         let pods = churn::pods(self.world).list(&all).await?.items.len();
-        let (ready, rest) = (self.ready().await?, self.rest().await?);
-        self.world.sums(|sums| rest.agrees(pods, &ready, &sums.excuses)).map(Some)
+        let rest = self.rest().await?;
+        self.world.sums(|sums| rest.agrees(pods, &sums.excuses)).map(Some)
     }
 
     /// Whether no route, link or record of a pod is left anywhere.
@@ -195,7 +239,7 @@ impl<'a> Auditor<'a> {
             let shown = self.world.cluster.run_on(&node.name, &["ip", "-brief", "link", "show"]).await?;
             links.insert(node.name.clone(), shown.lines().map(str::to_owned).collect());
         }
-        self.rest().await?.is_empty(&self.ready().await?, &links).map(Some)
+        self.rest().await?.is_empty(&links).map(Some)
     }
 }
 

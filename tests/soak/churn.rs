@@ -1,6 +1,6 @@
 //! Pods that come and go on all nodes.
 
-use crate::World;
+use crate::world::World;
 use anyhow::Result;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;

@@ -1,9 +1,10 @@
 //! The faults that hit the cluster, drawn by a seed.
 
-use crate::World;
 use crate::hunt::{OPENINGS, hunt};
 use crate::logs::keep_plugin_logs;
+use crate::world::World;
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fs::{File, remove_file};
@@ -15,12 +16,16 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use vnetpool_azure_sim::Draws;
 use vnetpool_operator::azure::codes;
+use vnetpool_tests::audit::sums::Sign;
 use vnetpool_tests::cluster::Host;
 use vnetpool_tests::lots::Lots;
 use vnetpool_tests::node::processes_in;
 
 /// How long a process stands still, or something else lasts, at least and at most.
 const STILL: (u64, u64) = (5, 20);
+/// Another operator leads within this time after the leader has stopped: a lease is over after 15 s.
+const SUCCEEDED: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(500);
 /// Where the Lease is.
 const NAMESPACE: &str = "vnetpool-system";
 /// The page of a tmpfs, which fills up page by page.
@@ -33,6 +38,7 @@ enum Kind {
     AgentKilled,
     OperatorKilled,
     PluginsKilled,
+    PluginsStand,
     KubeletKilled,
     RuntimeKilled,
     ProxyKilled,
@@ -40,6 +46,7 @@ enum Kind {
     ApiServerKilled,
     AgentStands,
     OperatorStands,
+    LeaderStands,
     KubeletStands,
     RuntimeStands,
     StoreStands,
@@ -77,10 +84,11 @@ pub struct Fault {
     pub name: &'static str,
 }
 
-const ALL: [Fault; 23] = [
+const ALL: [Fault; 25] = [
     Fault { kind: AgentKilled, on: One, times: 3, name: "agent killed" },
     Fault { kind: OperatorKilled, on: Every, times: 3, name: "operators killed" },
     Fault { kind: PluginsKilled, on: One, times: 3, name: "plugins killed in the middle of a verb" },
+    Fault { kind: PluginsStand, on: One, times: 1, name: "plugins stand still in the middle of a verb" },
     Fault { kind: KubeletKilled, on: One, times: 1, name: "kubelet killed" },
     Fault { kind: RuntimeKilled, on: One, times: 1, name: "containerd killed" },
     Fault { kind: ProxyKilled, on: One, times: 1, name: "kube-proxy killed" },
@@ -88,6 +96,7 @@ const ALL: [Fault; 23] = [
     Fault { kind: ApiServerKilled, on: Every, times: 1, name: "API server killed" },
     Fault { kind: AgentStands, on: One, times: 1, name: "agent stands still" },
     Fault { kind: OperatorStands, on: Every, times: 1, name: "operators stand still" },
+    Fault { kind: LeaderStands, on: Every, times: 1, name: "leader stands still until after another leads" },
     Fault { kind: KubeletStands, on: One, times: 1, name: "kubelet stands still" },
     Fault { kind: RuntimeStands, on: One, times: 1, name: "containerd stands still" },
     Fault { kind: StoreStands, on: Every, times: 1, name: "etcd stands still" },
@@ -157,9 +166,14 @@ impl Faults {
             RuntimeKilled => signal("KILL", &host.processes("containerd"))?,
             ProxyKilled => signal("KILL", &host.processes("kube-proxy"))?,
             PluginsKilled => {
-                let (folder, first) = (host.path("/run/vnetpool"), self.draws.below(OPENINGS, "opening"));
-                let killed = tokio::task::spawn_blocking(move || hunt(&folder, first)).await??;
-                ensure!(killed > 0, "no plugin ran");
+                let killed = self.hunt(&host, Signal::SIGKILL).await?;
+                ensure!(!killed.is_empty(), "no plugin ran");
+            }
+            PluginsStand => {
+                let stopped = self.hunt(&host, Signal::SIGSTOP).await?;
+                ensure!(!stopped.is_empty(), "no plugin ran");
+                sleep(still).await;
+                signal("CONT", &stopped)?;
             }
             StoreKilled => world.cluster.crash("etcd", still / 4).await?,
             ApiServerKilled => world.cluster.crash("kube-apiserver", still / 4).await?,
@@ -168,9 +182,9 @@ impl Faults {
             RuntimeStands => stand(&host.processes("containerd"), still).await?,
             OperatorKilled => signal("KILL", &operators(world)?)?,
             OperatorStands => stand(&operators(world)?, still).await?,
-            // The API server has no other store: it ends its waiting with the store's.
-            StoreStands => stand(&of_control_plane("etcd"), still / 2).await?,
-            ApiServerStands => stand(&of_control_plane("kube-apiserver"), still / 2).await?,
+            LeaderStands => depose(world, still).await?,
+            StoreStands => stand(&of_control_plane("etcd"), still).await?,
+            ApiServerStands => stand(&of_control_plane("kube-apiserver"), still).await?,
             WatchesCut => cut_watches(world).await?,
             AzureIsHostile => self.defy(world, still).await?,
             AzureFailsLate | AzureIsSlow => self.spoil(world, fault.kind).await?,
@@ -196,8 +210,19 @@ impl Faults {
             One => [node].into(),
             Every => nodes.iter().map(|node| node.name.clone()).collect(),
         };
-        world.sums(|sums| sums.struck(fault.name, began, felt, fault.on == Every));
+        let sign = match fault.kind {
+            RulesFlushed => Sign::Internet,
+            _ if fault.on == Every => Sign::Write,
+            _ => Sign::None,
+        };
+        world.sums(|sums| sums.struck(fault.name, began, felt, sign));
         Ok(())
+    }
+
+    /// Sends this to plugins of a node in the middle of their verbs: these.
+    async fn hunt(&mut self, host: &Host, what: Signal) -> Result<Vec<u32>> {
+        let (folder, first) = (host.path("/run/vnetpool"), self.draws.below(OPENINGS, "opening"));
+        tokio::task::spawn_blocking(move || hunt(&folder, first, what)).await?
     }
 
     /// For a while Azure gives any answer. Some of its refusals only a person ends, and an edit of the pool
@@ -229,6 +254,41 @@ fn operators(world: &World) -> Result<Vec<u32>> {
     let nodes = world.cluster.state.nodes.iter();
     let of_node = |node: &Host| Ok(world.cluster.host(&node.name)?.processes("vnetpool-operator"));
     Ok(nodes.map(of_node).collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// The operator that leads gets no processor until another leads, and for a while after that: it goes on with
+/// what it was about to write, under a Lease that is no longer its own.
+async fn depose(world: &World, time: Duration) -> Result<()> {
+    let former = leader(world).await?;
+    // An operator's identity begins with its pod's name.
+    let pod = former.split('_').next().unwrap_or_default();
+    let variable = format!("POD_NAME={pod}");
+    let is_it = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|one| one == variable.as_bytes())
+    };
+    let pids: Vec<u32> = operators(world)?.into_iter().filter(is_it).collect();
+    signal("STOP", &pids)?;
+    let until = Instant::now() + SUCCEEDED;
+    let mut successor = Ok(former.clone());
+    // The API server may have trouble from the fault before.
+    while Instant::now() < until && successor.as_ref().map_or(true, |now| *now == former) {
+        sleep(PAUSE).await;
+        successor = leader(world).await;
+    }
+    sleep(time).await;
+    signal("CONT", &pids)?;
+    ensure!(successor? != former, "nobody has taken over from {pod}");
+    Ok(())
+}
+
+/// The Lease's holder.
+async fn leader(world: &World) -> Result<String> {
+    let holder = ["get", "lease", "vnetpool-operator", "--output=jsonpath={.spec.holderIdentity}"];
+    let where_and_within = ["--namespace", NAMESPACE, "--request-timeout=5s"];
+    let holder = world.cluster.kubectl(&[&holder[..], &where_and_within].concat()).await?;
+    ensure!(!holder.is_empty(), "nobody leads");
+    Ok(holder)
 }
 
 fn of_control_plane(program: &str) -> Vec<u32> {

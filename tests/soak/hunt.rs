@@ -1,6 +1,6 @@
-//! Plugins that are killed in the middle of a verb. The kernel asks us before a process opens a file in the
-//! folder of the node's ledger (fanotify), and the process waits for our answer. So a plugin that is killed
-//! then is in the middle of its work for certain.
+//! Plugins that are killed or stopped in the middle of a verb. The kernel asks us before a process opens a
+//! file in the folder of the node's ledger (fanotify), and the process waits for our answer. So a plugin that
+//! is hit then is in the middle of its work for certain.
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -16,31 +16,31 @@ use std::time::{Duration, Instant};
 
 /// How long to wait for plugins.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// So many are killed at most.
+/// So many are hit at most.
 const MOST: usize = 3;
 /// How many files an ADD opens in that folder, about.
 pub const OPENINGS: usize = 6;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Kills plugins as they open files in this folder: the first before its opening number `first`, from 0 on,
-/// the next one opening later, and so on. Returns how many it has killed.
+/// Sends a signal to plugins as they open files in this folder: to the first before its opening number
+/// `first`, from 0 on, to the next one opening later, and so on. Returns the ids of those that it has hit.
 ///
 /// It blocks, and nobody else opens a file there meanwhile without its answer. So it needs a thread of its
 /// own.
 ///
 /// # Errors
 /// When the kernel doesn't ask.
-pub fn hunt(folder: &Path, first: usize) -> Result<usize> {
+pub fn hunt(folder: &Path, first: usize, what: Signal) -> Result<Vec<u32>> {
     let how = InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK;
     let kernel = Fanotify::init(how, EventFFlags::O_RDONLY | EventFFlags::O_CLOEXEC)?;
     let opened = File::open(folder).with_context(|| folder.display().to_string())?;
-    let what = MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_EVENT_ON_CHILD;
-    kernel.mark(MarkFlags::FAN_MARK_ADD, what, &opened, None::<&Path>)?;
+    let asks = MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_EVENT_ON_CHILD;
+    kernel.mark(MarkFlags::FAN_MARK_ADD, asks, &opened, None::<&Path>)?;
     let until = Instant::now() + PATIENCE;
     let mut openings: BTreeMap<i32, usize> = BTreeMap::new();
-    let mut killed = BTreeSet::new();
+    let mut hit = BTreeSet::new();
     // What still waits for an answer at the end goes on when `kernel` is dropped.
-    while Instant::now() < until && killed.len() < MOST {
+    while Instant::now() < until && hit.len() < MOST {
         let events = match kernel.read_events() {
             Err(Errno::EAGAIN) => {
                 std::thread::sleep(PAUSE);
@@ -51,17 +51,17 @@ pub fn hunt(folder: &Path, first: usize) -> Result<usize> {
         for event in events {
             let pid = event.pid();
             let number = openings.entry(pid).or_default();
-            let is_due = *number == (first + killed.len()) % OPENINGS;
+            let is_due = *number == (first + hit.len()) % OPENINGS;
             *number += 1;
-            if is_due && is_plugin(pid) && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
-                killed.insert(pid);
+            if is_due && is_plugin(pid) && kill(Pid::from_raw(pid), what).is_ok() {
+                hit.insert(pid);
             }
             if let Some(file) = event.fd() {
                 kernel.write_response(FanotifyResponse::new(file, Response::FAN_ALLOW))?;
             }
         }
     }
-    Ok(killed.len())
+    Ok(hit.into_iter().map(i32::cast_unsigned).collect())
 }
 
 fn is_plugin(pid: i32) -> bool {

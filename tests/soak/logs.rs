@@ -1,7 +1,7 @@
 //! The logs of the cluster, and those of plugins among them: these are in each node's memory, and go with its
 //! boot.
 
-use crate::World;
+use crate::world::World;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;

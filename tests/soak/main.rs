@@ -9,9 +9,10 @@
 //! ```text
 //!   churn    pods, and who of them has started
 //!   faults   what is done to the cluster
-//!   hunt     how plugins are killed in the middle of a verb
+//!   hunt     how plugins are killed or stopped in the middle of a verb
 //!   auditor  checks the invariants again and again
 //!   logs     where the timeline of an address comes from
+//!   world    what all of them share
 //! ```
 
 mod auditor;
@@ -19,14 +20,13 @@ mod churn;
 mod faults;
 mod hunt;
 mod logs;
+mod world;
 
 use anyhow::{Context, Result, bail, ensure};
 use auditor::Auditor;
 use faults::Faults;
 use libtest_mimic::{Arguments, Trial};
 use serde_json::json;
-use std::cell::{Cell, RefCell};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -34,40 +34,16 @@ use vnetpool_azure_sim::Draws;
 use vnetpool_crds::pool::{Mode, Wiring};
 use vnetpool_tests::asked::{choice, number};
 use vnetpool_tests::audit::excuses::{BLOCKS_NOTICED, Excuses, NOTICED};
-use vnetpool_tests::audit::sums::Sums;
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
 use vnetpool_tests::project::root;
+use world::{MINIMUM, World};
 
 /// The pause between two faults, at least; as much again is drawn.
 const BETWEEN: Duration = Duration::from_secs(3);
 /// After the last fault all pods have what they need within this time, or so long after a NIC that was wiped
 /// is noticed. Azure's refusals are tried again within two minutes.
 const SETTLED: Duration = Duration::from_secs(120);
-/// The pool's minimum, and the other one that it has after each second edit.
-const MINIMUM: u32 = 2;
-
-/// The state that all parts share.
-pub struct World {
-    pub cluster: Cluster,
-    pub dir: PathBuf,
-    sums: RefCell<Sums>,
-    edits: Cell<u32>,
-}
-
-impl World {
-    pub fn sums<T>(&self, change: impl FnOnce(&mut Sums) -> T) -> T {
-        change(&mut self.sums.borrow_mut())
-    }
-
-    /// Edits the pool, as a person does to have it tried again what Azure has refused for good.
-    pub async fn edit_pool(&self) -> Result<()> {
-        self.edits.set(self.edits.get() + 1);
-        let minimum = MINIMUM + self.edits.get() % 2;
-        self.cluster.patch_pool(json!({ "sizing": { "minimum": minimum } })).await
-    }
-}
-
 /// One run.
 struct Run {
     length: Duration,
@@ -140,7 +116,7 @@ impl Run {
         cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
         let sizing = json!({ "minimum": MINIMUM, "warm": warm, "batch": 2, "releaseAfter": "5s" });
         cluster.patch_pool(json!({ "cooldown": "3s", "sizing": sizing })).await?;
-        Ok(World { cluster, dir, sums: RefCell::new(Sums::new(excuses)), edits: Cell::new(0) })
+        Ok(World::new(cluster, dir, excuses))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The invariants of a cluster whatever happens to it, by an auditor's observations of Azure, the kernels,
 //! the objects, the ledgers and the answers of pods. It uses no line of the product, so that a fault there
-//! can't hide itself.
+//! can't hide itself: `tests/docs/modules.rs` follows all that it imports.
 //!
 //! ```text
 //!   readings  what the programs print that show all this
@@ -23,20 +23,30 @@ use std::net::Ipv4Addr;
 pub type Ready = BTreeMap<String, ProbePod>;
 /// Addresses of each node.
 pub type Addresses = BTreeMap<String, BTreeSet<Ipv4Addr>>;
+/// The addresses in each network namespace of a pod, by node and by the namespace's name.
+pub type Namespaces = BTreeMap<String, BTreeMap<String, BTreeSet<Ipv4Addr>>>;
 
 /// One observation, in the order in which an address comes into use, backwards: what has ended in between is
-/// no fault.
+/// no fault. What couldn't be read is missing, and no rule counts that needs it.
 #[derive(Clone, Debug)]
 pub struct Observation {
     /// The plain VM that asks the pods.
     pub vm: Ipv4Addr,
+    /// A host on the internet.
+    pub internet: Ipv4Addr,
+    /// The primary address of each node.
+    pub hosts: BTreeMap<String, Ipv4Addr>,
+    /// Whether all that is about Pods was read: `before`, `answers`, `dials` and `after`.
+    pub are_pods_read: bool,
     pub before: Ready,
     /// The answer to the VM at an address.
     pub answers: BTreeMap<Ipv4Addr, Answer>,
-    /// Connections of pods to the VM and to pods of each node.
+    /// Connections of pods to the VM, to the internet and to pods of each node.
     pub dials: Vec<Dial>,
     /// The addresses that each node's kernel sends to pods.
     pub wired: Addresses,
+    /// The addresses inside of pods. Two of one address on a node have one route, so only these show both.
+    pub inside: Namespaces,
     /// The addresses for pods that each node's NIC holds.
     pub nics: Addresses,
     pub after: Ready,
@@ -49,12 +59,13 @@ pub struct Answer {
     pub source: Ipv4Addr,
 }
 
-/// A connection that a pod of this name has made, and the source address that its target saw.
+/// A connection that a pod of this name has tried, and the source address that its target saw, if it came
+/// through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dial {
     pub from: String,
     pub target: Ipv4Addr,
-    pub source: Ipv4Addr,
+    pub source: Option<Ipv4Addr>,
 }
 
 /// The findings of an observation.
@@ -65,6 +76,10 @@ pub struct Found {
     pub excused: u32,
     /// The rules about pods didn't count, for the API server's store was set back.
     pub is_suspended: bool,
+    /// Nodes of which a pod has reached the internet.
+    pub outward: BTreeSet<String>,
+    /// Nodes whose pods have reached the VM, and none of them the internet.
+    pub cut_off: BTreeSet<String>,
 }
 
 impl Observation {
@@ -72,10 +87,41 @@ impl Observation {
         let mut found = Found { is_suspended: excuses.suspend_pods(), ..Found::default() };
         self.check_nics(&mut found);
         self.check_kernels(excuses, &mut found);
+        self.check_namespaces(&mut found);
         if !found.is_suspended {
             self.check_pods(excuses, &mut found);
+            self.check_internet(excuses, &mut found);
         }
         found
+    }
+
+    /// All that couldn't be read.
+    pub fn unread(&self) -> Vec<String> {
+        let mut unread = vec![];
+        if !self.are_pods_read {
+            unread.push("the pods".to_owned());
+        }
+        for node in self.hosts.keys() {
+            if !self.wired.contains_key(node) || !self.inside.contains_key(node) {
+                unread.push(format!("the kernel of {node}"));
+            }
+        }
+        if !self.hosts.keys().all(|node| self.nics.contains_key(node)) {
+            unread.push("the NICs".to_owned());
+        }
+        unread
+    }
+
+    /// The addresses of a node that lead to its pods or are inside of one.
+    fn used(&self, node: &str) -> BTreeSet<Ipv4Addr> {
+        let mut used = self.inside_of(node);
+        used.extend(self.wired.get(node).into_iter().flatten());
+        used
+    }
+
+    /// The addresses inside of a node's pods.
+    fn inside_of(&self, node: &str) -> BTreeSet<Ipv4Addr> {
+        self.inside.get(node).into_iter().flat_map(BTreeMap::values).flatten().copied().collect()
     }
 
     /// No address is on two NICs.
@@ -88,23 +134,40 @@ impl Observation {
         }
     }
 
-    /// No address leads to pods of two nodes, and none that isn't reserved leads to any.
+    /// No address is that of pods on two nodes, and none that isn't reserved is that of any.
     fn check_kernels(&self, excuses: &Excuses, found: &mut Found) {
+        let used: Addresses = self.hosts.keys().map(|node| (node.clone(), self.used(node))).collect();
         let mut users: BTreeMap<Ipv4Addr, &String> = BTreeMap::new();
-        for (node, address) in each(&self.wired) {
+        for (node, address) in each(&used) {
             if let Some(other) = users.insert(address, node)
                 && !excuses.cover(node, address)
                 && !excuses.cover(other, address)
             {
-                found.violations.insert(format!("{address} leads to a pod of {other} and to one of {node}"));
+                found
+                    .violations
+                    .insert(format!("{address} is that of a pod on {other} and of one on {node}"));
             }
-            if !self.nics.get(node).is_some_and(|held| held.contains(&address)) {
+            if self.nics.get(node).is_some_and(|held| !held.contains(&address)) {
                 match excuses.cover(node, address) {
                     true => found.excused += 1,
                     false => {
-                        let what = format!("{address} leads to a pod of {node}, whose NIC doesn't hold it");
+                        let what = format!("{address} is that of a pod on {node}, whose NIC doesn't hold it");
                         found.violations.insert(what);
                     }
+                }
+            }
+        }
+    }
+
+    /// No two pods of a node have the same address. Nothing excuses that: whoever took the address off the
+    /// NIC has not assigned it twice.
+    fn check_namespaces(&self, found: &mut Found) {
+        for (node, namespaces) in &self.inside {
+            let mut owners: BTreeMap<Ipv4Addr, &String> = BTreeMap::new();
+            for (namespace, address) in each(namespaces) {
+                if let Some(other) = owners.insert(address, namespace) {
+                    let what = format!("{address} is in two pods of {node}: {other} and {namespace}");
+                    found.violations.insert(what);
                 }
             }
         }
@@ -131,13 +194,35 @@ impl Observation {
                 }
                 _ => {}
             }
-            let foreign = dials.iter().filter(|dial| dial.from == *name && dial.source != *address);
-            for Dial { target, source, .. } in foreign {
-                let what =
-                    format!("{address}, the address of {name} on {node}, is seen as {source} by {target}");
-                found.violations.insert(what);
+            for Dial { target, source, .. } in dials.iter().filter(|dial| dial.from == *name) {
+                if let Some(source) = source
+                    && self.own_source(node, *address, *target).is_some_and(|own| own != *source)
+                {
+                    let what = format!(
+                        "{address}, the address of {name} on {node}, is seen as {source} by {target}"
+                    );
+                    found.violations.insert(what);
+                }
             }
         }
+    }
+
+    /// The address under which a target has to see a pod: the internet sees the node's.
+    fn own_source(&self, node: &str, address: Ipv4Addr, target: Ipv4Addr) -> Option<Ipv4Addr> {
+        if target == self.internet { self.hosts.get(node).copied() } else { Some(address) }
+    }
+
+    /// Azure drops what leaves for the internet under a pod's address: a node without the rules that
+    /// masquerade shows by what doesn't come through.
+    fn check_internet(&self, excuses: &Excuses, found: &mut Found) {
+        let node_of: BTreeMap<&String, &String> =
+            self.lasting(excuses).map(|pod| (&pod.name, &pod.node)).collect();
+        let reached = |wanted: Ipv4Addr| -> BTreeSet<String> {
+            let dials = self.dials.iter().filter(|dial| dial.target == wanted && dial.source.is_some());
+            dials.filter_map(|dial| node_of.get(&dial.from)).map(|node| (*node).clone()).collect()
+        };
+        found.outward = reached(self.internet);
+        found.cut_off = reached(self.vm).difference(&found.outward).cloned().collect();
     }
 
     /// The pods that were the same all the while, but for those whose address others have taken off its NIC.
@@ -148,14 +233,39 @@ impl Observation {
 
     /// Whether the kernels and the pods themselves confirm the address of each Pod.
     fn pods_agree(&self, excuses: &Excuses) -> bool {
-        self.lasting(excuses).all(|ProbePod { name, node, address }| {
+        let confirmed = |ProbePod { name, node, address }: &ProbePod| {
             self.wired.get(node).is_some_and(|wired| wired.contains(address))
                 && self.answers.get(address).is_some_and(|answer| answer.name == *name)
-        })
+        };
+        self.are_pods_read && self.lasting(excuses).all(confirmed)
+    }
+
+    /// The pods that don't answer under their own name, or don't reach all that they have to: the VM, the
+    /// internet and pods of each node.
+    fn unreachable(&self, excuses: &Excuses) -> Vec<String> {
+        let mut lacking = vec![];
+        for ProbePod { name, node, address } in self.lasting(excuses) {
+            let pod = format!("{name} on {node}");
+            if self.answers.get(address).is_none_or(|answer| answer.name != *name) {
+                lacking.push(format!("{pod} doesn't answer at {address}"));
+            }
+            let tried = |target: &Ipv4Addr| {
+                self.dials.iter().find(|dial| dial.from == *name && dial.target == *target)
+            };
+            let others = self.dials.iter().map(|dial| &dial.target);
+            let targets: BTreeSet<_> = others.chain([&self.vm, &self.internet]).collect();
+            for target in targets {
+                let is_taken = self.hosts.keys().any(|node| excuses.cover(node, *target));
+                if !is_taken && tried(target).is_none_or(|dial| dial.source.is_none()) {
+                    lacking.push(format!("{pod} with {address} doesn't reach {target}"));
+                }
+            }
+        }
+        lacking
     }
 
     /// How much the auditor has seen of each kind.
-    pub fn seen(&self) -> [(&'static str, usize); 5] {
+    pub fn seen(&self) -> [(&'static str, usize); 7] {
         let count = |all: &Addresses| all.values().map(BTreeSet::len).sum();
         let node =
             |has: &dyn Fn(&ProbePod) -> bool| self.before.values().find(|pod| has(pod)).map(|pod| &pod.node);
@@ -164,12 +274,15 @@ impl Observation {
             let to = node(&|pod| pod.address == dial.target);
             from.is_some() && to.is_some() && from != to
         };
+        let through = || self.dials.iter().filter(|dial| dial.source.is_some());
         [
             ("answers", self.answers.len()),
             ("routes to pods", count(&self.wired)),
+            ("addresses inside of pods", self.inside.values().map(count).sum()),
             ("addresses of NICs", count(&self.nics)),
-            ("sources seen by the VM", self.dials.iter().filter(|dial| dial.target == self.vm).count()),
-            ("sources seen across nodes", self.dials.iter().filter(crosses).count()),
+            ("sources seen by the VM", through().filter(|dial| dial.target == self.vm).count()),
+            ("sources seen on the internet", through().filter(|dial| dial.target == self.internet).count()),
+            ("sources seen across nodes", through().filter(crosses).count()),
         ]
     }
 }
@@ -202,28 +315,43 @@ mod tests {
 
     pub const PODS: [(&str, &str, u8); 2] = [("a", "node-1", 1), ("b", "node-2", 2)];
     const VM: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 200);
+    pub const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
     pub fn answer(name: &str) -> Answer {
         Answer { name: name.to_owned(), source: VM }
     }
 
     fn dial(from: &str, target: Ipv4Addr, source: u8) -> Dial {
-        Dial { from: from.to_owned(), target, source: address(source) }
+        Dial { from: from.to_owned(), target, source: Some(address(source)) }
+    }
+
+    /// The namespace of one pod each.
+    pub fn inside(nodes: &[(&str, &[(&str, u8)])]) -> Namespaces {
+        let one = |&(name, number): &(&str, u8)| (name.to_owned(), [address(number)].into());
+        nodes.iter().map(|(node, all)| ((*node).to_owned(), all.iter().map(one).collect())).collect()
     }
 
     /// Two pods on two nodes; each NIC has an address to spare.
     pub fn sound() -> Observation {
         Observation {
             vm: VM,
+            internet: INTERNET,
+            hosts: [("node-1".to_owned(), address(101)), ("node-2".to_owned(), address(102))].into(),
+            are_pods_read: true,
             before: ready(&PODS),
             answers: [(address(1), answer("a")), (address(2), answer("b"))].into(),
             dials: vec![
                 dial("a", VM, 1),
                 dial("a", address(2), 1),
                 dial("a", address(1), 1),
+                dial("a", INTERNET, 101),
                 dial("b", VM, 2),
+                dial("b", address(2), 2),
+                dial("b", address(1), 2),
+                dial("b", INTERNET, 102),
             ],
             wired: of(&[("node-1", &[1]), ("node-2", &[2])]),
+            inside: inside(&[("node-1", &[("cni-a", 1)]), ("node-2", &[("cni-b", 2)])]),
             nics: of(&[("node-1", &[1, 3]), ("node-2", &[2, 4])]),
             after: ready(&PODS),
         }
@@ -234,6 +362,7 @@ mod tests {
         let mut observation = sound();
         observation.nics = of(&[("node-1", &[]), ("node-2", &[1, 2, 4])]);
         observation.wired = of(&[("node-1", &[1]), ("node-2", &[1, 2])]);
+        observation.inside.get_mut("node-2").unwrap().insert("cni-c".to_owned(), [address(1)].into());
         observation.answers.insert(address(1), answer("c"));
         observation
     }
@@ -244,24 +373,47 @@ mod tests {
 
     #[test]
     fn where_all_is_well_nothing_is_found() {
-        assert_eq!(sound().found(&Excuses::default()), Found::default());
+        let outward = ["node-1", "node-2"].map(str::to_owned).into();
+        assert_eq!(sound().found(&Excuses::default()), Found { outward, ..Found::default() });
+        assert_eq!(sound().unread(), [""; 0]);
     }
 
     #[test]
     fn each_violation_is_found_by_its_rule() {
         type Break = fn(&mut Observation);
-        let breaks: [(Break, &str); 8] = [
+        let breaks: [(Break, &str); 13] = [
             (
                 |observation| _ = observation.nics.get_mut("node-2").unwrap().insert(address(1)),
                 "10.0.0.1 is on the NICs of node-1 and node-2",
             ),
             (
                 |observation| _ = observation.wired.get_mut("node-2").unwrap().insert(address(1)),
-                "10.0.0.1 leads to a pod of node-1 and to one of node-2",
+                "10.0.0.1 is that of a pod on node-1 and of one on node-2",
+            ),
+            (
+                |observation| {
+                    let inside = observation.inside.get_mut("node-2").unwrap();
+                    inside.insert("cni-c".to_owned(), [address(1)].into());
+                },
+                "10.0.0.1 is that of a pod on node-1 and of one on node-2",
+            ),
+            (
+                |observation| {
+                    let inside = observation.inside.get_mut("node-1").unwrap();
+                    inside.insert("cni-c".to_owned(), [address(1)].into());
+                },
+                "10.0.0.1 is in two pods of node-1: cni-a and cni-c",
+            ),
+            (
+                |observation| {
+                    let inside = observation.inside.get_mut("node-1").unwrap();
+                    inside.insert("cni-c".to_owned(), [address(9)].into());
+                },
+                "10.0.0.9 is that of a pod on node-1, whose NIC doesn't hold it",
             ),
             (
                 |observation| _ = observation.nics.get_mut("node-1").unwrap().remove(&address(1)),
-                "10.0.0.1 leads to a pod of node-1, whose NIC doesn't hold it",
+                "10.0.0.1 is that of a pod on node-1, whose NIC doesn't hold it",
             ),
             (
                 |observation| {
@@ -280,12 +432,20 @@ mod tests {
                 "10.0.0.1, the address of a on node-1, sees the VM 10.0.0.200 as 10.0.0.9",
             ),
             (
-                |observation| observation.dials[0].source = address(100),
+                |observation| observation.dials[0].source = Some(address(100)),
                 "10.0.0.1, the address of a on node-1, is seen as 10.0.0.100 by 10.0.0.200",
             ),
             (
-                |observation| observation.dials[1].source = address(3),
+                |observation| observation.dials[1].source = Some(address(3)),
                 "10.0.0.1, the address of a on node-1, is seen as 10.0.0.3 by 10.0.0.2",
+            ),
+            (
+                |observation| observation.dials[3].source = Some(address(1)),
+                "10.0.0.1, the address of a on node-1, is seen as 10.0.0.1 by 203.0.113.10",
+            ),
+            (
+                |observation| observation.dials[3].source = Some(address(102)),
+                "10.0.0.1, the address of a on node-1, is seen as 10.0.0.102 by 203.0.113.10",
             ),
         ];
         for (break_it, expected) in breaks {
@@ -300,7 +460,7 @@ mod tests {
     fn a_pod_that_comes_or_goes_during_an_observation_is_no_violation() {
         let mut observation = sound();
         observation.answers.insert(address(1), answer("b"));
-        observation.dials[0].source = address(3);
+        observation.dials[0].source = Some(address(3));
         for pods in [&PODS[1..], &[("a", "node-1", 3), PODS[1]]] {
             observation.after = ready(pods);
             assert_eq!(violations(&observation, &Excuses::default()), [""; 0]);
@@ -310,23 +470,46 @@ mod tests {
     #[test]
     fn all_that_is_seen_is_counted_and_a_pod_of_the_same_node_is_not_across() {
         let seen = sound().seen().map(|(_, count)| count);
-        assert_eq!(seen, [2, 2, 4, 2, 1]);
+        assert_eq!(seen, [2, 2, 2, 4, 2, 2, 2]);
+        let mut silent = sound();
+        silent.dials.iter_mut().for_each(|dial| dial.source = None);
+        assert_eq!(silent.seen().map(|(_, count)| count), [2, 2, 2, 4, 0, 0, 0]);
     }
 
     #[test]
-    fn the_auditor_imports_no_crate_of_the_product() {
-        let sources = [
-            include_str!("audit.rs"),
-            include_str!("audit/excuses.rs"),
-            include_str!("audit/readings.rs"),
-            include_str!("audit/rest.rs"),
-            include_str!("audit/sums.rs"),
-            include_str!("timeline.rs"),
-            include_str!("../soak/auditor.rs"),
-        ];
-        let imports = sources.iter().flat_map(|source| source.lines());
-        let ours = { imports }.filter(|line| line.starts_with("use vnetpool_"));
-        let foreign: Vec<_> = { ours }.filter(|line| !line.starts_with("use vnetpool_tests::")).collect();
-        assert_eq!(foreign, [""; 0]);
+    fn a_node_is_cut_off_when_its_pods_reach_the_vm_and_none_of_them_the_internet() {
+        let cut_off = |observation: &Observation, excuses: &Excuses| observation.found(excuses).cut_off;
+        let mut observation = sound();
+        observation.dials[3].source = None;
+        assert_eq!(cut_off(&observation, &Excuses::default()), ["node-1".to_owned()].into());
+        observation.dials[0].source = None;
+        assert_eq!(cut_off(&observation, &Excuses::default()), BTreeSet::new());
+        observation = sound();
+        observation.dials[3].source = None;
+        let mut excuses = Excuses::default();
+        excuses.taken("node-1", &[address(1)], std::time::Instant::now());
+        assert_eq!(cut_off(&observation, &excuses), BTreeSet::new());
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_named_and_the_rest_still_counts() {
+        let mut observation = taken();
+        observation.are_pods_read = false;
+        (observation.before, observation.after) = Default::default();
+        (observation.answers, observation.dials) = Default::default();
+        assert_eq!(observation.unread(), ["the pods"]);
+        assert_eq!(
+            violations(&observation, &Excuses::default()),
+            [
+                "10.0.0.1 is that of a pod on node-1 and of one on node-2",
+                "10.0.0.1 is that of a pod on node-1, whose NIC doesn't hold it",
+            ]
+        );
+        observation.wired.remove("node-1");
+        assert_eq!(observation.unread(), ["the pods", "the kernel of node-1"]);
+        observation.nics.clear();
+        assert_eq!(observation.unread(), ["the pods", "the kernel of node-1", "the NICs"]);
+        observation.inside.remove("node-1");
+        assert_eq!(violations(&observation, &Excuses::default()), [""; 0]);
     }
 }

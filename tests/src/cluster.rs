@@ -3,6 +3,7 @@
 use crate::azure::Azure;
 use crate::project::{root, search_path, tool};
 use crate::snippets::Snippet;
+use crate::wait::eventually;
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::Node;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -45,6 +46,13 @@ pub struct Host {
     pub nic_id: String,
     #[serde(default)]
     pub pid: u32,
+}
+
+impl Host {
+    /// A path of the node as this process can open it.
+    pub fn path(&self, inside: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{inside}", self.pid))
+    }
 }
 
 impl Cluster {
@@ -129,7 +137,7 @@ impl Cluster {
     pub async fn nodes_ready(&self) -> Result<()> {
         let api: Api<Node> = Api::all(self.client.clone());
         let state = State::read(&self.dir)?;
-        crate::eventually("all nodes Ready", Duration::from_secs(180), || async {
+        eventually("all nodes Ready", Duration::from_secs(180), || async {
             let nodes = api.list(&Default::default()).await?.items;
             let name = |node: &Node| node.metadata.name.clone().unwrap_or_default();
             let ready: Vec<_> = nodes.iter().filter(|node| is_ready(node)).map(name).collect();

@@ -19,6 +19,7 @@
 //!   panels    what the dashboards have shown, and pictures of it
 //!   project   where the project's files and built programs are
 //!   reference the pages of docs/reference that are made from the programs
+//!   caught    whether tests have noticed that a rule was left out of the product
 //!   asked     what a run is asked for by its environment
 //!   site      the documents as a site, and which of its links lead nowhere
 //!   guest     what a guest with a kernel of its own reports
@@ -32,6 +33,7 @@
 pub mod asked;
 pub mod audit;
 pub mod azure;
+pub mod caught;
 pub mod chapters;
 pub mod cluster;
 pub mod control_plane;

@@ -1,19 +1,15 @@
 //! A node's inside, seen from outside it: its processes and its ledger.
 
 use crate::cluster::{Cluster, Host};
+use crate::workload::ProbePod;
 use anyhow::{Context, Result};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use vnetpool_plugin::ledger::Ledger;
 use vnetpool_plugin::ledger::file::Store;
+use vnetpool_plugin::ledger::{self, Ledger, Sandbox};
 
 impl Host {
-    /// A path of the node as this process can open it.
-    pub fn path(&self, inside: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root{inside}", self.pid))
-    }
-
     /// The node's ledger as it is now.
     ///
     /// # Errors
@@ -30,6 +26,13 @@ impl Host {
     pub fn processes(&self, program: &str) -> Vec<u32> {
         processes_in(&PathBuf::from(format!("/proc/{}/ns/net", self.pid)), program)
     }
+}
+
+/// The name of the link that leads to a pod on its node; the pod is in the namespace `default`.
+pub fn host_link(pod: &ProbePod) -> String {
+    let sandbox = Sandbox { container_id: String::new(), ifname: "eth0".to_owned() };
+    let pod = ledger::Pod { namespace: "default".to_owned(), name: pod.name.clone(), uid: String::new() };
+    sandbox.host_link(&pod)
 }
 
 /// The ids of the processes in a network namespace, given by a file of it, that were started under this name.

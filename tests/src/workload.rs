@@ -1,6 +1,7 @@
 //! Deployments of probe pods, and each pod's view of the addresses it dials.
 
 use crate::cluster::Cluster;
+use crate::wait::eventually;
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
@@ -9,7 +10,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::time::Duration;
-use vnetpool_plugin::ledger::{self, Sandbox};
 
 /// The port probes serve at, in pods and on plain VMs.
 pub const PORT: u16 = 8080;
@@ -45,14 +45,6 @@ impl ProbePod {
             node: pod.spec.as_ref()?.node_name.clone()?,
             address: status.pod_ip.as_ref()?.parse().ok()?,
         })
-    }
-
-    /// The name of the link on its node that leads to it; the pod is in the namespace `default`.
-    pub fn host_link(&self) -> String {
-        let sandbox = Sandbox { container_id: String::new(), ifname: "eth0".to_owned() };
-        let pod =
-            ledger::Pod { namespace: "default".to_owned(), name: self.name.clone(), uid: String::new() };
-        sandbox.host_link(&pod)
     }
 }
 
@@ -94,7 +86,7 @@ impl Cluster {
 
     /// Waits until no pod of the deployment is left.
     pub async fn no_pods(&self, name: &str) -> Result<()> {
-        crate::eventually(&format!("all pods of {name} gone"), Duration::from_secs(180), || async {
+        eventually(&format!("all pods of {name} gone"), Duration::from_secs(180), || async {
             Ok(self.pods(name).await?.is_empty().then_some(()))
         })
         .await
@@ -108,7 +100,7 @@ impl Cluster {
 
     /// Waits until `count` pods of the deployment are Running, and gives them.
     pub async fn running(&self, name: &str, count: usize, within: Duration) -> Result<Vec<ProbePod>> {
-        crate::eventually(&format!("{count} pods of {name} Running"), within, || async {
+        eventually(&format!("{count} pods of {name} Running"), within, || async {
             let pods = self.pods(name).await?;
             let running: Vec<_> = pods.iter().filter_map(ProbePod::of).collect();
             anyhow::ensure!(running.len() == count && pods.len() == count, "{} of {count}", running.len());

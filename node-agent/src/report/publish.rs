@@ -170,3 +170,18 @@ pub(super) fn body(
 fn is_conflict(error: &anyhow::Error) -> bool {
     error.downcast_ref().is_some_and(|error| is_status(error, CONFLICT))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    #[test]
+    fn a_report_is_written_to_exactly_the_object_and_version_that_were_read() {
+        let mut object = NodeIPAllocation::new("node-1", sample::spec());
+        object.metadata.uid = Some("of the first".into());
+        object.metadata.resource_version = Some("7".into());
+        let sent = body(&object, &NodeIPAllocationStatus::default());
+        assert_eq!(sent["metadata"], json!({ "uid": "of the first", "resourceVersion": "7" }));
+    }
+}

@@ -123,18 +123,24 @@ async fn apply(
     there: &NodeIPAllocation,
     spec: &NodeIPAllocationSpec,
 ) -> kube::Result<NodeIPAllocation> {
+    let name = there.name_any();
+    let params = PatchParams::apply(names::OPERATOR).force();
+    let api = allocations(ctx);
+    let patch = Patch::Apply(body(there, spec));
+    let mut answer = ctx.writes.urgent(api.patch(&name, &params, &patch)).await?;
+    kept::strip_allocation(&mut answer);
+    Ok(answer)
+}
+
+/// What a write sends. The API server refuses it of any other version than this one.
+fn body(there: &NodeIPAllocation, spec: &NodeIPAllocationSpec) -> serde_json::Value {
     let (name, version) = (there.name_any(), there.resource_version());
-    let object = json!({
+    json!({
         "apiVersion": NodeIPAllocation::api_version(&()),
         "kind": NodeIPAllocation::kind(&()),
         "metadata": {"name": name, "resourceVersion": version, "finalizers": [names::FINALIZER]},
         "spec": spec,
-    });
-    let params = PatchParams::apply(names::OPERATOR).force();
-    let api = allocations(ctx);
-    let mut answer = ctx.writes.urgent(api.patch(&name, &params, &Patch::Apply(&object))).await?;
-    kept::strip_allocation(&mut answer);
-    Ok(answer)
+    })
 }
 
 /// The fields of `spec` that no later one lacks. Who creates a field goes on to own it beside those who apply
@@ -501,6 +507,12 @@ mod tests {
         );
         let store = replaced(Store { object: Some(newer.clone()), ..Store::default() }).await;
         assert_eq!((store.object.as_ref(), &store.asked[..]), (Some(&newer), &[(Method::POST, 409)][..]));
+    }
+
+    #[test]
+    fn a_spec_is_written_to_exactly_the_version_that_it_was_planned_from() {
+        let there: NodeIPAllocation = serde_json::from_value(object("u", json!({}))).unwrap();
+        assert_eq!(body(&there, &there.spec)["metadata"]["resourceVersion"], "7");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What others have done, which the product can only notice after a while: addresses that were taken off a
 //! NIC, and a store of the API server that was set back.
 
-use super::{Addresses, Observation};
+use super::Observation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -59,14 +59,18 @@ impl Excuses {
 
     /// An observation that began then has seen this.
     pub fn end(&mut self, began: Instant, observation: &Observation) {
-        let Observation { wired, nics, .. } = observation;
-        let has = |all: &Addresses, (node, address): &(String, Ipv4Addr)| {
-            all.get(node).is_some_and(|addresses| addresses.contains(address))
+        let is_back = |(node, address): &(String, Ipv4Addr)| {
+            observation.nics.get(node).is_some_and(|held| held.contains(address))
+        };
+        // A kernel that couldn't be read may still send it to a pod.
+        let is_unused = |(node, address): &(String, Ipv4Addr)| {
+            let is_read = observation.wired.contains_key(node) && observation.inside.contains_key(node);
+            is_read && !observation.used(node).contains(address)
         };
         let noticed = self.noticed;
         self.taken.retain(|one, at| {
             let is_noticed = began.saturating_duration_since(*at) > noticed;
-            *at > began || (!has(nics, one) && (!is_noticed || has(wired, one)))
+            *at > began || (!is_back(one) && (!is_noticed || !is_unused(one)))
         });
         let agree = observation.pods_agree(self);
         self.set_back = self.set_back.filter(|&at| began <= at || (began - at <= AGREED && !agree));
@@ -91,12 +95,13 @@ mod tests {
     use crate::audit::Found;
     use crate::audit::tests::{address, answer, ready, sound, taken, violations};
 
-    const LOST: &str = "10.0.0.1 leads to a pod of node-1, whose NIC doesn't hold it";
+    const LOST: &str = "10.0.0.1 is that of a pod on node-1, whose NIC doesn't hold it";
 
     #[test]
     fn only_addresses_that_others_took_off_a_nic_are_excused() {
         let (now, mut excuses) = (Instant::now(), Excuses::default());
-        let excused = Found { excused: 1, ..Found::default() };
+        let outward: BTreeSet<String> = ["node-2".to_owned()].into();
+        let excused = Found { excused: 1, outward, ..Found::default() };
         excuses.begin("node-1");
         assert_eq!(taken().found(&excuses), excused);
         excuses.taken("node-1", &[address(3)], now);
@@ -107,7 +112,7 @@ mod tests {
         observation.nics.get_mut("node-2").unwrap().remove(&address(2));
         assert_eq!(
             violations(&observation, &excuses),
-            ["10.0.0.2 leads to a pod of node-2, whose NIC doesn't hold it"]
+            ["10.0.0.2 is that of a pod on node-2, whose NIC doesn't hold it"]
         );
     }
 
@@ -116,7 +121,11 @@ mod tests {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
         let (noticed, blocks_noticed) = (later + NOTICED, later + BLOCKS_NOTICED);
-        let free = Observation { wired: Addresses::new(), ..taken() };
+        let mut free = taken();
+        free.wired.insert("node-1".to_owned(), BTreeSet::new());
+        free.inside.insert("node-1".to_owned(), BTreeMap::new());
+        let mut unread = free.clone();
+        unread.inside.remove("node-1");
         for (noticed_within, began, seen, is_excused) in [
             // An observation that began before may have seen the state before.
             (NOTICED, now.checked_sub(Duration::from_secs(1)).unwrap(), sound(), true),
@@ -125,6 +134,7 @@ mod tests {
             // Its node has not noticed yet, and may give it to the next pod.
             (NOTICED, later, free.clone(), true),
             (NOTICED, noticed, free.clone(), false),
+            (NOTICED, noticed, unread, true),
             (BLOCKS_NOTICED, noticed, free.clone(), true),
             (BLOCKS_NOTICED, blocks_noticed, free, false),
             (NOTICED, later, sound(), false),
@@ -145,6 +155,9 @@ mod tests {
         unwired.wired.clear();
         let mut silent = sound();
         silent.answers.remove(&address(2));
+        let mut unread = sound();
+        unread.are_pods_read = false;
+        (unread.before, unread.after) = Default::default();
         let now = Instant::now();
         let (later, late) = (now + Duration::from_secs(1), now + AGREED + Duration::from_secs(1));
         for (began, seen, is_suspended) in [
@@ -152,6 +165,7 @@ mod tests {
             (later, stale.clone(), true),
             (later, unwired, true),
             (later, silent, true),
+            (later, unread, true),
             (later, sound(), false),
             (late, stale, false),
         ] {

@@ -29,16 +29,64 @@ pub fn led_to_pods(routes: &str) -> Result<BTreeSet<Ipv4Addr>> {
     Ok(to_pods.filter_map(|route| route.dst.parse().ok()).collect())
 }
 
+/// Prints the addresses inside of all pods of the node on which a shell runs it, a line for each network
+/// namespace. One that ends meanwhile has none.
+pub const PRINT_INSIDE: &str = r#"for file in /run/netns/*; do
+    addresses=$(nsenter --net="$file" ip -json -4 address show scope global 2>&1) &&
+        printf '{"name": "%s", "links": %s}\n' "${file##*/}" "$addresses"
+done; true"#;
+
+/// The addresses in each network namespace, by what [`PRINT_INSIDE`] prints.
+///
+/// # Errors
+/// When it isn't that.
+pub fn inside_pods(printed: &str) -> Result<BTreeMap<String, BTreeSet<Ipv4Addr>>> {
+    #[derive(Deserialize)]
+    struct Namespace {
+        name: String,
+        links: Vec<Link>,
+    }
+    /// `ip` prints an empty one for each link that it leaves out.
+    #[derive(Deserialize)]
+    struct Link {
+        #[serde(default)]
+        addr_info: Vec<Info>,
+    }
+    #[derive(Deserialize)]
+    struct Info {
+        local: Ipv4Addr,
+    }
+    let of = |Namespace { name, links }: Namespace| {
+        (name, { links }.into_iter().flat_map(|link| link.addr_info).map(|info| info.local).collect())
+    };
+    let namespaces = Deserializer::from_str(printed).into_iter::<Namespace>();
+    { namespaces }.map(|one| Ok(of(one?))).collect()
+}
+
 /// Whether a line of `ip -brief link show` is about a link that was made for one pod.
 pub fn is_of_a_pod(link: &str) -> bool {
     let name = link.split([' ', '@']).next().unwrap_or_default();
     name.starts_with(LINK_PREFIX) && name != BRIDGE
 }
 
-/// The addresses that the text of a ledger has assigned.
-pub fn assigned(ledger: &str) -> BTreeSet<Ipv4Addr> {
-    let address = |line: &str| line.strip_prefix("assigned ")?.split(' ').nth(1)?.parse().ok();
-    ledger.lines().filter_map(address).collect()
+/// What a node's ledger records.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Records {
+    /// One for each record: an address that is there twice is twice in it.
+    pub assigned: Vec<Ipv4Addr>,
+    pub free: Vec<Ipv4Addr>,
+    /// How many pods wait for an address.
+    pub waiting: usize,
+}
+
+/// The records of a ledger's text.
+pub fn recorded(ledger: &str) -> Records {
+    let addresses = |state: &str| {
+        let address = |line: &str| line.strip_prefix(state)?.split(' ').nth(1)?.parse().ok();
+        ledger.lines().filter_map(address).collect()
+    };
+    let waiting = ledger.lines().filter(|line| line.starts_with("waiting ")).count();
+    Records { assigned: addresses("assigned "), free: addresses("free "), waiting }
 }
 
 /// The addresses that each `spec` of a list of NodeIPAllocations shows.
@@ -64,7 +112,7 @@ pub fn answers(printed: &str) -> BTreeMap<Ipv4Addr, Answer> {
     { answers }.flatten().map(|Whoami { local, name, source }| (local, Answer { name, source })).collect()
 }
 
-/// The connections that were made, by the output of probes that have dialed, one behind the other.
+/// The connections that were tried, by the output of probes that have dialed, one behind the other.
 pub fn dials(printed: &str) -> Vec<Dial> {
     #[derive(Deserialize)]
     struct Outcome {
@@ -74,10 +122,12 @@ pub fn dials(printed: &str) -> Vec<Dial> {
     }
     let outcomes = Deserializer::from_str(printed).into_iter::<Vec<Outcome>>().flatten().flatten();
     // A target that wasn't reached has seen nothing.
-    let dial = |Outcome { name, target, source_seen_by_target }: Outcome| {
-        Some(Dial { from: name, target: *target.ip(), source: source_seen_by_target.parse().ok()? })
+    let dial = |Outcome { name, target, source_seen_by_target }: Outcome| Dial {
+        from: name,
+        target: *target.ip(),
+        source: source_seen_by_target.parse().ok(),
     };
-    { outcomes }.filter_map(dial).collect()
+    { outcomes }.map(dial).collect()
 }
 
 #[cfg(test)]
@@ -103,7 +153,8 @@ mod tests {
         let ledger = "ledger 1\nfree vnp-1 10.0.0.3 - 81023\n\
             assigned vnp-2 10.0.0.1 - 90511 vnp0123456789a 4f1c eth0 uid default web-0 - vnetpool\n\
             waiting 95002 77aa eth0 uid default web-1 vnetpool\nend\n";
-        assert_eq!(assigned(ledger), [address(1)].into());
+        let records = Records { assigned: vec![address(1)], free: vec![address(3)], waiting: 1 };
+        assert_eq!(recorded(ledger), records);
 
         let list = json!({ "items": [
             { "metadata": { "name": "node-1" }, "spec": { "interfaces": [
@@ -114,6 +165,18 @@ mod tests {
         ] });
         let block: Vec<u8> = (240..=255).collect();
         assert_eq!(reserved(&list), of(&[("node-1", &[1, 2]), ("node-2", &block), ("node-3", &[])]));
+    }
+
+    #[test]
+    fn the_addresses_inside_of_pods_are_read_one_namespace_behind_the_other() {
+        let eth0 = json!({ "ifname": "eth0", "addr_info": [{ "family": "inet", "local": "10.0.0.1" }] });
+        let printed = format!(
+            "{{\"name\": \"cni-a\", \"links\": [{{}},{eth0}]}}\n{{\"name\": \"cni-b\", \"links\": [{{}}]}}\n"
+        );
+        let found = inside_pods(&printed).unwrap();
+        assert_eq!(found, [("cni-a".into(), [address(1)].into()), ("cni-b".into(), [].into())].into());
+        assert_eq!(inside_pods("").unwrap(), BTreeMap::new());
+        assert!(inside_pods("nsenter: not found").is_err());
     }
 
     #[test]
@@ -140,11 +203,11 @@ mod tests {
         };
         let of_a = json!([outcome("a", 9, "10.0.0.1"), outcome("a", 2, "")]);
         let printed = format!("{of_a}\n{}\n", json!([outcome("b", 9, "10.0.0.2")]));
-        let dial = |from: &str, source: u8| Dial {
+        let dial = |from: &str, target: u8, source: Option<u8>| Dial {
             from: from.to_owned(),
-            target: address(9),
-            source: address(source),
+            target: address(target),
+            source: source.map(address),
         };
-        assert_eq!(dials(&printed), [dial("a", 1), dial("b", 2)]);
+        assert_eq!(dials(&printed), [dial("a", 9, Some(1)), dial("a", 2, None), dial("b", 9, Some(2))]);
     }
 }

@@ -10,6 +10,12 @@ use std::time::{Duration, Instant};
 
 /// In a run of this length each kind of fault strikes.
 const EACH_KIND: Duration = Duration::from_secs(600);
+/// Of the whole time the auditor doesn't see a thing for one part in so many at most. A fault may take a node
+/// or the API server for half a minute.
+const BLIND: u32 = 2;
+/// A node without the rules that masquerade has them again within this time, whatever else is done to its
+/// agent.
+const MASQUERADED: Duration = Duration::from_secs(120);
 
 #[derive(Default)]
 pub struct Sums {
@@ -21,11 +27,23 @@ pub struct Sums {
     /// Observations of the auditor, and all that it saw in them.
     observations: usize,
     seen: BTreeMap<&'static str, usize>,
+    /// For how long it has observed, the longest time between two observations, and for how long each thing
+    /// couldn't be read.
+    watched: Duration,
+    longest: Duration,
+    blind: BTreeMap<String, Duration>,
+    /// The violations of the observation before: two places that one observation reads may have changed in
+    /// between.
+    suspected: BTreeSet<String>,
     pub excuses: Excuses,
     /// For how long addresses in use were off their NIC by another's hand, all together.
     excused: Duration,
     /// For how long the rules about pods didn't count.
     suspended: Duration,
+    /// For how long pods of nodes haven't reached the internet, all together, and those nodes, each with how
+    /// long it has lasted.
+    cut_off: Duration,
+    cut_off_for: BTreeMap<String, Duration>,
     violations: BTreeSet<String>,
 }
 
@@ -45,7 +63,19 @@ struct Open {
     began: Instant,
     /// The nodes on which no pod that was made since has become ready yet.
     nodes: BTreeSet<String>,
+    /// Those of which no pod has reached the internet since.
+    inward: BTreeSet<String>,
     write: Write,
+}
+
+/// What shows that a fault has healed, beside pods that start.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Sign {
+    None,
+    /// It is Azure's, the API server's or the operator's: a NIC has gained an address.
+    Write,
+    /// It takes the node's rules: a pod of it has reached the internet.
+    Internet,
 }
 
 /// The first address that a NIC gains after a fault. A node starts pods from its warm addresses without
@@ -59,7 +89,7 @@ enum Write {
 
 impl Open {
     fn is_healed(&self) -> bool {
-        self.nodes.is_empty() && matches!(self.write, Write::NotNeeded)
+        self.nodes.is_empty() && self.inward.is_empty() && matches!(self.write, Write::NotNeeded)
     }
 }
 
@@ -68,12 +98,12 @@ impl Sums {
         Self { excuses, ..Self::default() }
     }
 
-    /// A fault that began then has struck; pods of these nodes can feel it. With `writes`, it is Azure's, the
-    /// API server's or the operator's.
-    pub fn struck(&mut self, kind: &'static str, began: Instant, nodes: BTreeSet<String>, writes: bool) {
+    /// A fault that began then has struck; pods of these nodes can feel it.
+    pub fn struck(&mut self, kind: &'static str, began: Instant, nodes: BTreeSet<String>, sign: Sign) {
         self.faults.entry(kind).or_default().count += 1;
-        let write = if writes { Write::Unseen } else { Write::NotNeeded };
-        self.open.push(Open { kind, began, nodes, write });
+        let write = if sign == Sign::Write { Write::Unseen } else { Write::NotNeeded };
+        let inward = if sign == Sign::Internet { nodes.clone() } else { BTreeSet::new() };
+        self.open.push(Open { kind, began, nodes, inward, write });
     }
 
     /// A fault couldn't be done.
@@ -94,9 +124,22 @@ impl Sums {
         self.close();
     }
 
-    /// The auditor has made an observation and found this in it, so long after the one before.
-    pub fn observed(&mut self, observation: &Observation, found: &Found, elapsed: Duration) {
+    /// The auditor has begun an observation then and found this in it, so long after the one before. Returns
+    /// the violations that are new.
+    pub fn observed(
+        &mut self,
+        began: Instant,
+        observation: &Observation,
+        found: &Found,
+        elapsed: Duration,
+    ) -> Vec<String> {
         self.observations += 1;
+        self.watched += elapsed;
+        self.longest = self.longest.max(elapsed);
+        let unread = observation.unread();
+        for what in &unread {
+            *self.blind.entry(what.clone()).or_default() += elapsed;
+        }
         self.excused += elapsed * found.excused;
         if found.is_suspended {
             self.suspended += elapsed;
@@ -107,17 +150,44 @@ impl Sums {
         let nics = &observation.nics;
         for one in &mut self.open {
             match &one.write {
+                _ if nics.is_empty() => {}
                 Write::Unseen => one.write = Write::Since(nics.clone()),
                 Write::Since(before) if has_gained(before, nics) => one.write = Write::NotNeeded,
                 _ => {}
             }
+            if began > one.began {
+                one.inward.retain(|node| !found.outward.contains(node));
+            }
         }
         self.close();
+        let certain = self.certain(found, unread.is_empty());
+        let lasting = self.cut_off(found, elapsed);
+        certain.into_iter().chain(lasting).filter(|one| self.violations.insert(one.clone())).collect()
     }
 
-    /// Returns whether the violation is new.
-    pub fn violated(&mut self, violation: &str) -> bool {
-        self.violations.insert(violation.to_owned())
+    /// What was found twice, and was not missing in between where all was read.
+    fn certain(&mut self, found: &Found, is_whole: bool) -> BTreeSet<String> {
+        let certain = found.violations.intersection(&self.suspected).cloned().collect();
+        if is_whole {
+            self.suspected.clear();
+        }
+        self.suspected.extend(found.violations.iter().cloned());
+        certain
+    }
+
+    /// What has lasted for too long. A node of which nothing was seen stays as it was.
+    fn cut_off(&mut self, found: &Found, elapsed: Duration) -> Vec<String> {
+        self.cut_off_for.retain(|node, _| !found.outward.contains(node));
+        for node in &found.cut_off {
+            self.cut_off += elapsed;
+            *self.cut_off_for.entry(node.clone()).or_default() += elapsed;
+        }
+        let lasting = self.cut_off_for.iter().filter(|(_, time)| **time > MASQUERADED);
+        let what = |node: &String| {
+            let limit = MASQUERADED.as_secs();
+            format!("{node}: its pods have reached the VM and not the internet for more than {limit} s")
+        };
+        lasting.map(|(node, _)| what(node)).collect()
     }
 
     /// Counts the faults that have healed by now.
@@ -141,6 +211,9 @@ impl Sums {
         ensure!(length < EACH_KIND || never.is_empty(), "these faults have never struck: {never:?}");
         let is_blind = self.seen.is_empty() || self.seen.values().any(|&count| count == 0);
         ensure!(!is_blind, "the auditor is blind: it saw {:?}", self.seen);
+        let too_long = self.blind.iter().filter(|(_, time)| **time * BLIND > self.watched);
+        let too_long: Vec<_> = too_long.collect();
+        ensure!(too_long.is_empty(), "of {:?} the auditor was blind for {too_long:?}", self.watched);
         ensure!(self.violations.is_empty(), "{} violations", self.violations.len());
         Ok(())
     }
@@ -158,6 +231,11 @@ impl Display for Sums {
         writeln!(f, "{} pods started, {struck} faults", self.ready.len())?;
         let seen: Vec<_> = self.seen.iter().map(|(what, count)| format!("{count} {what}")).collect();
         writeln!(f, "{} observations of the auditor: {}", self.observations, seen.join(", "))?;
+        let [watched, longest] = [self.watched, self.longest].map(|time| time.as_secs_f64());
+        writeln!(f, "{watched:.0} s watched, {longest:.1} s between two observations at most")?;
+        for (what, time) in &self.blind {
+            writeln!(f, "{:.0} s of them blind for {what}", time.as_secs_f64())?;
+        }
         for (name, Kind { count, longest, failed, failure }) in &self.faults {
             let open = self.open.iter().filter(|one| one.kind == *name).count();
             let longest = longest.as_secs_f64();
@@ -173,6 +251,8 @@ impl Display for Sums {
         writeln!(f, "{excused:.0} s in all for which an address in use was off its NIC by another's hand")?;
         let suspended = self.suspended.as_secs_f64();
         writeln!(f, "{suspended:.0} s in all for which Pods didn't count, for the store had been set back")?;
+        let cut_off = self.cut_off.as_secs_f64();
+        writeln!(f, "{cut_off:.0} s in all for which no pod of a node reached the internet")?;
         writeln!(f, "{} violations", self.violations.len())?;
         self.violations.iter().try_for_each(|one| writeln!(f, "violation: {one}"))
     }
@@ -183,7 +263,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::audit::tests::{address, sound};
+    use crate::audit::tests::{INTERNET, address, sound, taken};
 
     const SHORT: Duration = Duration::from_secs(120);
     const SECOND: Duration = Duration::from_secs(1);
@@ -192,15 +272,15 @@ mod tests {
         ["node-1", "node-2"].map(str::to_owned).into()
     }
 
-    fn observe(sums: &mut Sums, observation: &Observation) {
-        sums.observed(observation, &observation.found(&sums.excuses), SECOND);
+    fn observe(sums: &mut Sums, observation: &Observation) -> Vec<String> {
+        sums.observed(Instant::now(), observation, &observation.found(&sums.excuses), SECOND)
     }
 
     /// A run in which all that a verdict demands has happened.
     fn sound_run() -> Sums {
         let mut sums = Sums::default();
         let began = Instant::now();
-        sums.struck("one", began, nodes(), false);
+        sums.struck("one", began, nodes(), Sign::None);
         sums.ready("uid-a", "node-1", began + SECOND);
         observe(&mut sums, &sound());
         sums
@@ -216,14 +296,20 @@ mod tests {
         let mut half_blind = Sums { seen: BTreeMap::new(), ..sound_run() };
         observe(&mut half_blind, &Observation { dials: vec![], ..sound() });
         let mut violated = sound_run();
-        assert!(violated.violated("a violation"));
-        assert!(!violated.violated("a violation"), "it is known");
+        assert_eq!(observe(&mut violated, &taken()), [""; 0], "once may be by chance");
+        assert_eq!(observe(&mut violated, &taken()).len(), 3);
+        assert_eq!(observe(&mut violated, &taken()), [""; 0], "they are known");
+        let mut blinded = sound_run();
+        for _ in 0..2 {
+            observe(&mut blinded, &Observation { are_pods_read: false, ..sound() });
+        }
         for (sums, expected) in [
             (without_pods, "no pod has started"),
             (without_faults, "no fault has struck"),
             (unseeing, "the auditor is blind"),
             (half_blind, "the auditor is blind"),
-            (violated, "1 violations"),
+            (violated, "3 violations"),
+            (blinded, "of 3s the auditor was blind for [(\"the pods\", 2s)]"),
         ] {
             let error = sums.verdict(SHORT, &["one"]).unwrap_err().to_string();
             assert!(error.starts_with(expected), "{error}");
@@ -246,7 +332,7 @@ mod tests {
         let mut sums = Sums::default();
         let began = Instant::now();
         let before = began.checked_sub(SECOND).unwrap();
-        sums.struck("one", began, nodes(), false);
+        sums.struck("one", began, nodes(), Sign::None);
         for (uid, node, made, open) in [
             ("old", "node-2", before, 1),
             ("a", "node-1", began + SECOND, 1),
@@ -262,7 +348,7 @@ mod tests {
     fn a_fault_that_keeps_nics_from_being_written_has_healed_once_one_has_gained_an_address_since() {
         let mut sums = Sums::default();
         let began = Instant::now();
-        sums.struck("one", began, BTreeSet::new(), true);
+        sums.struck("one", began, BTreeSet::new(), Sign::Write);
         let mut observation = sound();
         for (node, number, open) in [("node-1", 3, 1), ("node-1", 3, 1), ("node-2", 9, 0)] {
             observation.nics.get_mut(node).unwrap().insert(address(number));
@@ -284,7 +370,88 @@ mod tests {
     fn excused_and_suspended_findings_are_counted_by_time() {
         let mut sums = Sums::default();
         let found = Found { excused: 2, is_suspended: true, ..Found::default() };
-        sums.observed(&sound(), &found, SECOND * 3);
+        sums.observed(Instant::now(), &sound(), &found, SECOND * 3);
         assert_eq!((sums.excused, sums.suspended), (SECOND * 6, SECOND * 3));
+    }
+
+    #[test]
+    fn what_was_found_is_certain_once_it_is_found_again_and_was_not_missing_from_a_whole_observation() {
+        let unread = Observation { are_pods_read: false, ..sound() };
+        for (between, count) in [(sound(), 0), (unread, 3)] {
+            let mut sums = Sums::default();
+            for (observation, expected) in [(taken(), 0), (between, 0), (taken(), count)] {
+                assert_eq!(observe(&mut sums, &observation).len(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn the_time_for_which_something_could_not_be_read_is_counted() {
+        let mut sums = Sums::default();
+        let mut observation = Observation { are_pods_read: false, ..sound() };
+        observe(&mut sums, &observation);
+        observation.wired.remove("node-2");
+        observe(&mut sums, &observation);
+        observe(&mut sums, &sound());
+        let expected = [("the kernel of node-2".to_owned(), SECOND), ("the pods".to_owned(), SECOND * 2)];
+        assert_eq!(sums.blind, expected.into());
+        assert_eq!((sums.watched, sums.longest), (SECOND * 3, SECOND));
+        assert!(sums.to_string().contains("2 s of them blind for the pods"), "{sums}");
+    }
+
+    #[test]
+    fn a_nic_that_could_not_be_read_shows_no_write() {
+        let mut sums = Sums::default();
+        sums.struck("one", Instant::now(), BTreeSet::new(), Sign::Write);
+        for observation in [Observation { nics: Addresses::new(), ..sound() }, sound(), sound()] {
+            observe(&mut sums, &observation);
+            assert_eq!(sums.open.len(), 1);
+        }
+    }
+
+    /// Each pod reaches the VM, and only pods of these nodes the internet.
+    fn reaching(nodes: &[&str]) -> Observation {
+        let mut observation = sound();
+        for pod in observation.after.values().filter(|pod| !nodes.contains(&pod.node.as_str())) {
+            let mut dials = observation.dials.iter_mut();
+            let dial = dials.find(|dial| dial.from == pod.name && dial.target == INTERNET);
+            dial.unwrap().source = None;
+        }
+        observation
+    }
+
+    #[test]
+    fn flushed_rules_have_healed_once_a_pod_of_the_node_reaches_the_internet() {
+        let mut sums = Sums::default();
+        let began = Instant::now();
+        let node: BTreeSet<String> = ["node-1".to_owned()].into();
+        sums.struck("flushed", began, node, Sign::Internet);
+        sums.ready("uid", "node-1", began + SECOND);
+        for (at, seen, open) in [
+            (began, reaching(&["node-1", "node-2"]), 1),
+            (began + SECOND, reaching(&["node-2"]), 1),
+            (began + SECOND, reaching(&["node-1"]), 0),
+        ] {
+            sums.observed(at, &seen, &seen.found(&Excuses::default()), SECOND);
+            assert_eq!(sums.open.len(), open);
+        }
+    }
+
+    #[test]
+    fn a_node_whose_pods_reach_no_internet_for_too_long_is_a_violation() {
+        let violations_of = |between: Option<&Observation>| {
+            let (mut sums, mut found) = (Sums::default(), vec![]);
+            for number in 0..2 * MASQUERADED.as_secs() - 1 {
+                let seen = between.filter(|_| number == MASQUERADED.as_secs()).cloned();
+                found.extend(observe(&mut sums, &seen.unwrap_or_else(|| reaching(&["node-2"]))));
+            }
+            found
+        };
+        let expected = "node-1: its pods have reached the VM and not the internet for more than 120 s";
+        assert_eq!(violations_of(None), [expected]);
+        assert_eq!(violations_of(Some(&sound())), [""; 0]);
+        // Nothing is seen of it.
+        let silent = Observation { are_pods_read: false, after: [].into(), before: [].into(), ..sound() };
+        assert_eq!(violations_of(Some(&silent)), [expected]);
     }
 }
