@@ -1,8 +1,11 @@
 //! A real cluster in the network that `examples/new-vnet` makes: pods have addresses of its subnet, all of it
-//! works for them, and foreign machines in the same subnet take part of it. The chapters come one after the
-//! other.
+//! works for them, and foreign machines in the same subnet take part of it. The nodes' runtimes read the
+//! folders of k3s. The chapters come one after the other.
+
+mod folders;
 
 use anyhow::{Context, Result, ensure};
+use folders::{BIN, CONF};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -30,7 +33,9 @@ impl World {
     async fn make() -> Result<Self> {
         let template = root().join("examples/new-vnet/template.json");
         let cluster = Cluster::up_in(&template, &root().join("target/cluster/new-vnet"), 2, 1).await?;
-        cluster.install().await?;
+        folders::lay_out_as_k3s(&cluster)?;
+        let folders = format!("nodeAgent.cni.binDir={BIN},nodeAgent.cni.confDir={CONF}");
+        cluster.install_with(&["--set", &folders]).await?;
         cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
         let machine = Machine::vm(&cluster, "machine", json!({ "subnet": "other-machines" })).await?;
         cluster.deploy("one", 1, Some("node-1")).await?;
@@ -157,5 +162,6 @@ fn main() -> Result<ExitCode> {
         a_machine_in_the_templates_other_subnet_and_a_pod_see_each_others_own_addresses,
         the_templates_security_group_and_route_table_act_on_pods,
         foreign_machines_take_addresses_of_the_same_subnet_and_keep_them,
+        folders::a_host_port_leads_to_its_pod_where_the_runtime_has_the_folders_of_k3s,
     ]
 }

@@ -13,6 +13,7 @@ use vnetpool_crds::condition;
 use vnetpool_crds::refusal::{Refusal, Service, refusals};
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Machine, PREMISES, Place, Seen, peer};
+use vnetpool_tests::secrets::{AIMS, are_kept_from, ask, asks_in_vain};
 use vnetpool_tests::workload::{PORT, ProbePod};
 
 /// How long a pool's change takes to reach the rules of each node, at most.
@@ -57,38 +58,12 @@ pub async fn the_internet_and_the_platform_see_the_nodes_primary_address(world: 
     Ok(())
 }
 
-/// An attacker's aims in a pod: a token of the node's identity, which by default is the operator's, and the
-/// machine's goal state.
-const AIMS: [&str; 2] = [
-    "http://169.254.169.254/metadata/identity/oauth2/token?api-version=2018-02-01\
-     &resource=https://management.azure.com/",
-    "http://168.63.129.16/machine?comp=goalstate",
-];
-
-async fn ask(place: &Place, url: &str) -> Result<String> {
-    place.run("curl", &["-sS", "--fail", "--max-time", "3", "-H", "metadata: true", url]).await
-}
-
-/// A pod asks, and gets no answer.
-async fn asks_in_vain(pod: &Place, url: &str) -> Result<()> {
-    let answer = ask(pod, url).await;
-    let is_dropped = answer.as_ref().is_err_and(|error| error.to_string().contains("Connection timed out"));
-    ensure!(is_dropped, "a pod asks for {url}: {answer:?}");
-    Ok(())
-}
-
 pub async fn pods_get_no_token_of_their_nodes_identity_unless_the_pool_allows_it(
     world: &World,
 ) -> Result<()> {
     for index in [0, 1] {
-        let node = world.node(index)?;
-        for url in AIMS {
-            ask(&node, url).await?;
-        }
+        are_kept_from(&world.pod(index)?, &world.node(index)?).await?;
     }
-    let (one, two) = (world.pod(0)?, world.pod(1)?);
-    let all = [&one, &two].into_iter().flat_map(|pod| AIMS.map(|url| asks_in_vain(pod, url)));
-    try_join_all(all).await?;
     world.cluster.patch_pool(json!({ "podMetadataAccess": "All" })).await?;
     for index in [0, 1] {
         let (pod, node) = (world.pod(index)?, world.node(index)?);

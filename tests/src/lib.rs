@@ -24,6 +24,7 @@
 //!   site      the documents as a site, and which of its links lead nowhere
 //!   guest     what a guest with a kernel of its own reports
 //!   specs     what Kubernetes' own suite of specs reports
+//!   secrets   what an attacker in a pod would ask Azure's services on the host for
 //!   chapters  tests that come one after the other, each on a world
 //!   wait      the one way to wait for something, and to see that something holds all the while
 //!   glimpse   a node's addresses in simulated Azure, before there is a cluster
@@ -49,6 +50,7 @@ pub mod probe;
 pub mod project;
 pub mod prometheus;
 pub mod reference;
+pub mod secrets;
 pub mod site;
 pub mod snippets;
 pub mod specs;

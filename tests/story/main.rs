@@ -89,6 +89,7 @@ fn main() -> Result<ExitCode> {
         trouble::a_quiet_node_whose_nic_is_wiped_has_its_pods_back_in_minutes,
         trouble::the_plugin_is_put_into_a_folder_that_is_not_roots,
         trouble::a_policy_of_the_older_iptables_is_named_by_the_charts_agent,
+        trouble::a_policy_of_the_older_iptables_is_opened_by_the_charts_agent_where_the_value_asks_for_it,
         trouble::a_node_at_its_pools_maximum_is_marked_full_until_it_may_hold_more,
         trouble::a_deleted_pool_gives_every_address_back,
         chapters::every_exchange_with_azure_keeps_to_its_documents,

@@ -13,6 +13,9 @@ use vnetpool_crds::condition::{self, Type};
 use vnetpool_crds::names;
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
+use vnetpool_tests::place::{Place, Seen, until_dropped, until_seen};
+use vnetpool_tests::project::root;
+use vnetpool_tests::workload::PORT;
 
 const SOON: Duration = Duration::from_secs(90);
 
@@ -293,6 +296,52 @@ pub async fn a_policy_of_the_older_iptables_is_named_by_the_charts_agent(cluster
     let message = message?;
     ensure!(message.contains("chain FORWARD of iptables-legacy's table filter drops"), "{message}");
     cluster.undeploy("walled").await
+}
+
+/// The value opens it, in the container as the chart has it.
+pub async fn a_policy_of_the_older_iptables_is_opened_by_the_charts_agent_where_the_value_asks_for_it(
+    cluster: &Cluster,
+) -> Result<()> {
+    cluster.deploy("let-through", 1, Some("node-3")).await?;
+    let pod = cluster.running("let-through", 1, SOON).await?.pop().context("no pod")?;
+    let vm = Place::host(cluster.state.vms.first().context("no plain VM")?);
+    cluster.run_on("node-3", &["iptables-legacy", "-P", "FORWARD", "DROP"]).await?;
+    let opened = async {
+        until_dropped(&vm, pod.address, PORT).await?;
+        open_forward(cluster, true).await?;
+        until_seen(&vm, &pod.address.to_string(), PORT, &Seen::new(&vm.address, pod.address)).await?;
+        eventually("node-3 is undisturbed since the chain was opened", SOON, || async {
+            let status = cluster.allocation("node-3").await?.status.unwrap_or_default();
+            let found =
+                condition::find(&status.conditions, condition::UNDISTURBED).context("no condition")?;
+            let words =
+                ["put rules before somebody's firewall", "chain FORWARD of iptables-legacy's table filter"];
+            let is_it = found.status == "True" && words.iter().all(|word| found.message.contains(word));
+            ensure!(is_it, "{}: {}", found.status, found.message);
+            Ok(Some(()))
+        })
+        .await
+    }
+    .await;
+    // Whatever the outcome: the chapters that follow need the node. The agent first, or it puts its rules
+    // back.
+    open_forward(cluster, false).await?;
+    for command in [["-P", "FORWARD", "ACCEPT"].as_slice(), &["-F", "FORWARD"]] {
+        cluster.run_on("node-3", &[&["iptables-legacy"], command].concat()).await?;
+    }
+    opened?;
+    cluster.undeploy("let-through").await
+}
+
+/// Has all agents begin anew, at once, with this value.
+async fn open_forward(cluster: &Cluster, open: bool) -> Result<()> {
+    let chart = root().join("charts/vnetpool");
+    let chart = chart.to_string_lossy();
+    let value =
+        format!("nodeAgent.openForward={open},nodeAgent.updateStrategy.rollingUpdate.maxUnavailable=100%");
+    let upgrade =
+        ["upgrade", "vnetpool", &chart, "--reuse-values", "--set", &value, "--wait", "--timeout", "4m"];
+    cluster.helm(&upgrade).await.map(drop)
 }
 
 /// kubespray gives /opt/cni/bin to a user of its own.

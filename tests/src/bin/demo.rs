@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::glimpse;
 use vnetpool_tests::panels;
+use vnetpool_tests::place::Place;
 use vnetpool_tests::project::{root, tool};
 use vnetpool_tests::prometheus::Prometheus;
+use vnetpool_tests::secrets;
 use vnetpool_tests::story::Observed;
 
 const NODES: u32 = 3;
@@ -101,6 +103,8 @@ async fn run(observed: &mut Observed, is_pictured: bool) -> Result<()> {
     ensure!(by_vm == pod.address.to_string(), "the VM should see the pod's own address");
     ensure!(by_pod == vm.address, "the pod should see the VM's own address");
     ensure!(by_internet == node.address, "the internet should see the node's address");
+    secrets::are_kept_from(&Place::pod(pod)?, &Place::host(&node)).await?;
+    println!("  its node gets a token of its identity and the machine's goal state, and it gets neither");
 
     step("kubectl describe nodeipallocation node-1");
     println!("{}", cluster.kubectl(&["describe", "nodeipallocation", "node-1"]).await?);
