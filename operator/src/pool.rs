@@ -64,6 +64,9 @@ struct Written {
     uid: Option<String>,
     at: Instant,
     conditions: Vec<Condition>,
+    /// The last generation whose rollout has stopped. Nodes are tried again and refused again, and each time
+    /// it goes on for a moment: that is no news of the same edit.
+    stopped: Option<i64>,
 }
 
 struct Unanswered {
@@ -178,6 +181,7 @@ impl Pools {
         let report = |event| self.ctx.events.report(&[pool.object_ref(&())], event);
         // The watch may not have shown yet what was written last, and each turn is published once.
         let written = self.wrote(pool, &next, now);
+        let stopped = written.as_ref().and_then(|written| written.stopped);
         let reported = written.map_or(before, |written| written.conditions);
         if let Some(invalid) = turned_false(VALID, &reported, &next.conditions) {
             report(events::turned(invalid, "Validate"));
@@ -185,8 +189,11 @@ impl Pools {
         if let Some(leave) = turned_false(SELECTED, &reported, &next.conditions) {
             report(events::turned(leave, "Select"));
         }
-        if let Some(stopped) = rolling::turned_stopped(&reported, &next.conditions) {
-            report(events::stuck(Reason::RolloutStopped, "RollOut", &stopped.message));
+        let turned = rolling::turned_stopped(&reported, &next.conditions);
+        if let Some(turned) =
+            turned.filter(|turned| stopped.is_none() || turned.observed_generation != stopped)
+        {
+            report(events::stuck(Reason::RolloutStopped, "RollOut", &turned.message));
         }
         for (type_, reason) in
             [(SUBNET_EXHAUSTING, Reason::SubnetExhausting), (NETWORK_EXHAUSTING, Reason::NetworkExhausting)]
@@ -218,9 +225,13 @@ impl Pools {
 
     /// Notes that this was written, and gives what was written to the same pool before.
     fn wrote(&self, pool: &NodeIPPool, status: &NodeIPPoolStatus, now: Instant) -> Option<Written> {
-        let written = Written { uid: pool.uid(), at: now, conditions: status.conditions.clone() };
-        let last = lock(&self.written).insert(pool.name_any(), written);
-        last.filter(|last| last.uid == pool.uid())
+        let mut all = lock(&self.written);
+        let last = all.remove(&pool.name_any()).filter(|last| last.uid == pool.uid());
+        let stopped = rolling::stopped(&status.conditions).and_then(|stopped| stopped.observed_generation);
+        let stopped = stopped.or(last.as_ref().and_then(|last| last.stopped));
+        let written = Written { uid: pool.uid(), at: now, conditions: status.conditions.clone(), stopped };
+        all.insert(pool.name_any(), written);
+        last
     }
 }
 
@@ -251,6 +262,7 @@ fn known(networks: &Networks, blocks: &Blocks, id: &ResourceId) -> Option<Subnet
 mod tests {
     use super::status::tests::pool;
     use super::*;
+    use vnetpool_crds::verdict::Verdict;
 
     #[tokio::test]
     async fn of_the_pools_that_had_a_name_the_last_ones_status_is_kept() {
@@ -263,5 +275,20 @@ mod tests {
             assert!(pools.sums_wait(&pool, now).is_some() && pools.wrote(&pool, &status, now).is_some());
         }
         assert_eq!(lock(&pools.written).len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_edit_that_has_stopped_is_known_while_its_nodes_are_tried_again() {
+        let (pools, now) = (Pools::new(Arc::new(Context::sample())), Instant::now());
+        let mut pool = pool(json!({}));
+        pool.metadata.uid = Some("u".into());
+        let stopped = |generation| {
+            let verdict = Verdict::yes(Reason::RolloutStopped, "m");
+            let condition = verdict.condition(condition::STALLED, Some(generation), Timestamp::UNIX_EPOCH);
+            NodeIPPoolStatus { conditions: vec![condition], ..NodeIPPoolStatus::default() }
+        };
+        let written = [stopped(3), NodeIPPoolStatus::default(), stopped(3), stopped(4), stopped(4)];
+        let known = written.map(|status| pools.wrote(&pool, &status, now).and_then(|last| last.stopped));
+        assert_eq!(known, [None, Some(3), Some(3), Some(3), Some(4)]);
     }
 }

@@ -89,11 +89,15 @@ fn stuck(node: &NodeIPAllocation, now: Timestamp) -> Option<(String, &str)> {
     Some((node.name_any(), lacks.reason.as_str()))
 }
 
+/// The condition by which a rollout has stopped.
+pub fn stopped(conditions: &[Condition]) -> Option<&Condition> {
+    condition::find(conditions, STALLED)
+        .filter(|one| one.status == "True" && Reason::RolloutStopped == one.reason.as_str())
+}
+
 /// The condition by which a rollout has just stopped.
 pub fn turned_stopped<'a>(before: &[Condition], next: &'a [Condition]) -> Option<&'a Condition> {
-    let is_stopped = |one: &&Condition| one.status == "True" && Reason::RolloutStopped == one.reason.as_str();
-    let was = condition::find(before, STALLED).filter(is_stopped);
-    condition::find(next, STALLED).filter(is_stopped).filter(|_| was.is_none())
+    stopped(next).filter(|_| stopped(before).is_none())
 }
 
 #[cfg(test)]
