@@ -54,7 +54,7 @@ pub enum Difference {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
     Not,
-    /// By no more than half of the pool's warm addresses or two, or by [`FEW_NAMES`].
+    /// By no more than half of the pool's warm addresses or two, or by `FEW_NAMES`.
     Little,
     Much,
 }
