@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     net::Ipv4Addr,
     path::PathBuf,
     pin::pin,
@@ -125,9 +125,7 @@ fn one(
 /// itself. With kube's 290 s, 5,000 agents would begin 17 watches a second for ever, and all together some
 /// minutes after the API server has started. A peer that is gone is noticed all the same, by the client.
 fn lasting(name: &str) -> u32 {
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    1800 + (hasher.finish() % 1800) as u32
+    1800 + (BuildHasherDefault::<DefaultHasher>::default().hash_one(name) % 1800) as u32
 }
 
 fn take(object: Option<Reading<NodeIPAllocation>>, objects: &watch::Sender<Option<Arc<NodeIPAllocation>>>) {

@@ -16,12 +16,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
-use kube::api::ListParams;
+use kube::api::{ListParams, ObjectList};
 use kube::core::Request;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 use vnetpool_apiserver::jittered;
@@ -47,25 +46,14 @@ pub(super) const PAGE: u32 = 500;
 
 /// A page of a list of objects without their content. Most of the text is their managedFields, which would
 /// take several times as much once decoded.
-#[derive(Deserialize)]
-pub(super) struct Page {
-    #[serde(default)]
-    metadata: ListMeta,
-    #[serde(deserialize_with = "all")]
-    pub(super) items: Vec<Named>,
-}
+pub(super) type Page = ObjectList<Named>;
 
-/// The API server's list without any object has `null`, as in a cluster in which we were installed just now.
-fn all<'de, D: Deserializer<'de>>(items: D) -> Result<Vec<Named>, D::Error> {
-    Ok(Option::deserialize(items)?.unwrap_or_default())
-}
-
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 pub(super) struct Named {
     metadata: Metadata,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
     name: String,

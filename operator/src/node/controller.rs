@@ -1,6 +1,6 @@
 //! Has nodes reconciled: each with its memory, within a deadline, and again when that is due.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -70,9 +70,7 @@ pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIP
 
 /// Which of the controllers has this node.
 fn shard(node: &str) -> usize {
-    let mut hasher = DefaultHasher::new();
-    node.hash(&mut hasher);
-    (hasher.finish() % SHARDS) as usize
+    (BuildHasherDefault::<DefaultHasher>::default().hash_one(node) % SHARDS) as usize
 }
 
 async fn control(nodes: Arc<Nodes>, requests: UnboundedReceiver<ObjectRef<NodeIPAllocation>>, stop: Stop) {
