@@ -1,8 +1,8 @@
 //! The node agents' side of the protocol without nodes: each supplies a real ledger from its
 //! NodeIPAllocation, gives pods addresses of it, and gives up addresses on request, under its own identity.
 
-use anyhow::Result;
-use futures::{StreamExt, stream};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use vnetpool_apiserver::answer::is_status;
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::reason::Reason;
@@ -46,6 +47,8 @@ pub struct Agents {
 
 /// So many events are taken in at once, and so many agents report at a time.
 const AT_ONCE: usize = 64;
+/// A report that has failed is sent again after this time.
+const RETRY: Duration = Duration::from_millis(100);
 
 struct Agent {
     client: Client,
@@ -154,6 +157,7 @@ impl Agents {
             watcher(api, watcher::Config::default()).default_backoff().ready_chunks(AT_ONCE).boxed()
         };
         let mut events = watch();
+        let (mut publishing, mut reporting) = (FuturesUnordered::new(), BTreeSet::new());
         loop {
             while self.are_down.load(Ordering::Relaxed) {
                 objects.clear();
@@ -173,31 +177,47 @@ impl Agents {
                         Ok(Event::Init | Event::InitDone) | Err(_) => {}
                     }
                 },
+                Some(ended) = publishing.next() => {
+                    let (name, published): (String, kube::Result<()>) = ended;
+                    reporting.remove(&name);
+                    if let Err(error) = published {
+                        self.lock().get_mut(&name).into_iter().for_each(|agent| agent.reported = None);
+                        // The watch shows the version that was in the way: until then the answer stays the same.
+                        if !is_status(&error, 409) {
+                            self.touch_after(&name, RETRY);
+                        }
+                    }
+                }
                 () = self.news.notified() => {}
             }
             concerned.append(&mut lock(&self.touched));
-            let news = concerned.iter().filter_map(|name| {
-                let object = objects.get(name)?;
-                Some((object, self.report(name, object)?))
-            });
-            let news: Vec<_> = news.collect();
-            self.reports.fetch_add(news.len(), Ordering::Relaxed);
-            let publishing =
-                stream::iter(news).for_each_concurrent(AT_ONCE, async |(object, (client, status))| {
-                    if publish(client, object, &status).await.is_err() {
-                        // The object is gone or another now: the watch shows it. Otherwise it is tried again
-                        // at the next occasion.
-                        let name = object.name_any();
-                        self.lock().get_mut(&name).into_iter().for_each(|agent| agent.reported = None);
-                        self.touch(&name);
-                    }
-                });
-            publishing.await;
+            for name in concerned {
+                // An agent sends one report after the other.
+                if reporting.contains(&name) || reporting.len() == AT_ONCE {
+                    self.touch(&name);
+                    continue;
+                }
+                let object: Option<&NodeIPAllocation> = objects.get(&name);
+                let news = object.and_then(|object| Some((object.clone(), self.report(&name, object)?)));
+                let Some((object, (client, status))) = news else { continue };
+                self.reports.fetch_add(1, Ordering::Relaxed);
+                reporting.insert(name.clone());
+                publishing.push(async move { (name, publish(client, &object, &status).await) });
+            }
         }
     }
 
     fn touch(&self, node: &str) {
         lock(&self.touched).insert(node.into());
+    }
+
+    fn touch_after(&self, node: &str, wait: Duration) {
+        let (agents, node) = (self.clone(), node.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            agents.touch(&node);
+            agents.news.notify_one();
+        });
     }
 
     /// The agent's report on this version of its object, if it is news.
@@ -210,12 +230,7 @@ impl Agents {
         let difference = difference(&news, reported.map(|(_, status)| status), object.spec.warm);
         let wait = agent.pace.due(difference, Instant::now())?;
         if !wait.is_zero() && is_paced {
-            let (agents, name) = (self.clone(), name.to_owned());
-            tokio::spawn(async move {
-                tokio::time::sleep(wait).await;
-                agents.touch(&name);
-                agents.news.notify_one();
-            });
+            self.touch_after(name, wait);
             return None;
         }
         agent.pace.written(difference);
@@ -314,7 +329,11 @@ fn later(now: Millis, cooldown: Duration, is_paced: bool) -> Millis {
     now + u64::try_from(cooldown.as_millis()).unwrap_or_default()
 }
 
-async fn publish(client: Client, object: &NodeIPAllocation, status: &NodeIPAllocationStatus) -> Result<()> {
+async fn publish(
+    client: Client,
+    object: &NodeIPAllocation,
+    status: &NodeIPAllocationStatus,
+) -> kube::Result<()> {
     let patch = Patch::Apply(json!({
         "apiVersion": NodeIPAllocation::api_version(&()),
         "kind": NodeIPAllocation::kind(&()),
