@@ -43,7 +43,7 @@ use renewal::Renewal;
 use unreadable::Unknown;
 #[cfg(test)]
 pub use wakeups::channels;
-pub use wakeups::{Waker, Wakeups, woken};
+pub use wakeups::{Waker, Wakeups, paced, woken};
 
 /// So many objects come in one answer: some four megabytes of text, which are there twice while they are
 /// read, and the objects as a whole. All kinds are listed at the same time.
@@ -145,7 +145,9 @@ impl Cluster {
     /// Wakes every object there is, and reports each that can't be read.
     pub fn wake_all(&self, waker: &Waker) {
         self.nodes.state().iter().for_each(|node| waker.node(&node.name_any()));
-        self.allocations.state().iter().for_each(|one| waker.allocation(&one.name_any()));
+        let all = self.allocations.state();
+        let without_node = all.iter().map(|one| one.name_any()).filter(|name| self.node(name).is_none());
+        without_node.for_each(|name| waker.allocation(&name));
         self.pools.state().iter().for_each(|pool| waker.pool(&pool.name_any()));
         let unknown = [&self.unknown_nodes, &self.unknown_allocations, &self.unknown_pools];
         unknown.into_iter().flat_map(Unknown::all).for_each(|one| waker.unreadable(Some(one)));

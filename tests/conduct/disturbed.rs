@@ -63,7 +63,7 @@ async fn set(plane: &ControlPlane) -> Result<(Stage<'_>, Proxy)> {
 /// The same through a gateway, with a proxy before it.
 async fn set_gateway(plane: &ControlPlane) -> Result<(Stage<'_>, Proxy, Gateway)> {
     let mut stage = Stage::empty(plane, quick()).await?;
-    let gateway = Gateway::start(plane).await?;
+    let gateway = Gateway::start(plane, User::Operator).await?;
     let proxy = Proxy::start(gateway.address)?;
     stage.api_server_at(format!("http://{}", proxy.address).parse()?);
     serve(&stage).await?;

@@ -27,7 +27,7 @@ use vnetpool_crds::condition::ATTACHED;
 use vnetpool_crds::names::{BACKEND_POOLS, PUBLIC_ADDRESS};
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationSpec, NodeIPPool};
 use vnetpool_operator::outlook;
-use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::{eventually, throughout};
 
 pub const TESTS: &[Test] =
@@ -70,7 +70,7 @@ struct Victim {
 
 pub async fn survive(plane: &ControlPlane, seed: u64) -> Result<()> {
     let mut stage = Stage::empty(plane, Config { limits: false, ..quick() }).await?;
-    let gateway = Gateway::start(plane).await?;
+    let gateway = Gateway::start(plane, User::Operator).await?;
     stage.api_server_at(format!("http://{}", gateway.address).parse()?);
     balancer(&stage, "web", json!([])).await?;
     start(&stage).await?;

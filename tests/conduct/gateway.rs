@@ -79,9 +79,10 @@ struct Standing {
 }
 
 impl Gateway {
-    /// On any free port of 127.0.0.1; asks the API server as an administrator.
-    pub async fn start(plane: &ControlPlane) -> Result<Gateway> {
-        let client = vnetpool_apiserver::client::client(plane.config(User::Administrator).await?)?;
+    /// On any free port of 127.0.0.1; asks the API server as this user, since its policies know who may write
+    /// what.
+    pub async fn start(plane: &ControlPlane, user: User<'_>) -> Result<Gateway> {
+        let client = vnetpool_apiserver::client::client(plane.config(user).await?)?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let desk = Desk { client, state: Arc::default() };

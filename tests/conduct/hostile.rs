@@ -21,7 +21,7 @@ use std::time::Duration;
 use turns::Turns;
 use vnetpool_azure_sim::Config;
 use vnetpool_operator::azure::codes;
-use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::eventually;
 pub use world::Scene;
 use world::World;
@@ -70,7 +70,7 @@ const MOMENT: Duration = Duration::from_secs(5);
 
 pub async fn survive(plane: &ControlPlane, seed: u64, scene: Scene) -> Result<()> {
     let mut stage = Stage::empty(plane, Config { limits: false, ..quick() }).await?;
-    let gateway = Gateway::start(plane).await?;
+    let gateway = Gateway::start(plane, User::Operator).await?;
     stage.api_server_at(format!("http://{}", gateway.address).parse()?);
     let mut world = World::found(&stage, scene, seed).await?;
     stage.start().await?;

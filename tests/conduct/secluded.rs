@@ -43,7 +43,7 @@ struct Secluded<'a> {
 impl<'a> Secluded<'a> {
     async fn set(plane: &'a ControlPlane) -> Result<Self> {
         let stage = Stage::set(plane, quick(), sizing(1)).await?;
-        let gateway = Gateway::start(plane).await?;
+        let gateway = Gateway::start(plane, User::Administrator).await?;
         let mut machine = machine(&stage, "n1").await?;
         let proxy = Proxy::at(machine.listen()?, gateway.address)?;
         let mut kube = plane.config(User::Agent("n1")).await?;

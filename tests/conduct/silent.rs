@@ -11,7 +11,7 @@ use kube::runtime::watcher;
 use serde_json::json;
 use std::time::{Duration, Instant};
 use vnetpool_crds::NodeIPAllocation;
-use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::{eventually, throughout};
 
 pub const TESTS: &[Test] = crate::tests![
@@ -29,7 +29,7 @@ async fn a_leader_whose_watches_fall_silent_serves_again_once_bookmarks_are_lack
     plane: &ControlPlane,
 ) -> Result<()> {
     let mut stage = Stage::empty(plane, quick()).await?;
-    let gateway = Gateway::start(plane).await?;
+    let gateway = Gateway::start(plane, User::Operator).await?;
     let url: axum::http::Uri = format!("http://{}", gateway.address).parse()?;
     stage.api_server_at(url.clone());
     stage.pool("default", json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 1 } })).await?;

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::future::ready;
 use std::sync::{Arc, Mutex};
 
-use futures::StreamExt;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures::{Stream, StreamExt, stream};
 use kube::runtime::reflector::ObjectRef;
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tracing::warn;
 use vnetpool_apiserver::reading::Unreadable;
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
@@ -37,6 +38,23 @@ impl Wakeups {
             unreadable.for_each(|_| ready(())),
         );
     }
+}
+
+/// So many requests are handed on at once.
+const AT_ONCE: usize = 64;
+
+/// The requests in their order, of which the next come when work on those before has begun. A new leader
+/// wakes all nodes at once, and a reconcile takes memory from the request on until it ends: together those of
+/// 5,000 nodes took 130 MB.
+pub fn paced<K>(requests: UnboundedReceiver<ObjectRef<K>>) -> impl Stream<Item = ObjectRef<K>>
+where
+    K: kube::runtime::reflector::Lookup<DynamicType = ()>,
+{
+    let some = requests.ready_chunks(AT_ONCE).then(async |some| {
+        yield_now().await;
+        stream::iter(some)
+    });
+    some.flatten()
 }
 
 /// The other end of [`Wakeups`].
@@ -99,5 +117,33 @@ impl Waker {
             warn!(kind = object.kind, name = object.name(), error = object.error, "object can't be read");
             let _ = self.unreadable.unbounded_send(object);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn of_the_objects_that_are_woken_at_once_few_wait_for_the_work_on_them_to_begin() {
+        const ALL: usize = 1000;
+        let (sender, requests) = unbounded();
+        for number in 0..ALL {
+            sender.unbounded_send(ObjectRef::<NodeIPPool>::new(&number.to_string())).unwrap();
+        }
+        drop(sender);
+        let (mut requests, begun) = (pin!(paced(requests)), Arc::new(AtomicUsize::new(0)));
+        let (mut handed_on, mut waiting) = (vec![], 0);
+        while let Some(request) = requests.next().await {
+            handed_on.push(request.name);
+            let (counted, begun) = (begun.clone(), begun.clone());
+            tokio::spawn(async move { begun.fetch_add(1, Ordering::Relaxed) });
+            waiting = waiting.max(handed_on.len() - counted.load(Ordering::Relaxed));
+        }
+        assert!(handed_on.iter().enumerate().all(|(at, name)| *name == at.to_string()), "{handed_on:?}");
+        assert_eq!(handed_on.len(), ALL);
+        assert!(waiting <= 2 * AT_ONCE, "{waiting}");
     }
 }

@@ -15,6 +15,7 @@ use vnetpool_apiserver::jittered;
 use super::publish::{self, Lasting};
 use crate::api_server::{CONFLICT, is_status};
 use crate::caught::or_later;
+use crate::cluster::paced;
 use crate::context::{Context, Stop};
 use crate::node_object::Node;
 
@@ -25,7 +26,7 @@ const RETRY: Duration = Duration::from_secs(8);
 pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<Node>>, stop: Stop) {
     Controller::for_stream(futures::stream::pending(), ctx.cluster.nodes())
         .graceful_shutdown_on(stop)
-        .reconcile_on(requests)
+        .reconcile_on(paced(requests))
         .run(reconcile, |_, _, _| Action::requeue(jittered(RETRY)), ctx)
         .for_each(|result| async {
             match result {

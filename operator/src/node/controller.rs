@@ -20,6 +20,7 @@ use super::memory::Memories;
 use super::progress::{Next, SOON};
 use super::{reconcile_one, takeup, turns};
 use crate::caught::caught;
+use crate::cluster::paced;
 use crate::context::{Context, Stop};
 use crate::deadline::{Overdue, within};
 
@@ -54,7 +55,7 @@ pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIP
     let (shards, queues): (Vec<_>, Vec<_>) = (0..SHARDS).map(|_| mpsc::unbounded()).unzip();
     let controllers = queues.into_iter().map(|requests| control(nodes.clone(), requests, stop.clone()));
     let spread = async {
-        requests
+        paced(requests)
             .for_each(async |object| {
                 // A controller that has ended takes no more work.
                 let _ = shards[shard(&object.name)].unbounded_send(object);

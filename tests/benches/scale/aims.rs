@@ -8,8 +8,10 @@ type Aim = (&'static str, f64, &'static str, fn(&Value) -> Option<f64>);
 const KILOBYTE: f64 = 1024.0;
 
 const AIMS: &[Aim] = &[
-    ("all nodes hold their addresses", 1.15, "times what Azure's limits take", |run| {
-        Some(number(run, "/join/seconds")? / number(run, "/join/bound")?)
+    ("all nodes hold their addresses", 1.15, "times what Azure's limits or the nodes' coming takes", |run| {
+        // Two cores make nodes and pods for longer than Azure's limits take for them.
+        let bound = number(run, "/join/bound")?.max(number(run, "/join/madeAfter")?);
+        Some(number(run, "/join/seconds")? / bound)
     }),
     ("reads of Azure for a node that comes", 3.0, "", |run| number(run, "/join/aNode/Azure: read")),
     ("writes to Azure for a node that comes", 1.0, "", |run| number(run, "/join/aNode/Azure: write")),

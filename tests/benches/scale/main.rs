@@ -6,7 +6,7 @@
 //! begins with all nodes and their pods coming (`join`), then goes on: `idle` for a minute, `churn` of pods,
 //! `edit` of the pool, `strangers` among the nodes, an `outage` of ARM, `takeover` by a standby, `relist`
 //! when all watches expire at once; or `all` of these. What each has cost goes to `target/bench/scale.json`,
-//! which has the last run of each size, and there the aims beside it; `make plots` draws it.
+//! which has of each size the last play of each scenario, and the aims beside it; `make plots` draws it.
 //!
 //! The pods are made and deleted by the benchmark itself, not by KWOK: its agents have to assign an address
 //! to each of them, and KWOK would choose one. A pod's later changes of status are left out but for one.

@@ -1,4 +1,4 @@
-//! What was measured: the last run of each size, with the aims beside it.
+//! What was measured: of each size the last play of each scenario, with the aims beside it.
 
 use crate::aims;
 use anyhow::{Context, Result};
@@ -21,14 +21,21 @@ fn all() -> Result<Vec<Value>> {
     }
 }
 
-/// Keeps a run, in the place of one of the same size, and prints which aims it has met. Its costs are
-/// compared with those of the smallest run of as many addresses a node.
+/// Keeps a run, in the place of one of the same size but for scenarios that only that one has played, and
+/// prints which aims are met. Its costs are compared with those of the smallest run of as many addresses a
+/// node.
 pub fn keep(mut run: Value) -> Result<()> {
     let size = |run: &Value| {
         ["nodes", "subscriptions", "addressesEach", "podsEach"].map(|of| run[of].as_u64().unwrap_or_default())
     };
     let mut all = all()?;
-    all.retain(|one| size(one) != size(&run));
+    if let Some(at) = all.iter().position(|one| size(one) == size(&run)) {
+        let before = all.remove(at);
+        let played = run["scenarios"].as_object_mut().context("no scenarios")?;
+        for (scenario, cost) in before["scenarios"].as_object().into_iter().flatten() {
+            played.entry(scenario).or_insert_with(|| cost.clone());
+        }
+    }
     run["aims"] = aims::met(&run).into();
     let is_smaller = |one: &&Value| {
         ["addressesEach", "podsEach"].iter().all(|of| one[of] == run[of])

@@ -10,6 +10,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tokio::time::{interval, sleep, timeout};
+use vnetpool_tests::control_plane::User;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scenario {
@@ -208,7 +209,7 @@ impl<'a> Run<'a> {
     /// All watches of a leader expire at once, as when etcd was compacted while the API server was away: it
     /// lists everything anew. It is behind a gateway from here on.
     async fn relist(&mut self) -> Result<Value> {
-        let gateway = Gateway::start(self.world.plane).await?;
+        let gateway = Gateway::start(self.world.plane, User::Operator).await?;
         let identity = self.world.stage.new_identity();
         let behind = Process::start_behind(gateway.address, self.world.stage.sim.arm_url(), &identity)?;
         self.gateway = Some(gateway);
