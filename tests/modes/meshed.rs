@@ -90,6 +90,13 @@ impl World {
         Ok(())
     }
 
+    /// Takes the pods of these deployments away, all at once.
+    async fn end_together(&self, names: &[&str]) -> Result<()> {
+        let delete = ["delete", "deployment", "--ignore-not-found"];
+        self.cluster.kubectl(&[&delete[..], names].concat()).await?;
+        self.end(names).await
+    }
+
     /// Starts a pod and takes it away again. Returns the stand-ins that were called to start it.
     async fn called_for(&self, name: &str) -> Result<Vec<String>> {
         let pods = self.start(name, NODE, 1).await?;
@@ -168,16 +175,11 @@ pub async fn an_installer_that_watches_our_file_is_not_fought_and_no_pod_starts_
         };
         world.until_installed_is("True", reason, words).await?;
 
-        let names = ["while-bridged", "while-routed"];
-        for (name, wiring) in names.into_iter().zip([Wiring::Bridge, Wiring::Routed]) {
-            let (wired, pods) = tokio::join!(wire(world, wiring), world.start(name, NODE, 3));
+        for (name, wiring) in [("while-bridged", Wiring::Bridge), ("while-routed", Wiring::Routed)] {
+            let (wired, pods) = tokio::join!(wire(world, wiring), world.start(name, NODE, 2));
             wired?;
             world.each_was_called_for(&pods?).await.with_context(|| format!("{mesh:?}, {wiring:?}"))?;
             until_last_is(&installer, plugin).await?;
-        }
-        if mesh != Mesh::IstioInFront {
-            let times = installer.put_back();
-            ensure!(times == 1, "{mesh:?}: its entry wasn't there, {times} times with the first");
         }
         let agreed = installer.configuration()?;
         world.have_inspected().await?;
@@ -186,23 +188,24 @@ pub async fn an_installer_that_watches_our_file_is_not_fought_and_no_pod_starts_
             Ok(())
         })
         .await?;
-
-        // Somebody removes it: the agent makes it anew, and the installer finds it.
-        world.shell("rm /etc/cni/net.d/10-vnetpool.conflist").await?;
-        world.have_inspected().await?;
-        until_last_is(&installer, plugin).await?;
-        let pods = world.start("made-anew", NODE, 1).await?;
-        world.each_was_called_for(&pods).await.with_context(|| format!("{mesh:?}, made anew"))?;
-        world.end(&names).await?;
-        world.end(&["made-anew"]).await?;
-
+        if mesh != Mesh::IstioInFront {
+            let times = installer.put_back();
+            ensure!(times == 1, "{mesh:?}: its entry wasn't there, {times} times with the first");
+            // Somebody removes the file: the agent makes it anew, and the installer finds it.
+            world.shell("rm /etc/cni/net.d/10-vnetpool.conflist").await?;
+            world.have_inspected().await?;
+            until_last_is(&installer, plugin).await?;
+            let pods = world.start("made-anew", NODE, 1).await?;
+            world.each_was_called_for(&pods).await.with_context(|| format!("{mesh:?}, made anew"))?;
+        }
+        world.end_together(&["while-bridged", "while-routed", "made-anew"]).await?;
         installer.end().await?;
         world.shell(&format!("rm /opt/cni/bin/{plugin}")).await?;
         world.until_installed_is("True", "Installed", "the runtime uses 10-vnetpool.conflist").await?;
-        world.shell(&format!("> {LOG}")).await?;
-        let called = world.called_for("left").await?;
-        ensure!(called.is_empty(), "{mesh:?}: without it these were called: {called:?}");
     }
+    world.shell(&format!("> {LOG}")).await?;
+    let called = world.called_for("left").await?;
+    ensure!(called.is_empty(), "without a mesh these were called: {called:?}");
     world.shell(&format!("rm {LOG}")).await.map(drop)
 }
 
