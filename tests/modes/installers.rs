@@ -1,5 +1,5 @@
-//! Stand-ins for the programs by which meshes keep their entry in a node's CNI configuration. Each watches the
-//! folder as the mesh's own program does, by the same events, and writes to it in the same way.
+//! Stand-ins for the programs by which meshes keep their entry in a node's CNI configuration. Each watches
+//! the folder as the mesh's own program does, by the same events, and writes to it in the same way.
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
