@@ -106,7 +106,11 @@ pub fn the_agent_runs_everywhere_but_on_virtual_nodes_and_is_never_throttled() -
         terms[0]["matchExpressions"][2]["key"] == "ours"
             && terms[1]["matchFields"][0]["key"] == "metadata.name"
     );
-    ensure!(pod["containers"][0]["resources"]["limits"].get("cpu").is_none());
+    let agent = &pod["containers"][0];
+    ensure!(agent["resources"]["limits"].get("cpu").is_none());
+    // With less, all other pods of a full node go before a holder of the ledger's lock.
+    ensure!(agent["resources"]["requests"]["cpu"] == "100m", "{}", agent["resources"]);
+    ensure!(agent["livenessProbe"]["timeoutSeconds"] == 5, "{}", agent["livenessProbe"]);
     let refusal =
         template(&["--set", "nodeAgent.resources.limits.cpu=1"]).err().map(|error| error.to_string());
     ensure!(

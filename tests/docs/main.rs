@@ -9,6 +9,7 @@ mod modules;
 #[path = "../mutations/table.rs"]
 mod mutations;
 mod pages;
+mod readable;
 mod sbom;
 mod tally;
 mod tests;

@@ -4,6 +4,7 @@
 
 mod blocks;
 mod full;
+mod installers;
 mod interfaces;
 mod leaving;
 mod meshed;
@@ -143,6 +144,7 @@ fn main() -> Result<ExitCode> {
         wired::a_host_port_leads_to_a_pod_behind_the_bridge,
         wired::the_bandwidth_annotation_limits_its_pod_and_no_other,
         meshed::a_mesh_behind_ours_sees_every_pod_and_without_its_program_no_pod_starts,
+        meshed::an_installer_that_watches_our_file_is_not_fought_and_no_pod_starts_outside_its_mesh,
         meshed::a_plugin_in_front_that_hands_pods_on_to_ours_is_accepted_and_reported,
         interfaces::packets_of_a_second_nics_pods_leave_by_it_under_strict_reverse_path_filters,
         interfaces::a_service_endpoint_sees_the_primary_address_of_the_nic_that_pods_use,

@@ -13,7 +13,7 @@ use vnetpool_crds::condition;
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, Seen};
-use vnetpool_tests::workload::{PORT, container};
+use vnetpool_tests::workload::{PORT, ProbePod, container};
 
 pub const BIN: &str = "/var/lib/rancher/k3s/data/cni";
 pub const CONF: &str = "/var/lib/rancher/k3s/agent/etc/cni/net.d";
@@ -22,12 +22,24 @@ const RELEASE: &str = "/var/lib/rancher/k3s/data/0123456789abcdef/bin";
 /// Those of the nodes as they are made.
 const DEFAULTS: [(&str, &str); 2] = [("/opt/cni/bin", BIN), ("/etc/cni/net.d", CONF)];
 
+/// A plugin of the CNI project that no node has by itself, and the setting of a pod that it is to make.
+const TUNING: &str = "/usr/lib/cni/tuning";
+const SETTING: &str = "/proc/sys/net/core/somaxconn";
+const SET: &str = "517";
+
+/// The value that has it run for each pod.
+pub fn further_plugins() -> String {
+    let entry = json!({ "type": "tuning", "sysctl": { "net.core.somaxconn": SET } });
+    format!("nodeAgent.cni.furtherPlugins={}", json!([entry]))
+}
+
 /// On every node, before anything of ours is there. The runtimes begin anew.
 pub fn lay_out_as_k3s(cluster: &Cluster) -> Result<()> {
     for node in &cluster.state.nodes {
         for folder in [BIN, CONF, RELEASE] {
             fs::create_dir_all(node.path(folder))?;
         }
+        fs::copy(TUNING, node.path(DEFAULTS[0].0).join("tuning"))?;
         for plugin in fs::read_dir(node.path(DEFAULTS[0].0))? {
             let plugin = plugin?;
             let target = Path::new(RELEASE).join(plugin.file_name());
@@ -49,18 +61,55 @@ pub fn lay_out_as_k3s(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Until the agent of a node reports of its configuration with this reason and these words.
+async fn until_installed_is(world: &World, node: &str, reason: &str, words: &str) -> Result<()> {
+    eventually(&format!("the configuration of {node} is {reason}"), PATIENCE, || async {
+        let seen = world.cluster.allocation(node).await?.status.context("no status")?.conditions;
+        let found = condition::find(&seen, condition::CNI_INSTALLED).context("no condition")?;
+        let is_it = found.reason == reason && found.message.contains(words);
+        ensure!(is_it, "{}: {}", found.reason, found.message);
+        Ok(Some(()))
+    })
+    .await
+}
+
+pub async fn a_further_plugin_of_the_values_is_run_for_each_pod_and_none_starts_without_it(
+    world: &World,
+) -> Result<()> {
+    let setting = async |pod: &ProbePod| Place::pod(pod)?.run("cat", &[SETTING]).await;
+    for pod in &world.pods {
+        let set = setting(pod).await?;
+        ensure!(set.trim() == SET, "{} has {set:?}", pod.name);
+    }
+    // Some event of the network has the agent inspect its node now, instead of half a minute later.
+    let inspected = "ip address add 192.0.2.1/32 dev lo; ip address delete 192.0.2.1/32 dev lo";
+    let on_node =
+        async |script: String| world.cluster.run_on("node-2", &["sh", "-euc", &script]).await.map(drop);
+    on_node(format!("mv {BIN}/tuning {RELEASE}/aside; {inspected}")).await?;
+    until_installed_is(world, "node-2", "OthersPluginMissing", "tuning").await?;
+    world.cluster.deploy("untuned", 1, Some("node-2")).await?;
+    eventually("the runtime misses the plugin", PATIENCE, || async {
+        let pods = world.cluster.pods("untuned").await?;
+        let pod = pods.first().and_then(|pod| pod.metadata.name.as_deref()).context("no pod")?;
+        let about = format!("involvedObject.name={pod},reason=FailedCreatePodSandBox");
+        let events = ["get", "events", "--field-selector", &about, "--output=jsonpath={.items[*].message}"];
+        Ok(world.cluster.kubectl(&events).await?.contains("tuning").then_some(()))
+    })
+    .await?;
+    on_node(format!("mv {RELEASE}/aside {BIN}/tuning; {inspected}")).await?;
+    until_installed_is(world, "node-2", "Installed", "").await?;
+    let pods = world.cluster.running("untuned", 1, PATIENCE).await?;
+    let set = setting(pods.first().context("no pod")?).await?;
+    ensure!(set.trim() == SET, "the pod that has waited has {set:?}");
+    world.cluster.undeploy("untuned").await
+}
+
 pub async fn a_host_port_leads_to_its_pod_where_the_runtime_has_the_folders_of_k3s(
     world: &World,
 ) -> Result<()> {
     const HOST_PORT: u16 = 8188;
     let node = world.cluster.host("node-1")?;
-    eventually("the agent has found the plugins to chain", PATIENCE, || async {
-        let seen = world.cluster.allocation("node-1").await?.status.context("no status")?.conditions;
-        let found = condition::find(&seen, condition::CNI_INSTALLED).context("no condition")?;
-        ensure!(found.reason == "Installed", "{}: {}", found.reason, found.message);
-        Ok(Some(()))
-    })
-    .await?;
+    until_installed_is(world, "node-1", "Installed", "").await?;
     for (default, _) in DEFAULTS {
         let left: Vec<_> = fs::read_dir(node.path(default))?.collect::<Result<_, _>>()?;
         ensure!(left.is_empty(), "the agent has put into {default}: {left:?}");

@@ -35,7 +35,8 @@ impl World {
         let cluster = Cluster::up_in(&template, &root().join("target/cluster/new-vnet"), 2, 1).await?;
         folders::lay_out_as_k3s(&cluster)?;
         let folders = format!("nodeAgent.cni.binDir={BIN},nodeAgent.cni.confDir={CONF}");
-        cluster.install_with(&["--set", &folders]).await?;
+        let further = folders::further_plugins();
+        cluster.install_with(&["--set", &folders, "--set-json", &further]).await?;
         cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
         let machine = Machine::vm(&cluster, "machine", json!({ "subnet": "other-machines" })).await?;
         cluster.deploy("one", 1, Some("node-1")).await?;
@@ -162,6 +163,7 @@ fn main() -> Result<ExitCode> {
         a_machine_in_the_templates_other_subnet_and_a_pod_see_each_others_own_addresses,
         the_templates_security_group_and_route_table_act_on_pods,
         foreign_machines_take_addresses_of_the_same_subnet_and_keep_them,
+        folders::a_further_plugin_of_the_values_is_run_for_each_pod_and_none_starts_without_it,
         folders::a_host_port_leads_to_its_pod_where_the_runtime_has_the_folders_of_k3s,
     ]
 }

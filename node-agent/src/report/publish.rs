@@ -173,8 +173,102 @@ fn is_conflict(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use vnetpool_plugin::ledger::{Ledger, Supply};
+
     use super::*;
     use crate::sample;
+
+    /// When each request came.
+    type Requests = Arc<std::sync::Mutex<Vec<tokio::time::Instant>>>;
+
+    /// An API server that knows a newer version than each that is written to.
+    async fn refusing() -> (kube::Client, Requests) {
+        let requests = Requests::default();
+        let log = requests.clone();
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let refusal = json!({ "apiVersion": "v1", "kind": "Status", "status": "Failure",
+            "reason": "Conflict", "code": CONFLICT, "message": "the object has been modified" })
+        .to_string();
+        let (head, length) = ("HTTP/1.1 409 Conflict\r\ncontent-type: application/json", refusal.len());
+        let answer = format!("{head}\r\ncontent-length: {length}\r\n\r\n{refusal}");
+        tokio::spawn(async move {
+            loop {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let (log, answer) = (log.clone(), answer.clone());
+                tokio::spawn(async move {
+                    let mut taken = vec![0; 64 * 1024];
+                    while let Ok(1..) = connection.read(&mut taken).await {
+                        if taken.starts_with(b"PATCH") {
+                            log.lock().unwrap().push(tokio::time::Instant::now());
+                            connection.write_all(answer.as_bytes()).await.unwrap();
+                        }
+                        taken.fill(0);
+                    }
+                });
+            }
+        });
+        (vnetpool_apiserver::client::client(kube::Config::new(url.parse().unwrap())).unwrap(), requests)
+    }
+
+    fn report() -> Report {
+        let supply = Supply {
+            object: "o".into(),
+            generation: 1,
+            node_uid: "n".into(),
+            boot_id: "b".into(),
+            cooldown: Duration::from_secs(30),
+            entries: vec![],
+        };
+        Report {
+            ledger: Ledger::rebuild("b", &[], &[], &supply, None, 0, true),
+            at: 0,
+            time: Timestamp::UNIX_EPOCH,
+            generation: Some(1),
+            warm: 0,
+            names_holders: false,
+            unlisted: BTreeSet::new(),
+            metadata_silent: None,
+            conditions: vec![],
+        }
+    }
+
+    /// Nothing shows the agent what another has written: its watch is silent, on each of thousands of nodes.
+    #[tokio::test(start_paused = true)]
+    async fn a_report_onto_an_outdated_object_is_tried_ever_more_rarely_until_the_object_comes() {
+        let (client, requests) = refusing().await;
+        let object = |version: &str| {
+            let mut object = NodeIPAllocation::new("node-1", sample::spec());
+            object.metadata.uid = Some("u".into());
+            object.metadata.resource_version = Some(version.into());
+            Some(Arc::new(object))
+        };
+        let (reports, objects) = (watch::Sender::new(Some(report())), watch::Sender::new(object("7")));
+        let publisher = Publisher {
+            state_dir: PathBuf::new(),
+            reports: reports.subscribe(),
+            objects: objects.subscribe(),
+            gate: Arc::default(),
+            metrics: Metrics::new(Path::new("/nonexistent")),
+        };
+        tokio::spawn(publisher.run(Api::all(client)));
+        sleep(Duration::from_secs(600)).await;
+        let times = requests.lock().unwrap().clone();
+        assert!((10..=60).contains(&times.len()), "{} writes in ten minutes", times.len());
+        let waits: Vec<Duration> = times.windows(2).map(|two| two[1] - two[0]).collect();
+        assert!(waits[0] <= BETWEEN_WRITES && waits[6] >= LONGEST_RETRY / 2, "{waits:?}");
+        assert!(waits.iter().all(|wait| *wait <= LONGEST_RETRY + BETWEEN_WRITES), "{waits:?}");
+
+        objects.send_replace(object("8"));
+        sleep(BETWEEN_WRITES).await;
+        assert!(requests.lock().unwrap().len() > times.len(), "the newer object is not written to");
+    }
 
     #[test]
     fn a_report_is_written_to_exactly_the_object_and_version_that_were_read() {
