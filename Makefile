@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test soak conformance nightly mutations fuzz older-linux arm64 azure-cli bench-scale bench-node bench-wire bench-peers plots pictures book release check-dependencies demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test soak conformance nightly mutations fuzz older-linux older-kubernetes arm64 dockerfile azure-cli bench-scale bench-node bench-wire bench-peers plots pictures book release release-programs check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-docs check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-conduct-short test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
@@ -95,6 +95,17 @@ arm64: ## the images for arm64, and the unit tests of plugin and agent under an 
 	cargo --config tests/arm64/cargo.toml test --no-fail-fast --package vnetpool-plugin --package vnetpool-node-agent --lib -- \
 		$(addprefix --skip ,$(NOT_EMULATED))
 
+# What asks an API server about the kinds, the policies and the chart, and the operator's conduct after edits.
+older-kubernetes: PARTS = kube kube-older helm monitors kstatus probe cluster
+older-kubernetes: PACKAGES = prometheus
+older-kubernetes: build cluster-build ## the tests of CRDs, policies and chart, and some of conduct, on the oldest Kubernetes that the chart takes
+	KUBERNETES=older cargo test --workspace --no-fail-fast --test admission
+	KUBERNETES=older cargo test --workspace --no-fail-fast --test conduct -- edits::
+
+dockerfile: PACKAGES = debootstrap podman
+dockerfile: images-root ## the images by podman from the Dockerfile, on a base by debootstrap
+	@tests/dockerfile.sh
+
 # From its registry, with all that it needs.
 AZURE_CLI := 2.91.0
 azure-cli: PACKAGES = python3-venv
@@ -159,21 +170,25 @@ PACK := tar --create --sort=name --owner=0 --group=0 --mode=u=rwX,go=rX --mtime=
 CYCLONEDX := 0.5.9
 DENY := 0.20.2
 
+# The architectures of a release.
+ARCHITECTURES := amd64 arm64
 release: PARTS = helm cluster
 release: PROFILE = release
-release: setup images-root cluster-build ## what a release consists of, in target/release-VERSION; nothing is published
+release: cluster-build ## what a release consists of, in target/release-VERSION; nothing is published
 	rm -rf $(RELEASE)
 	mkdir -p $(RELEASE)
-	$(TOOLS)/cluster release --tag $(VERSION) --out $(RELEASE)
+	for arch in $(ARCHITECTURES); do $(MAKE) release-programs ARCH=$$arch PROFILE=$(PROFILE); done
+	$(TOOLS)/cluster release --tag $(VERSION) --architectures $$(tr ' ' , <<< '$(ARCHITECTURES)') --out $(RELEASE)
 	$(TOOLS)/helm package charts/vnetpool --destination target
 	tar --extract --touch --file target/$(CHART) --one-top-level=$(RELEASE).chart
 	$(PACK) --directory $(RELEASE).chart vnetpool | gzip -n > $(RELEASE)/$(CHART)
 	rm -r $(RELEASE).chart target/$(CHART)
 	cat crds/manifests/*.yaml > $(RELEASE)/vnetpool-crds-$(VERSION).yaml
-	cargo build --profile $(PROFILE) --package vnetpool-kubectl
-	$(PACK) LICENSE --directory $(OUT) kubectl-vnetpool | gzip -n > $(RELEASE)/$(CLI)
-	sed -e 's/$$VERSION/$(VERSION)/g' -e 's/$$ARCH/$(ARCH)/g' -e "s/\$$SHA256/$$(sha256sum < $(RELEASE)/$(CLI) | cut -c 1-64)/" operator/kubectl/krew.yaml \
-		> $(RELEASE)/krew-vnetpool.yaml
+	sed 's/$$VERSION/$(VERSION)/g' operator/kubectl/krew.yaml > $(RELEASE)/krew-vnetpool.yaml
+	for arch in $(ARCHITECTURES); do \
+		sum=$$(sha256sum < $(RELEASE)/kubectl-vnetpool-$(VERSION)-linux-$$arch.tar.gz | cut -c 1-64); \
+		sed -i "s/\$$SHA256_$$arch/$$sum/" $(RELEASE)/krew-vnetpool.yaml; \
+	done
 	cargo install --quiet --locked --root target/cyclonedx --version $(CYCLONEDX) cargo-cyclonedx
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) target/cyclonedx/bin/cargo-cyclonedx cyclonedx --format json --describe binaries --target $(TRIPLE)
 	mv operator/vnetpool-operator_bin.cdx.json operator/kubectl/kubectl-vnetpool_bin.cdx.json \
@@ -182,10 +197,17 @@ release: setup images-root cluster-build ## what a release consists of, in targe
 	cd $(RELEASE) && sha256sum * > SHA256SUMS
 	@cat $(RELEASE)/SHA256SUMS
 
+# What a release has for each architecture. The records are dpkg's, of the Debian whose programs the images
+# hold.
+release-programs: images-root
+	$(CARGO) build --profile $(PROFILE) --package vnetpool-kubectl
+	$(PACK) LICENSE --directory $(OUT) kubectl-vnetpool | gzip -n > $(RELEASE)/$(CLI)
+	DPKG_ADMINDIR=$(DEBIAN)/var/lib/dpkg tests/sbom.sh $(IMAGES)/node-agent vnetpool-node-agent $(VERSION) \
+		> $(RELEASE)/vnetpool-node-agent-$(ARCH)_debian.cdx.json
+
 check-dependencies: setup ## licences, sources and bans of all that is linked in
 	cargo install --quiet --locked --root target/deny --version $(DENY) cargo-deny
 	target/deny/bin/cargo-deny --locked check bans licenses sources
-	tests/sbom.sh $(IMAGES)/node-agent vnetpool-node-agent $(VERSION) > $(RELEASE)/vnetpool-node-agent_debian.cdx.json
 
 demo-down: ## take the demo's cluster down, also after a crash
 	@if [ -x $(TOOLS)/cluster ]; then $(TOOLS)/cluster down --dir target/cluster/demo; fi
@@ -211,8 +233,6 @@ book: build ## the documents as a site, in the folder book; the first time it co
 
 images: images-root cluster-build ## the images of operator and node agent, as archives the test cluster loads
 	$(TOOLS)/cluster images
-
-# The sources of those above.
 
 setup:
 	@PACKAGES="$(PACKAGES)" $(SETUP)

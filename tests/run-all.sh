@@ -127,7 +127,7 @@ target=${1:-test}
 case $target in
   check)
     quick
-    if check 'Kubernetes for conduct' make cluster-build PARTS='kube helm cluster' &&
+    if check 'Kubernetes for conduct' make cluster-build PARTS='kube helm cluster kstatus' &&
       check 'Programs' make build && check 'Rust tests are built' make build-tests; then
       begin_beside steady 19
       tests 'Rust: conduct' make test-conduct-short
@@ -156,7 +156,9 @@ case $target in
       check 'Release' make release
       tests 'Nightly' make test-nightly
       tests 'Linux 6.1' make older-linux
+      tests 'The oldest Kubernetes' make older-kubernetes
       tests 'arm64' make arm64
+      check 'Dockerfile' make dockerfile
       tests 'The real az' make azure-cli
       tests 'Mutations' make mutations
       check 'Bytes' make fuzz

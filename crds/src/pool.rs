@@ -218,6 +218,8 @@ pub enum Mode {
 pub const BLOCK: u32 = 16;
 /// How many ipConfigurations Azure takes on a NIC (its networking limits), the node's own included.
 pub const NIC_SLOTS: u32 = 256;
+/// How many addresses of NICs Azure takes in a virtual network (its networking limits); a block counts once.
+pub const NETWORK_ADDRESSES: u32 = 65_536;
 
 /// Pod addresses from a range of their own, outside the VNet, which user-defined routes lead to the nodes.
 ///

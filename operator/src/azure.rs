@@ -38,7 +38,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, instrument};
 
-pub use budget::{Account, Kind};
+pub use budget::{Account, Kind, NETWORK_WRITES};
 pub use credential::{Application, Cloud, Credential};
 pub use error::{Error, Limit, Matter, Remedy, Scope, codes};
 pub use late::LATE;

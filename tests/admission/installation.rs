@@ -4,7 +4,7 @@ use crate::chart::container;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::process::Command;
-use vnetpool_tests::control_plane::{ControlPlane, path, rendered};
+use vnetpool_tests::control_plane::{ControlPlane, kubernetes, path, rendered};
 use vnetpool_tests::project::{programs, root};
 use vnetpool_tests::snippets;
 
@@ -79,6 +79,14 @@ pub fn the_documented_step_keeps_another_network_on_the_nodes_there_were(plane: 
     ensure!(kept["affinity"]["nodeAffinity"] == required, "{kept}");
     plane.kubectl(&["delete", "daemonset", "old-network", "--namespace", "kube-system"])?;
     plane.kubectl(&["delete", "node", "before", "other-system", "after"]).map(drop)
+}
+
+/// Otherwise `make older-kubernetes` would show nothing.
+pub fn the_server_is_of_the_kubernetes_that_the_tests_are_to_have(plane: &ControlPlane) -> Result<()> {
+    let version: Value = serde_json::from_str(&plane.kubectl(&["version", "--output", "json"])?)?;
+    let server = version["serverVersion"]["gitVersion"].as_str().context("no version")?;
+    ensure!(server == format!("v{}", kubernetes()?), "{version}");
+    Ok(())
 }
 
 /// The commands of the hook's Job. The older definition differs in words only, since other tests use it at

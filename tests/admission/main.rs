@@ -46,6 +46,7 @@ fn main() {
         pools::a_pod_cidr_in_use_can_not_be_changed,
         pools::an_unknown_field_is_refused_by_its_name,
         pools::every_example_applies,
+        installation::the_server_is_of_the_kubernetes_that_the_tests_are_to_have,
         installation::the_hook_brings_older_definitions_up_to_date,
         shown::explain_shows_the_meaning_of_each_field,
         shown::a_pool_is_shown_in_the_promised_columns,

@@ -3,10 +3,12 @@
 
 use crate::Test;
 use crate::stage::{Stage, find, quick};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vnetpool_azure_sim::{Config, Effect, LogEntry};
@@ -15,6 +17,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool, names};
 use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
+use vnetpool_tests::project::tool;
 use vnetpool_tests::wait::throughout;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -78,6 +81,17 @@ fn reports(pool: &NodeIPPool, type_: condition::Type, part: &str) -> Option<()> 
     (found.status == "True" && found.message.contains(part)).then_some(())
 }
 
+/// The status that kstatus computes of a pool. By that Flux and others judge what they have applied.
+fn judged(pool: &NodeIPPool) -> Result<String> {
+    let mut kstatus = Command::new(tool("kstatus"));
+    kstatus.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut kstatus = kstatus.spawn().context("no kstatus: `make cluster-build` makes it")?;
+    kstatus.stdin.take().context("no input")?.write_all(&serde_json::to_vec(pool)?)?;
+    let output = kstatus.wait_with_output()?;
+    ensure!(output.status.success(), "kstatus: {}", output.status);
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
 /// All nodes follow the pool, and it reports so.
 async fn until_rolled_out(stage: &Stage<'_>, nodes: usize) -> Result<()> {
     let is_done = |pool: &NodeIPPool| {
@@ -85,9 +99,11 @@ async fn until_rolled_out(stage: &Stage<'_>, nodes: usize) -> Result<()> {
         let is_silent =
             [RECONCILING, STALLED].iter().all(|one| condition::find(&status.conditions, *one).is_none());
         let is_new = status.observed_generation == pool.metadata.generation;
-        (is_silent && is_new && status.updated_nodes as usize == nodes).then_some(())
+        (is_silent && is_new && status.updated_nodes as usize == nodes).then(|| pool.clone())
     };
-    stage.until_pool("all nodes follow", "default", is_done).await
+    let pool = stage.until_pool("all nodes follow", "default", is_done).await?;
+    ensure!(judged(&pool)? == "Current", "{pool:?}");
+    Ok(())
 }
 
 async fn until_settled(stage: &Stage<'_>, names: &[String]) -> Result<()> {
@@ -115,8 +131,11 @@ async fn an_edit_reaches_no_more_nodes_at_a_time_than_its_pool_allows_under_any_
         seen.1 = seen.0.len().max(seen.1);
     });
     stage.pool("default", sizing(4, PLACES)).await?;
-    let begun = |pool: &NodeIPPool| reports(pool, RECONCILING, "of 12 nodes follow generation 2");
-    stage.until_pool("it reports how far it is", "default", begun).await?;
+    let begun = |pool: &NodeIPPool| {
+        reports(pool, RECONCILING, "of 12 nodes follow generation 2").map(|()| pool.clone())
+    };
+    let pool = stage.until_pool("it reports how far it is", "default", begun).await?;
+    ensure!(judged(&pool)? == "InProgress", "{pool:?}");
     until_hold(&stage, &names, 4, 4).await?;
     stage.kill().await?;
     ensure!(holding(&stage, &names, 4).len() < NODES, "there is nothing left to do");
@@ -194,8 +213,11 @@ async fn an_edit_stops_when_as_many_nodes_as_may_take_it_up_can_not_settle_and_n
 
     let second = refuse(&names[1]);
     stage.pool("default", sizing(6, 2)).await?;
-    let stopped = |pool: &NodeIPPool| reports(pool, STALLED, "can't settle (AzureRefused): n00, n01.");
-    stage.until_pool("it reports that it has stopped", "default", stopped).await?;
+    let stopped = |pool: &NodeIPPool| {
+        reports(pool, STALLED, "can't settle (AzureRefused): n00, n01.").map(|()| pool.clone())
+    };
+    let pool = stage.until_pool("it reports that it has stopped", "default", stopped).await?;
+    ensure!(judged(&pool)? == "Failed", "{pool:?}");
     stage.until_reported("default", "RolloutStopped", &["NodeIPPool"]).await?;
     throughout("the others stay as they are", Duration::from_secs(2), async || {
         for name in &names[2..] {

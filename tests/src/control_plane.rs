@@ -1,7 +1,7 @@
 //! A real API server on loopback with Vnetpool's CRDs, rights and admission policies in it. No node, no
 //! controller.
 
-use crate::project::{root, search_path, tool};
+use crate::project::{pinned, root, search_path, tool};
 use crate::snippets::Snippet;
 use crate::wait::Limit;
 use anyhow::{Context, Result, bail, ensure};
@@ -44,7 +44,8 @@ impl ControlPlane {
         let dir = root().join("target/cluster").join(name);
         // The remains of a run that was killed.
         cluster(&["down"], &dir, &[])?;
-        cluster(&["up"], &dir, &["--control-plane-only"])?;
+        let older = is_older().then_some("--older");
+        cluster(&["up"], &dir, &["--control-plane-only"].into_iter().chain(older).collect::<Vec<_>>())?;
         let mut plane = Self { dir, kubeconfig: PathBuf::new() };
         let state = std::fs::read_to_string(plane.dir.join("state.json"))?;
         let state: serde_json::Value = serde_json::from_str(&state)?;
@@ -242,6 +243,19 @@ impl User<'_> {
     }
 }
 
+/// Whether the tests are to have the oldest Kubernetes that the chart takes (`make older-kubernetes`).
+fn is_older() -> bool {
+    std::env::var("KUBERNETES").is_ok_and(|word| word == "older")
+}
+
+/// The version of the API server, as `tests/cluster` pins it.
+///
+/// # Errors
+/// When it can't be read there.
+pub fn kubernetes() -> Result<String> {
+    pinned(if is_older() { "older" } else { "" }, "k8s.io/kubernetes")
+}
+
 /// The chart, rendered with these further arguments of helm; helm's complaint is the error.
 pub fn template(args: &[&str]) -> Result<String> {
     let mut helm = Command::new(tool("helm"));
@@ -251,7 +265,7 @@ pub fn template(args: &[&str]) -> Result<String> {
         "vnetpool",
         &path("charts/vnetpool"),
         "--kube-version",
-        "1.36.3",
+        &kubernetes()?,
         "--namespace",
         NAMESPACE,
         "--set",

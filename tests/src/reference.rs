@@ -1,12 +1,16 @@
-//! The pages of `docs/reference` that are made from the programs themselves. `make manifests` writes them,
-//! and a test of `docs` fails while one isn't current.
+//! The pages of `docs` that are made from the programs themselves, most of them in `docs/reference`.
+//! `make manifests` writes them, and a test of `docs` fails while one isn't current.
 
 mod alerts;
 mod commands;
+mod facts;
 mod kinds;
+mod limits;
 pub mod metrics;
+mod names;
 mod permissions;
 mod sizing;
+mod support;
 mod values;
 
 use anyhow::Result;
@@ -25,7 +29,10 @@ pub fn pages() -> Result<Vec<(&'static str, String)>> {
         ("charts/vnetpool/README.md", values::readme()?),
         ("docs/reference/commands.md", commands::page()?),
         ("docs/reference/permissions.md", permissions::page()),
+        ("docs/reference/names.md", names::page()?),
         ("docs/reference/sizing.md", sizing::page()),
+        ("docs/reference/support.md", support::page()?),
+        ("docs/limits.md", limits::page()?),
     ])
 }
 

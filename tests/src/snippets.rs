@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The test that runs the blocks of a group.
-pub const GROUPS: [(&str, &str); 13] = [
+pub const GROUPS: [(&str, &str); 14] = [
     ("azure", "the_documented_commands_of_az_work_on_simulated_azure"),
     ("install", "the_documented_commands_work"),
     ("read", "the_documented_commands_work"),
@@ -21,6 +21,7 @@ pub const GROUPS: [(&str, &str); 13] = [
     ("plain-vm-agent", "the_documented_commands_for_a_plain_vm_work"),
     ("plain-vm", "the_documented_commands_for_a_plain_vm_work"),
     ("plain-vm-end", "the_documented_commands_for_a_plain_vm_work"),
+    ("upgrade", "an_upgrade_and_a_rollback_as_documented_restart_no_pod"),
     ("uninstall", "nothing_stays_after_the_uninstall_that_is_documented"),
     ("hanging", "a_record_whose_operator_is_gone_ends_by_the_documented_command"),
     ("uninstall-node", "nothing_stays_after_the_uninstall_that_is_documented"),

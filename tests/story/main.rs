@@ -74,6 +74,7 @@ fn main() -> Result<ExitCode> {
         chapters::a_changed_pool_changes_the_nodes_addresses,
         chapters::a_burst_of_sixty_pods_costs_two_nic_writes_at_most,
         chapters::pods_start_and_stop_while_the_agent_is_down,
+        typed::an_upgrade_and_a_rollback_as_documented_restart_no_pod,
         trouble::a_standby_takes_over_from_an_operator_killed_in_the_middle_of_a_write,
     ];
     let on_machines_of_their_own = part![

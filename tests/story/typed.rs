@@ -82,3 +82,59 @@ pub async fn helm_test_names_a_node_that_pods_do_not_reach(cluster: &Cluster) ->
     cluster.kubectl(&["delete", "pod", "-n", "vnetpool-system", "vnetpool-test"]).await?;
     cluster.settled(MINIMUM, Duration::from_secs(180)).await
 }
+
+/// A request a second on one connection; it ends when an answer doesn't come.
+const REQUESTS: &str = r"exec 3<>/dev/tcp/ADDRESS/8080
+while printf 'GET /whoami HTTP/1.1\r\nHost: pod\r\n\r\n' >&3; do
+  while read -r -t 10 line <&3 || exit 1; [[ $line != *HTTP/1.1* ]]; do :; done
+  sleep 1
+done";
+
+/// The next release is this one under another tag: each pod of ours is replaced twice, no other is.
+pub async fn an_upgrade_and_a_rollback_as_documented_restart_no_pod(cluster: &Cluster) -> Result<()> {
+    for node in &cluster.state.nodes {
+        for image in ["operator", "node-agent"].map(|name| format!("localhost/vnetpool/{name}")) {
+            let [from, to] = ["dev", "next"].map(|tag| format!("{image}:{tag}"));
+            let tag = ["ctr", "--namespace", "k8s.io", "images", "tag", "--force", &from, &to];
+            cluster.run_on(&node.name, &tag).await?;
+        }
+    }
+    let pods = cluster.state.nodes.len();
+    cluster.deploy("kept", u32::try_from(pods)?, None).await?;
+    let mut kept = cluster.running("kept", pods, Duration::from_secs(60)).await?;
+    let pod = kept.first().context("no pod")?;
+    let requests = REQUESTS.replace("ADDRESS", &pod.address.to_string());
+    let mut connection = cluster.start_on("vm-1", "connection", &["bash", "-c", &requests])?;
+    let snippets = snippets::of("upgrade")?;
+    ensure!(snippets.len() == 2, "{snippets:?}");
+    for (snippet, tag) in snippets.iter().zip(["next", "dev"]) {
+        cluster.type_in(snippet, &[("VERSION", "next")], "").await?;
+        let images = [
+            "get",
+            "deployment,daemonset",
+            "--namespace=vnetpool-system",
+            "--output=jsonpath={.items[*].spec.template.spec.containers[*].image}",
+        ];
+        let images = cluster.kubectl(&images).await?;
+        let are_of = images.split(' ').filter(|image| image.ends_with(&format!(":{tag}"))).count();
+        ensure!(are_of == 2, "{}: {images}", snippet.place);
+        let still = cluster.running("kept", kept.len(), Duration::from_secs(60)).await?;
+        ensure!(still == kept, "{}: {kept:?} were there, and now {still:?}", snippet.place);
+        let ended = connection.try_wait()?;
+        ensure!(
+            ended.is_none(),
+            "{}: the connection with {} has ended: {ended:?}",
+            snippet.place,
+            still[0].name
+        );
+        // More pods on the nodes whose agent and plugin have just been replaced.
+        let more = kept.len() + pods;
+        cluster.scale("kept", u32::try_from(more)?).await?;
+        kept = cluster.running("kept", more, Duration::from_secs(60)).await?;
+    }
+    let restarts = "--output=jsonpath={.items[*].status.containerStatuses[*].restartCount}";
+    let restarts = cluster.kubectl(&["get", "pods", "--selector=app=kept", restarts]).await?;
+    ensure!(restarts.split(' ').all(|count| count == "0"), "{restarts}");
+    cluster.undeploy("kept").await?;
+    cluster.settled(MINIMUM, Duration::from_secs(180)).await
+}

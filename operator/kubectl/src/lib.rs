@@ -39,9 +39,9 @@ mod tests {
     fn the_krew_manifest_is_one_when_a_release_has_filled_it_in() {
         let filled = include_str!("../krew.yaml")
             .replace("$VERSION", env!("CARGO_PKG_VERSION"))
-            .replace("$ARCH", "amd64")
             .replace("$URI", "https://example.test")
-            .replace("$SHA256", &"0".repeat(64));
+            .replace("$SHA256_amd64", &"0".repeat(64))
+            .replace("$SHA256_arm64", &"1".repeat(64));
         assert!(!filled.lines().any(|line| !line.starts_with('#') && line.contains('$')), "{filled}");
         let manifest: Value = serde_yaml_ng::from_str(&filled).unwrap();
         assert_eq!(manifest["apiVersion"], "krew.googlecontainertools.github.com/v1alpha2");

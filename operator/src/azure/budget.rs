@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 pub use lesson::Lesson;
+pub use meter::NETWORK_WRITES;
 use meter::{Level, Meter};
 use queue::{Next, Queue, Rank, Tried};
 

@@ -24,6 +24,8 @@ pub struct Cost {
 
 /// The verbs that change an object.
 const WRITES: [&str; 5] = ["POST", "PUT", "PATCH", "APPLY", "DELETE"];
+/// Some 180 for any number of nodes, and two dozen for each further subscription.
+const MOST_SERIES: usize = 500;
 /// The objects that only the operator and the agents write here.
 const OURS: [&str; 4] = ["nodeipallocations", "nodeippools", "events", "leases"];
 
@@ -82,6 +84,7 @@ impl Cost {
     /// When the leadership has changed hands in between: the operator's counters began anew then.
     pub fn less(&self, before: &Cost, phase: &str, took: f64) -> Result<Value> {
         ensure!(self.transitions == before.transitions, "the Lease was lost and won in the phase: {phase}");
+        ensure!(self.series <= MOST_SERIES, "{} time series: {phase}", self.series);
         let [memory, most] = self.usage.memory;
         let processor = self.usage.processor - before.usage.processor;
         println!(

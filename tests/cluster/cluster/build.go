@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -15,16 +16,23 @@ import (
 )
 
 const (
-	kubernetesVersion = "v1.36.3" // go.mod's
-	helmVersion       = "v3.22.0" // helm/go.mod's
-	cnitoolVersion    = "v1.3.0"  // cnitool/go.mod's
-	containerdVersion = "v2.4.2"  // containerd/go.mod's
-	corednsVersion    = "v1.15.0" // coredns/go.mod's
-	felixVersion      = "v3.28.5" // Calico's; felix/go.mod has it by its commit
+	kubernetesVersion = "v1.36.3"  // go.mod's
+	olderVersion      = "v1.32.13" // older/go.mod's
+	helmVersion       = "v3.22.0"  // helm/go.mod's
+	cnitoolVersion    = "v1.3.0"   // cnitool/go.mod's
+	containerdVersion = "v2.4.2"   // containerd/go.mod's
+	corednsVersion    = "v1.15.0"  // coredns/go.mod's
+	felixVersion      = "v3.28.5"  // Calico's; felix/go.mod has it by its commit
 )
+
+// A folder of target/cluster/bin: the names under which the older Kubernetes is started.
+const olderFolder = "older"
 
 // The names under which the one Kubernetes binary is started.
 var kubeCommands = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"}
+
+// Those of the older one.
+var olderCommands = []string{"kube-apiserver", "kube-controller-manager"}
 
 // program is a binary and how to build it.
 type program struct {
@@ -50,6 +58,14 @@ var programs = []program{
 		ldflags: "-X k8s.io/component-base/version.gitVersion=" + kubernetesVersion +
 			" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36 -X k8s.io/component-base/version.gitTreeState=clean",
 		inputs: []string{"go.mod", "go.sum", "kube/main.go"},
+	},
+	{
+		// The API server and its controllers alone: `cluster up --control-plane-only --older`.
+		name: "kube-older", label: "Kubernetes " + olderVersion + " (about 4 minutes the first time)", folder: "older", pack: ".",
+		ldflags: "-X k8s.io/component-base/version.gitVersion=" + olderVersion +
+			" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=32 -X k8s.io/component-base/version.gitTreeState=clean",
+		onRequest: true,
+		inputs:    []string{"older/go.mod", "older/go.sum", "older/main.go"},
 	},
 	{
 		name: "helm-" + helmVersion, label: "helm " + helmVersion + " (about 2 minutes the first time)", folder: "helm", pack: "helm.sh/helm/v3/cmd/helm",
@@ -100,6 +116,10 @@ var programs = []program{
 	{
 		name: "monitors", label: "the Prometheus operator's types", folder: "monitors", pack: ".", static: true,
 		inputs: []string{"monitors/go.mod", "monitors/go.sum", "monitors/main.go"},
+	},
+	{
+		name: "kstatus", label: "kstatus", folder: "kstatus", pack: ".", static: true,
+		inputs: []string{"kstatus/go.mod", "kstatus/go.sum", "kstatus/main.go"},
 	},
 	{name: "probe", label: "probe", folder: ".", pack: "./probe", static: true},
 	{name: "cluster", label: "cluster", folder: ".", pack: "./cluster", static: true},
@@ -163,6 +183,14 @@ func build(ctx context.Context, names []string) error {
 	}
 	for _, name := range kubeCommands {
 		if err := link("kube", root.bin(name)); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(root.bin(olderFolder), 0o755); err != nil {
+		return err
+	}
+	for _, name := range olderCommands {
+		if err := link("../kube-older", root.bin(filepath.Join(olderFolder, name))); err != nil {
 			return err
 		}
 	}

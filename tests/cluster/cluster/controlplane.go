@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strconv"
 	"time"
 )
@@ -28,6 +29,7 @@ type place struct {
 	api     int
 	etcd    int
 	peer    int
+	older   bool // the API server and its controllers are of the older Kubernetes
 }
 
 // vnetPlace is a VM of the VNet.
@@ -50,6 +52,14 @@ func loopbackPlace() (place, error) {
 	}
 	return place{address: "127.0.0.1", server: fmt.Sprintf("https://127.0.0.1:%d", ports[0]),
 		api: ports[0], etcd: ports[1], peer: ports[2]}, nil
+}
+
+// kube is the path of a command of the Kubernetes that runs here.
+func (c *Cluster) kube(p place, name string) string {
+	if p.older {
+		name = filepath.Join(olderFolder, name)
+	}
+	return c.repo.bin(name)
 }
 
 func (p place) apiServer() string {
@@ -111,7 +121,7 @@ func (c *Cluster) startControlPlane(ctx context.Context, p place) error {
 		// Nothing can reach a Service that points to loopback.
 		bind, endpoints = "127.0.0.1", "none"
 	}
-	server, err := c.start(process{name: "kube-apiserver", netns: p.netns, argv: []string{c.repo.bin("kube-apiserver"),
+	server, err := c.start(process{name: "kube-apiserver", netns: p.netns, argv: []string{c.kube(p, "kube-apiserver"),
 		"--etcd-servers=" + etcdURL,
 		"--bind-address=" + bind, "--secure-port=" + strconv.Itoa(p.api), "--advertise-address=" + p.address,
 		"--endpoint-reconciler-type=" + endpoints,
@@ -145,7 +155,7 @@ func (c *Cluster) startControlPlane(ctx context.Context, p place) error {
 		// Its Nodes have no kubelet: nothing is to taint them and to report that they are gone.
 		controllers = "*,-node-lifecycle-controller,-taint-eviction-controller"
 	}
-	if _, err := c.start(process{name: "kube-controller-manager", netns: p.netns, argv: []string{c.repo.bin("kube-controller-manager"),
+	if _, err := c.start(process{name: "kube-controller-manager", netns: p.netns, argv: []string{c.kube(p, "kube-controller-manager"),
 		"--controllers=" + controllers,
 		"--kubeconfig=" + c.pki("kube-controller-manager.kubeconfig"),
 		"--service-account-private-key-file=" + c.pki("service-accounts.key"), "--root-ca-file=" + c.pki("ca.crt"),

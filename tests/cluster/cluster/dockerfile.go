@@ -42,18 +42,25 @@ func recipeOf(dockerfile, stage string) (recipe, error) {
 				return refuse("only a whole root file system can be copied: --from=build /source/FOLDER /")
 			}
 			found.root = folder
-		case "ENV":
-			if len(words) != 2 || !strings.Contains(rest, "=") || strings.ContainsAny(rest, "\"'$\\") {
-				return refuse("only ENV NAME=VALUE is understood, without quotes and variables")
+		case "ENV", "LABEL":
+			name, value, isPair := strings.Cut(rest, "=")
+			if len(words) != 2 || !isPair || strings.ContainsAny(rest, "\"'$\\") {
+				return refuse("only " + words[0] + " NAME=VALUE is understood, without quotes and variables")
 			}
-			found.config.Env = append(found.config.Env, rest)
+			if words[0] == "ENV" {
+				found.config.Env = append(found.config.Env, rest)
+				continue
+			}
+			if found.config.Labels == nil {
+				found.config.Labels = map[string]string{}
+			}
+			found.config.Labels[name] = value
 		case "USER":
 			found.config.User = rest
 		case "ENTRYPOINT":
 			if err := json.Unmarshal([]byte(rest), &found.config.Entrypoint); err != nil {
 				return refuse(err.Error())
 			}
-		case "LABEL":
 		default:
 			return refuse("the test images can't follow this instruction")
 		}

@@ -17,6 +17,7 @@ ENV NOT=mine
 FROM scratch AS it
 COPY --from=build /source/target/images/it /
 ENV PATH=/usr/sbin:/
+LABEL made.by=us
 USER 1:2
 ENTRYPOINT ["/it", "now"]
 
@@ -24,16 +25,16 @@ FROM scratch AS other
 ENTRYPOINT ["/other"]
 `
 	found, err := recipeOf(dockerfile, "it")
-	wanted := recipe{"target/images/it", imageConfig{Entrypoint: []string{"/it", "now"}, Env: []string{"PATH=/usr/sbin:/"}, User: "1:2"}}
+	wanted := recipe{"target/images/it", imageConfig{Entrypoint: []string{"/it", "now"}, Env: []string{"PATH=/usr/sbin:/"}, User: "1:2", Labels: map[string]string{"made.by": "us"}}}
 	if err != nil || !reflect.DeepEqual(found, wanted) {
 		t.Errorf("%+v, %v", found, err)
 	}
 	if _, err := recipeOf(dockerfile, "other"); err == nil {
 		t.Error("a stage without a root file system has passed")
 	}
-	for _, unknown := range []string{"WORKDIR /", `ENV A="b c"`, "COPY it /bin/", "ENTRYPOINT /it"} {
+	for _, unknown := range []string{"WORKDIR /", `ENV A="b c"`, "LABEL A", "COPY it /bin/", "ENTRYPOINT /it"} {
 		changed := strings.Replace(dockerfile, "USER 1:2", unknown, 1)
-		if _, err := recipeOf(changed, "it"); err == nil || !strings.Contains(err.Error(), "Dockerfile:7") {
+		if _, err := recipeOf(changed, "it"); err == nil || !strings.Contains(err.Error(), "Dockerfile:8") {
 			t.Errorf("%s: %v", unknown, err)
 		}
 	}

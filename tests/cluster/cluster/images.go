@@ -92,6 +92,7 @@ func images(ctx context.Context) error {
 func releaseCommand(args []string) error {
 	flags := flag.NewFlagSet("release", flag.ContinueOnError)
 	tag := flags.String("tag", "", "the release's version")
+	architectures := flags.String("architectures", runtime.GOARCH, "for which their root file systems are staged")
 	out := flags.String("out", "", "the folder for the archives")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -108,16 +109,29 @@ func releaseCommand(args []string) error {
 		return err
 	}
 	for _, i := range all {
-		content, err := ociArchive(i.names, i.recipe.config, os.DirFS(root.path(i.recipe.root)))
+		i.recipe.config.Labels["org.opencontainers.image.version"] = *tag
+		var variants []variant
+		for _, architecture := range strings.Split(*architectures, ",") {
+			variants = append(variants, variant{architecture, os.DirFS(root.path(rootFor(i.recipe.root, architecture)))})
+		}
+		content, err := ociArchive(i.names, i.recipe.config, variants)
 		if err != nil {
 			return fmt.Errorf("image %s: %w", i.archive, err)
 		}
-		archive := filepath.Join(*out, fmt.Sprintf("vnetpool-%s-%s-%s.oci.tar", i.archive, *tag, runtime.GOARCH))
+		archive := filepath.Join(*out, fmt.Sprintf("vnetpool-%s-%s.oci.tar", i.archive, *tag))
 		if err := writeFile(archive, content, 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// rootFor is where the Makefile stages a root file system for an architecture, by where it does for this one.
+func rootFor(folder, architecture string) string {
+	if architecture == runtime.GOARCH {
+		return folder
+	}
+	return filepath.Join(filepath.Dir(folder)+"-"+architecture, filepath.Base(folder))
 }
 
 // hasPrograms reports whether the programs of the image are there.
@@ -183,7 +197,7 @@ func (i image) build(root repo) error {
 	if _, err := os.Stat(filepath.Join(folder, i.recipe.config.Entrypoint[0])); err != nil {
 		return fmt.Errorf("%w: stage the program there first", err)
 	}
-	content, err := ociArchive(i.names, i.recipe.config, os.DirFS(folder))
+	content, err := ociArchive(i.names, i.recipe.config, []variant{{runtime.GOARCH, os.DirFS(folder)}})
 	if err != nil {
 		return err
 	}

@@ -18,9 +18,10 @@ const usage = `usage:
                                                  kube, helm, probe, cluster; install missing Debian packages;
                                                  Kubernetes' conformance suite only as PART: conformance agnhost
   cluster images                                 build the images of the operator, the node agent, probe and pause
-  cluster release --tag VERSION --out DIR        write the images of the operator and the node agent as archives of a release
+  cluster release --tag VERSION [--architectures amd64,arm64] --out DIR
+                                                 write the images of the operator and the node agent as archives of a release
   cluster up --dir DIR [--nodes 3] [--vms 1] [--proxy-mode iptables|nftables] [--azure-sim PATH] [--template FILE]
-             [--control-plane-only]
+             [--control-plane-only [--older]]
   cluster down --dir DIR                         take it down, also after a crash
   cluster node add|delete|stop|start|reboot --dir DIR NAME
   cluster backup save|restore --dir DIR          keep what the API server stores, and bring it back: the control plane starts anew

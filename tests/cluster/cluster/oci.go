@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"runtime"
 )
 
 type object = map[string]any
@@ -18,18 +17,21 @@ type object = map[string]any
 // imageConfig is how a container of an image starts, in the words of the format.
 type imageConfig struct {
 	Entrypoint []string
-	Cmd        []string `json:",omitempty"`
-	Env        []string `json:",omitempty"`
-	User       string   `json:",omitempty"`
+	Cmd        []string          `json:",omitempty"`
+	Env        []string          `json:",omitempty"`
+	User       string            `json:",omitempty"`
+	Labels     map[string]string `json:",omitempty"`
 }
 
-// ociArchive gives an image layout in a tar: one layer with a root file system, which belongs to root
-// throughout. An image may have several names.
-func ociArchive(names []string, start imageConfig, root fs.FS) ([]byte, error) {
-	layer, err := layerOf(root)
-	if err != nil {
-		return nil, err
-	}
+// variant is the root file system of an image for machines of one architecture.
+type variant struct {
+	architecture string
+	root         fs.FS
+}
+
+// ociArchive gives an image layout in a tar: for each architecture one layer with a root file system, which
+// belongs to root throughout. An image may have several names.
+func ociArchive(names []string, start imageConfig, variants []variant) ([]byte, error) {
 	files := map[string][]byte{"oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`)}
 	var order []string
 	// Every blob lies under its digest; a reference to it has kind, digest and size.
@@ -44,29 +46,49 @@ func ociArchive(names []string, start imageConfig, root fs.FS) ([]byte, error) {
 		encoded, err := json.Marshal(content)
 		return blob(kind, encoded), err
 	}
-	layerRef := blob("application/vnd.oci.image.layer.v1.tar", layer)
-	config, err := asBlob("application/vnd.oci.image.config.v1+json", object{
-		"architecture": runtime.GOARCH, "os": "linux",
-		"config": start,
-		"rootfs": object{"type": "layers", "diff_ids": []any{layerRef["digest"]}},
-	})
-	if err != nil {
-		return nil, err
+	var images []object
+	for _, one := range variants {
+		layer, err := layerOf(one.root)
+		if err != nil {
+			return nil, err
+		}
+		layerRef := blob("application/vnd.oci.image.layer.v1.tar", layer)
+		config, err := asBlob("application/vnd.oci.image.config.v1+json", object{
+			"architecture": one.architecture, "os": "linux",
+			"config": start,
+			"rootfs": object{"type": "layers", "diff_ids": []any{layerRef["digest"]}},
+		})
+		if err != nil {
+			return nil, err
+		}
+		manifest, err := asBlob("application/vnd.oci.image.manifest.v1+json", object{
+			"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+			"config": config, "layers": []object{layerRef},
+		})
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, manifest)
 	}
-	manifest, err := asBlob("application/vnd.oci.image.manifest.v1+json", object{
-		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-		"config": config, "layers": []object{layerRef},
-	})
-	if err != nil {
-		return nil, err
+	image := images[0]
+	if len(images) > 1 {
+		for i, one := range variants {
+			images[i]["platform"] = object{"architecture": one.architecture, "os": "linux"}
+		}
+		const kind = "application/vnd.oci.image.index.v1+json"
+		var err error
+		if image, err = asBlob(kind, object{"schemaVersion": 2, "mediaType": kind, "manifests": images}); err != nil {
+			return nil, err
+		}
 	}
 	var manifests []object
 	for _, name := range names {
-		named := maps.Clone(manifest)
+		named := maps.Clone(image)
 		// The name under which containerd files it.
 		named["annotations"] = object{"io.containerd.image.name": name}
 		manifests = append(manifests, named)
 	}
+	var err error
 	if files["index.json"], err = json.Marshal(object{"schemaVersion": 2, "manifests": manifests}); err != nil {
 		return nil, err
 	}
@@ -80,8 +102,7 @@ func ociArchive(names []string, start imageConfig, root fs.FS) ([]byte, error) {
 			return nil, err
 		}
 	}
-	err = writer.Close()
-	return archive.Bytes(), err
+	return archive.Bytes(), writer.Close()
 }
 
 // layerOf packs a root file system, in the order of its paths and without times and owners.

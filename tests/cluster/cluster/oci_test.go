@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"slices"
 	"testing"
 	"testing/fstest"
@@ -16,7 +17,7 @@ import (
 
 func TestAnArchiveNamesItsImageAndEveryDigestHolds(t *testing.T) {
 	names := []string{"localhost/it:dev", "localhost/other:1"}
-	archive, err := ociArchive(names, imageConfig{Entrypoint: []string{"/it"}}, fstest.MapFS{"it": {Data: []byte("program"), Mode: 0o755}})
+	archive, err := ociArchive(names, imageConfig{Entrypoint: []string{"/it"}}, []variant{{"amd64", onlyProgram("program")}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,13 +66,57 @@ func TestAnArchiveNamesItsImageAndEveryDigestHolds(t *testing.T) {
 	}
 }
 
+func TestAnImageForTwoArchitecturesHasAProgramForEach(t *testing.T) {
+	variants := []variant{{"amd64", onlyProgram("one")}, {"arm64", onlyProgram("other")}}
+	archive, err := ociArchive([]string{"it:1"}, imageConfig{Entrypoint: []string{"/it"}}, variants)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := untar(t, archive)
+	type reference struct {
+		MediaType, Digest string
+		Platform          struct{ Architecture, Os string }
+	}
+	blob := func(r reference) []byte { return files["blobs/sha256/"+r.Digest[len("sha256:"):]] }
+	var layout, image struct{ Manifests []reference }
+	parse(t, files["index.json"], &layout)
+	if len(layout.Manifests) != 1 || layout.Manifests[0].MediaType != "application/vnd.oci.image.index.v1+json" {
+		t.Fatalf("a client that pulls the name gets %+v", layout)
+	}
+	parse(t, blob(layout.Manifests[0]), &image)
+	found := map[string]string{}
+	for _, one := range image.Manifests {
+		var manifest struct {
+			Config reference
+			Layers []reference
+		}
+		parse(t, blob(one), &manifest)
+		var config struct{ Architecture, Os string }
+		parse(t, blob(manifest.Config), &config)
+		if config != one.Platform {
+			t.Errorf("%+v is named as %+v", config, one.Platform)
+		}
+		found[config.Architecture] = string(untar(t, blob(manifest.Layers[0]))["it"])
+	}
+	if !maps.Equal(found, map[string]string{"amd64": "one", "arm64": "other"}) {
+		t.Errorf("%v", found)
+	}
+	if folder := rootFor("target/images/operator", "else"); folder != "target/images-else/operator" {
+		t.Errorf("staged in %s", folder)
+	}
+}
+
+func onlyProgram(content string) fs.FS {
+	return fstest.MapFS{"it": {Data: []byte(content), Mode: 0o755}}
+}
+
 func TestTheSameFilesGiveTheSameBytesWhateverTheirTimes(t *testing.T) {
 	var archives [][]byte
 	for _, year := range []int{2001, 2002} {
-		archive, err := ociArchive([]string{"it"}, imageConfig{Entrypoint: []string{"/it"}}, fstest.MapFS{
+		archive, err := ociArchive([]string{"it"}, imageConfig{Entrypoint: []string{"/it"}}, []variant{{"amd64", fstest.MapFS{
 			"it":  {Data: []byte("program"), Mode: 0o755, ModTime: time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)},
 			"etc": {Mode: fs.ModeDir | 0o755},
-		})
+		}}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -24,6 +24,7 @@ type settings struct {
 	azureSim         string
 	template         string
 	controlPlaneOnly bool
+	older            bool
 }
 
 func upCommand(ctx context.Context, args []string) error {
@@ -36,11 +37,15 @@ func upCommand(ctx context.Context, args []string) error {
 	flags.StringVar(&s.azureSim, "azure-sim", "", "the simulated Azure's binary")
 	flags.StringVar(&s.template, "template", "", "an ARM template that makes the network, instead of the simulator's own")
 	flags.BoolVar(&s.controlPlaneOnly, "control-plane-only", false, "an API server on loopback, nothing else")
+	flags.BoolVar(&s.older, "older", false, "with --control-plane-only: of the oldest Kubernetes that the chart takes")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if flags.NArg() != 0 {
 		return errUsage
+	}
+	if s.older && !s.controlPlaneOnly {
+		return errors.New("--older takes --control-plane-only: there is no kubelet of that release")
 	}
 	cluster, err := open(*dir)
 	if err != nil {
@@ -81,7 +86,11 @@ func (c *Cluster) claim(s settings) error {
 	if os.Geteuid() != 0 && !s.controlPlaneOnly {
 		return errors.New("a cluster with nodes needs namespaces: run this as root")
 	}
-	for _, name := range []string{"kube-apiserver", "probe"} {
+	needed := []string{"kube-apiserver", "probe"}
+	if s.older {
+		needed = append(needed, "kube-older")
+	}
+	for _, name := range needed {
 		if _, err := os.Stat(c.repo.bin(name)); err != nil {
 			return fmt.Errorf("%s is missing: run cluster build first", c.repo.bin(name))
 		}
@@ -139,11 +148,12 @@ func (c *Cluster) claimMachine() error {
 }
 
 // bringUpControlPlane starts an API server on loopback, for tests of the API alone.
-func (c *Cluster) bringUpControlPlane(ctx context.Context, _ settings) error {
+func (c *Cluster) bringUpControlPlane(ctx context.Context, s settings) error {
 	p, err := loopbackPlace()
 	if err != nil {
 		return err
 	}
+	p.older = s.older
 	ca, err := newAuthority()
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-//! Writes the pages of `docs/reference` that are made from the programs: `make manifests`.
+//! Writes the pages of the documents that are made from the programs: `make manifests`.
 
 use anyhow::Result;
 use vnetpool_tests::project::root;

@@ -2,11 +2,11 @@
 
 use super::{head, wrapped};
 use std::fmt::Write;
-use vnetpool_crds::pool::{BLOCK, Sizing};
+use vnetpool_crds::pool::{BLOCK, NETWORK_ADDRESSES, NIC_SLOTS, Sizing};
 use vnetpool_operator::planner::sizing::{Demand, wanted};
 
 /// A NIC takes 256 ipConfigurations, one of them the node's own.
-const ROOM: u32 = 255;
+const ROOM: u32 = NIC_SLOTS - 1;
 /// The addresses that Azure keeps of each subnet.
 const KEPT: u32 = 5;
 const PODS: [u32; 6] = [0, 5, 10, 30, 60, 110];
@@ -92,9 +92,6 @@ fn smallest_subnets() -> String {
     section + &format!("\n{}", wrapped("", "", text))
 }
 
-/// How many addresses a virtual network takes.
-const OF_A_NETWORK: u32 = 65_536;
-
 /// The prefix of the smallest subnet for nodes that hold so many addresses each.
 fn smallest_subnet(nodes: u32, held: u32, grain: u32) -> String {
     let (own, kept) = match grain {
@@ -103,7 +100,7 @@ fn smallest_subnet(nodes: u32, held: u32, grain: u32) -> String {
         _ => (0, 2 * grain),
     };
     let needed = nodes * (held + own);
-    match nodes * (held / grain + 1) > OF_A_NETWORK {
+    match nodes * (held / grain + 1) > NETWORK_ADDRESSES {
         true => format!("no VNet for {needed}"),
         false => prefix(needed, kept),
     }
@@ -122,7 +119,7 @@ fn most_nodes() -> String {
     for (mode, grain) in [("Address", 1), ("Prefix", BLOCK)] {
         let _ = write!(section, "| `{mode}` |");
         let taken = |pods: u32| held(&Sizing::default(), pods, grain) / grain + 1;
-        PODS.iter().for_each(|pods| section += &format!(" {} |", OF_A_NETWORK * 9 / 10 / taken(*pods)));
+        PODS.iter().for_each(|pods| section += &format!(" {} |", NETWORK_ADDRESSES * 9 / 10 / taken(*pods)));
         section.push('\n');
     }
     section

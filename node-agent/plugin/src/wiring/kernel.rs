@@ -9,6 +9,13 @@ pub struct Feature {
     what: &'static str,
 }
 
+impl Feature {
+    /// The first Linux that has it, such as 5.5.
+    pub fn linux(self) -> String {
+        format!("{}.{}", self.since.0, self.since.1)
+    }
+}
+
 /// nftables shows at its postrouting hook by which link a packet came in. Older kernels take such a rule and
 /// never apply it: packets of pods to destinations outside the VNet would leave under the pods' own
 /// addresses, and be lost.

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use vnetpool_crds::condition::{self, NETWORK_EXHAUSTING};
-use vnetpool_crds::pool::NetworkUse;
+use vnetpool_crds::pool::{NETWORK_ADDRESSES, NetworkUse};
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::verdict::Verdict;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
@@ -17,9 +17,6 @@ use super::{is_below, uncounted};
 use crate::azure::{ResourceId, Usages, vnet_of};
 use crate::network::Hint;
 use crate::pool::blocks::Blocks;
-
-/// "Private IP addresses per virtual network" (learn.microsoft.com, Azure's networking limits).
-const LIMIT: u32 = 65_536;
 
 /// A virtual network, and what is known of it.
 struct Known {
@@ -43,7 +40,7 @@ pub fn report(
     let known: Vec<Known> = vnets.map(|id| Known::of(id, &usages, blocks)).collect();
     let shown = |one: &Known| NetworkUse {
         id: one.id.to_string(),
-        limit: LIMIT,
+        limit: NETWORK_ADDRESSES,
         used: one.taken.map(|(_, at_most)| at_most),
     };
     status.networks = known.iter().map(shown).collect();
@@ -72,11 +69,14 @@ fn forecast(pool: &NodeIPPool, known: &[Known], before: Option<&Condition>) -> O
         return Some(Verdict::no(Reason::Off, "subnetExhaustingPercent of this pool is 0"));
     }
     let was_short = before.is_some_and(|before| before.status == "True");
-    let is_short = |taken: u32| is_below(LIMIT.saturating_sub(taken), LIMIT, percent, was_short);
+    let is_short =
+        |taken: u32| is_below(NETWORK_ADDRESSES.saturating_sub(taken), NETWORK_ADDRESSES, percent, was_short);
     let taken = || known.iter().filter_map(|one| Some((one, one.taken?)));
     let short: Vec<String> = taken()
         .filter(|(_, (at_least, _))| is_short(*at_least))
-        .map(|(one, (at_least, _))| format!("{} has {at_least} of {LIMIT} private addresses taken", one.id))
+        .map(|(one, (at_least, _))| {
+            format!("{} has {at_least} of {NETWORK_ADDRESSES} private addresses taken", one.id)
+        })
         .collect();
     if !short.is_empty() {
         return Some(Verdict::yes(
@@ -93,7 +93,7 @@ fn forecast(pool: &NodeIPPool, known: &[Known], before: Option<&Condition>) -> O
     if let Some((one, _)) = taken().find(|(_, (_, at_most))| is_short(*at_most)) {
         let message = format!(
             "{} is nearly full if Azure counts each block of 16 as one address, and isn't if it counts 16: the figures go with \
-             both. See how many addresses its subnets and virtual machines have in all; Azure takes {LIMIT}.",
+             both. See how many addresses its subnets and virtual machines have in all; Azure takes {NETWORK_ADDRESSES}.",
             one.id
         );
         return Some(Verdict::unknown(Reason::CountAmbiguous, message));
@@ -103,7 +103,9 @@ fn forecast(pool: &NodeIPPool, known: &[Known], before: Option<&Condition>) -> O
         None if known.is_empty() => Some(Verdict::no(Reason::NoNodes, "no node is served by this pool")),
         None => Some(Verdict::no(
             Reason::EnoughFree,
-            format!("each virtual network has more than {percent} % of its {LIMIT} private addresses left"),
+            format!(
+                "each virtual network has more than {percent} % of its {NETWORK_ADDRESSES} private addresses left"
+            ),
         )),
     }
 }
