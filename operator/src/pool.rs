@@ -29,6 +29,7 @@ use vnetpool_crds::condition::{self, NETWORK_EXHAUSTING, SELECTED, SUBNET_EXHAUS
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus, names};
 
+use crate::api_server::read_again;
 use crate::azure::ResourceId;
 use crate::caught::or_later;
 use crate::context::{Context, Stop};
@@ -165,10 +166,9 @@ impl Pools {
         if !lock(&self.unanswered).contains_key(&name) {
             return Ok(());
         }
-        let found = Api::<NodeIPPool>::all(self.ctx.client.clone()).get_opt(&name).await?;
+        let found = read_again(&self.ctx.client, pool).await?;
         let asked = lock(&self.unanswered).remove(&name).filter(|asked| asked.uid == pool.uid());
-        let found = found.filter(|found| found.uid() == pool.uid()).and_then(|found| found.status);
-        if let Some((asked, found)) = asked.zip(found)
+        if let Some((asked, found)) = asked.zip(found.and_then(|found| found.status))
             && condition::same(&found.conditions, &asked.next.conditions)
         {
             self.report(pool, asked, now);

@@ -1,5 +1,11 @@
 //! Answers of the API server.
 
+use std::fmt::Debug;
+
+use kube::core::ClusterResourceScope;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
 pub const FORBIDDEN: u16 = 403;
 pub const CONFLICT: u16 = 409;
 pub const NOT_FOUND: u16 = 404;
@@ -7,4 +13,16 @@ pub const NOT_FOUND: u16 = 404;
 /// Whether the API server answered with this status.
 pub fn is_status(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
+}
+
+/// This object as the API server has it now; `None` if it is gone, also where another has its name.
+///
+/// # Errors
+/// The API server's, and those of the way there.
+pub async fn read_again<K>(client: &Client, object: &K) -> kube::Result<Option<K>>
+where
+    K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    let found = Api::<K>::all(client.clone()).get_opt(&object.name_any()).await?;
+    Ok(found.filter(|found| found.uid() == object.uid()))
 }

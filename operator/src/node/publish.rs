@@ -21,7 +21,7 @@ use super::memory::known::Known;
 use super::observe::Seen;
 use super::observe::taken_off;
 use super::strays::Strays;
-use crate::api_server::{CONFLICT, NOT_FOUND, is_status};
+use crate::api_server::{CONFLICT, NOT_FOUND, is_status, read_again};
 use crate::azure::ResourceId;
 use crate::cluster::kept;
 use crate::context::Context;
@@ -321,18 +321,17 @@ pub async fn delete(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), 
 
 /// Whether the object is still there and no other in its place, as the API server itself has it.
 pub async fn is_there(ctx: &Context, allocation: &NodeIPAllocation) -> Result<bool, Error> {
-    let found = allocations(ctx).get_opt(&allocation.name_any()).await.map_err(Error::Delete)?;
-    Ok(found.is_some_and(|found| found.uid() == allocation.uid()))
+    let found = read_again(&ctx.client, allocation).await.map_err(Error::Delete)?;
+    Ok(found.is_some())
 }
 
 async fn drop_finalizer(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
-    let api = allocations(ctx);
-    let found = api.get_opt(&allocation.name_any()).await.map_err(Error::Delete)?;
-    let Some(found) = found.filter(|found| found.uid() == allocation.uid()) else { return Ok(()) };
+    let found = read_again(&ctx.client, allocation).await.map_err(Error::Delete)?;
+    let Some(found) = found else { return Ok(()) };
     let others: Vec<_> = found.finalizers().iter().filter(|one| *one != names::FINALIZER).collect();
     let patch = json!({"metadata": {"finalizers": others, "resourceVersion": found.resource_version()}});
     let (name, params, patch) = (found.name_any(), PatchParams::default(), Patch::Merge(patch));
-    match ctx.writes.urgent(api.patch(&name, &params, &patch)).await {
+    match ctx.writes.urgent(allocations(ctx).patch(&name, &params, &patch)).await {
         Ok(_) => Ok(()),
         Err(error) if is_status(&error, NOT_FOUND) => Ok(()),
         Err(error) => Err(Error::Delete(error)),

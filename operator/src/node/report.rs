@@ -31,6 +31,7 @@ use super::memory::reports::Turn;
 use super::observe::{groups, taken_off};
 use super::pause::Pause;
 use super::progress::Progress;
+use crate::api_server::read_again;
 use crate::cluster::kept;
 use crate::context::Context;
 use crate::node_object::Node;
@@ -180,9 +181,7 @@ pub async fn settle_unanswered(
     if memory.reports.unanswered.is_none() {
         return Ok(allocation);
     }
-    let name = allocation.name_any();
-    let found = Api::<NodeIPAllocation>::all(ctx.client.clone()).get_opt(&name).await;
-    let found = found.map_err(Error::Report)?.filter(|found| found.uid() == allocation.uid());
+    let found = read_again(&ctx.client, &*allocation).await.map_err(Error::Report)?;
     let turn = memory.reports.unanswered.take();
     let Some((mut found, turn)) = found.zip(turn) else { return Ok(allocation) };
     kept::strip_allocation(&mut found);
@@ -190,7 +189,7 @@ pub async fn settle_unanswered(
     ctx.cluster.answered(&found);
     memory.nic.status_written(&found);
     if condition::same(&ours(&found), &turn.next) {
-        publish_turn(ctx, &found, ctx.cluster.node(&name).as_deref(), &turn);
+        publish_turn(ctx, &found, ctx.cluster.node(&found.name_any()).as_deref(), &turn);
     }
     Ok(found)
 }
