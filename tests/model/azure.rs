@@ -1,10 +1,17 @@
 //! The modelled outside: Azure's side of a NIC write, and the API server's side of a write to the object.
 
-use crate::world::{ADDRESSES, Api, Azure, Configuration, Document, Object, Put, Spec};
+use crate::world::{
+    ADDRESSES, Api, Azure, Configuration, Document, Object, Operation, ProvisioningState, Put, Spec,
+};
 
 impl Azure {
     pub fn read(&self) -> Document {
-        Document { etag: self.etag, held: self.nic.clone() }
+        let state = match (self.operation, self.has_failed) {
+            (Some(_), _) => ProvisioningState::Updating,
+            (None, true) => ProvisioningState::Failed,
+            (None, false) => ProvisioningState::Succeeded,
+        };
+        Document { etag: self.etag, held: self.nic.clone(), state, unfinished: self.unfinished.clone() }
     }
 
     /// An address that is given back is the next that is given out: the worst case for a stale view.
@@ -14,26 +21,39 @@ impl Azure {
         })
     }
 
-    /// Handles a write: replaces the whole NIC, if it is still the one that the writer has read. Gives the
-    /// NIC after it, or `None` if it was refused as stale or for want of addresses.
-    pub fn put(&mut self, put: &Put, checks_etag: bool) -> Option<Document> {
-        if checks_etag && put.document.etag != self.etag {
-            return None;
+    /// Takes a write: replaces the whole NIC, if it is still the one that the writer has read. Returns
+    /// whether it did: not if the write is stale, for want of addresses, or while another isn't finished.
+    pub fn take(&mut self, put: &Put, checks_etag: bool) -> bool {
+        if self.operation.is_some() || (checks_etag && put.document.etag != self.etag) {
+            return false;
         }
         let before = self.nic.clone();
         self.nic = put.document.held.iter().filter(|one| !put.release.contains(&one.name)).copied().collect();
         for &name in put.reserve.iter().filter(|name| !put.release.contains(name)) {
             let Some(address) = self.lowest_free() else {
                 self.nic = before;
-                return None;
+                return false;
             };
             if self.nic.iter().all(|one| one.name != name) {
                 self.nic.push(Configuration { name, address });
+                self.unfinished.insert(name);
             }
         }
         self.nic.sort();
         self.etag += 1;
-        Some(self.read())
+        self.operation = Some(Operation { by: put.by });
+        true
+    }
+
+    /// Ends the write that was taken. Returns the process that waits for that.
+    pub fn finish(&mut self, succeeds: bool) -> Option<usize> {
+        let operation = self.operation.take()?;
+        self.has_failed = !succeeds;
+        self.etag += 1;
+        if succeeds {
+            self.unfinished.clear();
+        }
+        operation.by
     }
 }
 

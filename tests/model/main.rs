@@ -21,13 +21,13 @@
 //! any step and then go on; watches that show any of the last versions; NIC writes that arrive late, fail, or
 //! whose answer is lost; agents and DELs that die; a ledger that is lost; rules that are; a boot; pods that
 //! come and go; an object deleted by hand; another user of the subnet who takes addresses that were given
-//! back.
+//! back. Some tests also take ADD and Azure's work on a NIC write apart, lose the API server's answers, have
+//! the runtime collect garbage, or reserve blocks of two addresses.
 //!
 //! The invariants of every state stand in [`protocol`]; that each state leads to the good end once nothing
 //! fails any more, in `protocol/settle.rs`, with the node's rules and without. Left out: time (the cooldown
-//! is 0, every wait is over; both have tests of their own); an ADD and the building of a ledger halfway (the
-//! sandbox locks keep them apart); Azure's state Updating, during which an operator waits (the model is
-//! harsher: a write under way can't be seen at all); changes of the NIC by others, which [`others`] has.
+//! is 0, every wait is over; both have tests of their own); the building of a ledger halfway (the sandbox
+//! locks keep verbs out); changes of the NIC by others, which [`others`] has.
 //!
 //! Every rule of the protocol can be left out ([`Broken`]), in the modelled part only, and each then does
 //! harm: that is what the second half of the tests shows, and that the model would notice. Run with
@@ -49,7 +49,10 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-use protocol::{ALWAYS, COMES_AGAIN, GIVEN_BACK, HANDED_OUT, NOT_EXPOSED, NOT_ROBBED, ON_THE_NIC, Protocol};
+use protocol::{
+    ALWAYS, COMES_AGAIN, GIVEN_BACK, GOOD_END, HANDED_OUT, NEVER_TWICE, NOT_CUT_OFF, NOT_EXPOSED, NOT_ROBBED,
+    ON_THE_NIC, Protocol, REACHED,
+};
 use world::Faults;
 
 /// A rule of the protocol that is left out.
@@ -89,6 +92,20 @@ pub enum Broken {
     /// A spec that another leader has written makes an operator read the NIC, even if it shows in the answer
     /// to a write of conditions.
     OverlooksAnothersSpec,
+    /// The agent builds a ledger only while no verb runs.
+    BuildsDuringAVerb,
+    /// The agent sweeps no sandbox that a verb is at work on.
+    SweepsDuringAVerb,
+    /// An ADD whose lock was removed under it takes everything back.
+    OverlooksALostLock,
+    /// An address that Azure has yet to finish is not in `spec`.
+    PublishesTheUnfinished,
+    /// A NIC write that Azure has given up is made again.
+    NeverRepairs,
+    /// GC takes only what a sandbox had when it began.
+    CollectsWhatCameSince,
+    /// A block is given up only as a whole.
+    GivesUpPartsOfBlocks,
 }
 
 /// Explores breadth first, so that the way to a harm is a shortest one, and prints what it found.
@@ -293,4 +310,55 @@ fn a_report_that_lands_after_the_ledger_was_lost_and_built_anew_does_no_harm() {
     holds("late, booted", Protocol { pods: 1, seen_versions: 2, ..Protocol::new(Broken::None, booted) });
     fails(Broken::ReportsOnAnyVersion, HANDED_OUT, wiped);
     fails(Broken::BuildsUnannounced, HANDED_OUT, wiped);
+}
+
+/// The lock of its sandbox keeps the agent and a DEL out between the halves, and ends with its process.
+#[test]
+fn an_add_that_stands_still_or_dies_between_its_halves_does_no_harm() {
+    let faults = Faults { broken_adds: 1, wipes: 1, pod_changes: 2, ..NONE };
+    let split =
+        |broken| Protocol { pods: 0, seen_versions: 1, splits_adds: true, ..Protocol::new(broken, faults) };
+    holds("an ADD in halves", split(Broken::None));
+    for broken in [Broken::BuildsDuringAVerb, Broken::SweepsDuringAVerb, Broken::OverlooksALostLock] {
+        fails_in(NEVER_TWICE, split(broken));
+    }
+}
+
+/// A NIC that is Updating, or Failed, is seen as such.
+#[test]
+fn a_nic_write_that_takes_its_time_or_is_given_up_by_azure_does_no_harm() {
+    let faults = Faults { late_failures: 1, pod_changes: 2, ..NONE };
+    let slow =
+        |broken| Protocol { pods: 1, seen_versions: 2, splits_writes: true, ..Protocol::new(broken, faults) };
+    holds("a slow NIC", slow(Broken::None));
+    let lost = Faults { lost_answers: 1, operator_deaths: 1, pod_changes: 1, ..faults };
+    holds("a slow NIC, whose answers are lost", Protocol { faults: lost, ..slow(Broken::None) });
+    fails_in(REACHED, slow(Broken::PublishesTheUnfinished));
+    fails_in(GOOD_END, slow(Broken::NeverRepairs));
+}
+
+#[test]
+fn an_api_server_whose_answers_are_lost_or_that_holds_conditions_back_does_no_harm() {
+    let faults = Faults { lost_publications: 1, operator_deaths: 1, pod_changes: 2, ..NONE };
+    holds("no answer", Protocol { pods: 1, seen_versions: 2, ..Protocol::new(Broken::None, faults) });
+    let twice = Faults { lost_publications: 2, second_leaders: 1, pod_changes: 1, ..NONE };
+    holds("no answers", Protocol { pods: 1, seen_versions: 1, ..Protocol::new(Broken::None, twice) });
+}
+
+#[test]
+fn a_collection_of_garbage_takes_what_is_left_and_nothing_of_a_pod_that_has_come_since() {
+    let faults = Faults { collections: 1, broken_dels: 1, wipes: 1, pod_changes: 2, ..NONE };
+    let collected = |broken| Protocol { pods: 1, seen_versions: 1, ..Protocol::new(broken, faults) };
+    holds("collected", collected(Broken::None));
+    fails_in(NOT_CUT_OFF, collected(Broken::CollectsWhatCameSince));
+}
+
+/// Of two addresses, where pods use one of them.
+#[test]
+fn a_block_goes_back_only_when_no_pod_uses_any_of_it() {
+    let faults = Faults { wipes: 1, lost_answers: 1, pod_changes: 2, ..NONE };
+    let blocks = |broken| Protocol { seen_versions: 2, grain: 2, ..Protocol::new(broken, faults) };
+    holds("blocks", blocks(Broken::None));
+    let one = Faults { pod_changes: 1, ..NONE };
+    fails_in(ON_THE_NIC, Protocol { faults: one, ..blocks(Broken::GivesUpPartsOfBlocks) });
 }

@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use vnetpool_plugin::ledger::{
-    Assign, Claim, Entry, Ledger, Occupant, Pod, Proof, Sandbox, Supplied, Supply,
+    Assign, Claim, Entry, Ledger, Occupant, Pod, Proof, Sandbox, State, Supplied, Supply,
 };
 
 use crate::Broken;
 use crate::operator::{name, number};
-use crate::world::{self, Book, Object, PODS, Report, World};
+use crate::world::{self, Adding, Book, Gc, Object, PODS, Report, World};
 
 /// Time stands still: with no cooldown, nothing depends on it.
 const NOW: u64 = 0;
@@ -53,6 +53,15 @@ impl World {
                 return self.report(seen.object, &would, broken);
             }
         }
+        if broken == Broken::GivesUpPartsOfBlocks && book.read().counts(NOW).held > seen.target {
+            // Those of which a pod has another part.
+            let in_use: Vec<&str> = book.read().assignments().map(|(entry, _)| &*entry.name).collect();
+            let free = book.read().records().iter().filter(|one| matches!(one.state(), State::Free { .. }));
+            let names = free.map(|one| one.entry().name.clone()).filter(|one| in_use.contains(&&**one));
+            let names: Vec<String> = names.collect();
+            self.given_up.extend(names.iter().map(|name| number(name)));
+            return self.report(seen.object, &names, broken);
+        }
         let names = book.with(|ledger| ledger.relinquish(seen.target, NOW));
         self.given_up.extend(names.iter().map(|name| number(name)));
         self.report(seen.object, &[], broken);
@@ -66,6 +75,7 @@ impl World {
         let mut names: Vec<u8> =
             ledger.relinquished().chain(announced.iter().map(String::as_str)).map(number).collect();
         names.sort();
+        names.dedup();
         let assigned = counts.assigned - counts.vanished;
         let version = Some(self.node.latest).filter(|_| broken != Broken::ReportsOnAnyVersion);
         let report = Report { uid: object, boot: self.node.boot, assigned, relinquished: names, version };
@@ -126,6 +136,11 @@ impl World {
         book.for_each(|book| book.with(|ledger| ledger.rule(is_ruled)));
     }
 
+    /// Whether no verb runs, as far as its lock shows: only then the agent builds a ledger.
+    pub fn is_quiet(&self) -> bool {
+        self.node.adding.iter().flatten().all(|adding| !adding.is_locked)
+    }
+
     /// Whether the kernel and the ledger disagree about the addresses in use.
     pub fn has_leaks(&self) -> bool {
         let Some(book) = &self.node.ledger else { return false };
@@ -136,12 +151,16 @@ impl World {
     }
 
     /// The agent's sweep: frees records whose sandbox is gone, takes in sandboxes without a record.
-    pub fn sweep(&mut self) {
-        let wired = self.node.wired;
+    /// It leaves a sandbox alone that a verb is at work on.
+    pub fn sweep(&mut self, broken: Broken) {
+        let (wired, adding) = (self.node.wired, self.node.adding);
+        let is_left_alone = |pod: usize| {
+            adding[pod].is_some_and(|adding| adding.is_locked) && broken != Broken::SweepsDuringAVerb
+        };
         let strangers: Vec<Occupant> = (0..PODS).filter_map(|pod| self.occupant(pod)).collect();
         let Some(book) = &mut self.node.ledger else { return };
         book.with(|ledger| {
-            for pod in (0..PODS).filter(|pod| wired[*pod].is_none()) {
+            for pod in (0..PODS).filter(|pod| wired[*pod].is_none() && !is_left_alone(*pod)) {
                 ledger.free(&sandbox(pod), NOW);
             }
             for stranger in &strangers {
@@ -150,9 +169,14 @@ impl World {
         });
     }
 
-    /// ADD, all of it: its sandbox lock keeps the agent from building a ledger meanwhile. An ADD that finds
-    /// no address gives up; the kubelet tries again.
+    /// ADD, all of it.
     pub fn add(&mut self, pod: usize) {
+        self.add_assigns(pod);
+        self.add_wires(pod, Broken::None);
+    }
+
+    /// First half of ADD. One that finds no address gives up; the kubelet tries again.
+    pub fn add_assigns(&mut self, pod: usize) {
         let Some(book) = &mut self.node.ledger else { return };
         let assigned = book.with(|ledger| {
             let assigned = ledger.assign(&Claim::wired(&sandbox(pod), &Pod::default(), ""), NOW);
@@ -160,9 +184,46 @@ impl World {
             assigned
         });
         if let Assign::Assigned(address) = assigned {
+            let address = address.octets()[3];
+            let is_its = |one: &&world::Configuration| one.address == address / self.grain;
+            let name = self.azure.nic.iter().find(is_its).map(|one| one.name);
             self.exposed |= !self.node.is_ruled && self.node.wired[pod].is_none();
-            self.node.wired[pod] = Some(address.octets()[3]);
+            self.unreached |= name.is_some_and(|name| self.azure.unfinished.contains(&name));
+            self.node.adding[pod] = Some(Adding { address, is_locked: true });
         }
+    }
+
+    /// Second half. An ADD whose lock was removed meanwhile takes everything back.
+    pub fn add_wires(&mut self, pod: usize, broken: Broken) {
+        let Some(Adding { address, is_locked }) = self.node.adding[pod].take() else { return };
+        if is_locked || broken == Broken::OverlooksALostLock {
+            self.node.wired[pod] = Some(address);
+        } else if let Some(book) = &mut self.node.ledger {
+            book.with(|ledger| ledger.free(&sandbox(pod), NOW));
+        }
+    }
+
+    /// GC begins: the runtime has named its sandboxes, those of the pods that are there.
+    pub fn gc_begins(&mut self) {
+        let Some(book) = &self.node.ledger else { return };
+        let has = |pod| book.read().address_of(&sandbox(pod)).is_some();
+        self.node.gc = Some(Gc { valid: self.node.pods, had: std::array::from_fn(has) });
+    }
+
+    /// Whether GC would take this sandbox's address.
+    pub fn is_garbage(&self, pod: usize, broken: Broken) -> bool {
+        let (Some(gc), Some(book)) = (&self.node.gc, &self.node.ledger) else { return false };
+        let is_old = gc.had[pod] || broken == Broken::CollectsWhatCameSince;
+        !gc.valid[pod]
+            && is_old
+            && self.node.adding[pod].is_none()
+            && book.read().address_of(&sandbox(pod)).is_some()
+    }
+
+    /// GC takes it.
+    pub fn gc_collects(&mut self, pod: usize) {
+        self.cut_off |= self.node.pods[pod] && self.node.wired[pod].is_some();
+        self.del(pod, false);
     }
 
     /// DEL: silences the sandbox, then frees its address, unless it dies in between.
@@ -177,6 +238,8 @@ impl World {
     pub fn reboot(&mut self) {
         self.node.boot += 1;
         self.node.wired = [None; PODS];
+        self.node.adding = [None; PODS];
+        self.node.gc = None;
         self.node.ledger = None;
         self.agent_dies();
     }
@@ -191,10 +254,13 @@ impl World {
 
     fn supply(&self, object: &Object, broken: Broken) -> Supply {
         let of_boot = if broken == Broken::AcceptsOtherBoot { self.node.boot } else { object.spec.boot };
-        let entries = object.spec.entries.iter().map(|one| Entry {
-            name: name(one.name),
-            address: Ipv4Addr::new(10, 0, 0, one.address),
-            attached_to: None,
+        let grain = self.grain;
+        let entries = object.spec.entries.iter().flat_map(|one| {
+            (0..grain).map(move |part| Entry {
+                name: name(one.name),
+                address: Ipv4Addr::new(10, 0, 0, one.address * grain + part),
+                attached_to: None,
+            })
         });
         Supply {
             object: object.uid.to_string(),

@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use vnetpool_crds::pool::Sizing;
-use vnetpool_operator::azure::{IpConfiguration, ProvisioningState};
+use vnetpool_operator::azure::{self, IpConfiguration};
 use vnetpool_operator::planner::{self, Demand, Observed, Plan};
 
 use crate::Broken;
 use crate::world::{
-    Configuration, Document, Memory, Object, Observation, PODS, Process, Put, Spec, Step, World,
+    Configuration, Document, Memory, Object, Observation, PODS, Process, ProvisioningState, Put, Spec, Step,
+    World,
 };
 
 /// Time is no part of the model: every wait of the planner is over.
@@ -22,9 +23,23 @@ pub struct Operator<'a> {
     pub world: &'a mut World,
     pub index: usize,
     pub broken: Broken,
+    pub loses: Option<Lost>,
+}
+
+/// What becomes of this process's next write to the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It lands, and its answer is lost.
+    Answer,
+    /// A write of conditions lands after its sender has given it up.
+    HeldBack,
 }
 
 impl Operator<'_> {
+    pub fn of(world: &mut World, index: usize, broken: Broken) -> Operator<'_> {
+        Operator { world, index, broken, loses: None }
+    }
+
     /// Begins a reconcile: the watch shows `watched`.
     pub fn observe(&mut self, watched: &Object) {
         let allocation = self.newest(watched);
@@ -40,7 +55,8 @@ impl Operator<'_> {
                 return self.let_go(allocation);
             }
             self.process().document = None;
-            self.world.azure.puts.push(Put { by: Some(self.index), document, reserve: vec![], release });
+            let by = Some(self.index);
+            self.world.azure.puts.push(Put { by, document, reserve: vec![], release });
             self.process().step = Step::Releasing { allocation };
             return;
         }
@@ -65,7 +81,8 @@ impl Operator<'_> {
         else {
             return;
         };
-        if !may_write || (observation.reserve == 0 && observation.release.is_empty()) {
+        let wants_write = observation.reserve > 0 || !observation.release.is_empty() || observation.repair;
+        if !may_write || !wants_write {
             self.publish(allocation, observation.spec);
             return;
         }
@@ -89,9 +106,10 @@ impl Operator<'_> {
 
     /// The answers to this process's requests find no receiver any more.
     pub fn hangs_up(&mut self) {
-        for put in self.world.azure.puts.iter_mut().filter(|put| put.by == Some(self.index)) {
-            put.by = None;
-        }
+        let azure = &mut self.world.azure;
+        let waits = azure.puts.iter_mut().map(|put| &mut put.by);
+        let waits = waits.chain(azure.operation.iter_mut().map(|operation| &mut operation.by));
+        waits.filter(|by| **by == Some(self.index)).for_each(|by| *by = None);
     }
 
     /// Azure's answer: the NIC after the write, or no information.
@@ -181,11 +199,14 @@ impl Operator<'_> {
         if is_read {
             memory.writing = false;
         }
-        let held = match &process.document {
-            Some(document) if is_read => document.held.clone(),
-            _ => allocation.spec.entries.clone(),
+        let mirror = || Document {
+            etag: 0,
+            held: allocation.spec.entries.clone(),
+            state: ProvisioningState::Succeeded,
+            unfinished: BTreeSet::new(),
         };
-        let mut plan = self.plan(allocation, &held);
+        let mut seen = process.document.clone().filter(|_| is_read).unwrap_or_else(mirror);
+        let mut plan = self.plan(allocation, &seen);
         if !plan.change.is_empty() && !is_read {
             is_read = true;
             let process = self.process();
@@ -193,23 +214,32 @@ impl Operator<'_> {
             if let Some(memory) = &mut process.memory {
                 (memory.nic_known, memory.writing) = (true, false);
             }
-            plan = self.plan(allocation, &nic.held);
+            plan = self.plan(allocation, &nic);
+            seen = nic;
+        }
+        if let Some(memory) = &mut self.process().memory {
+            // It is read again until it has settled.
+            memory.must_read |= seen.state == ProvisioningState::Updating;
         }
         debug_assert!(is_read || plan.change.is_empty());
-        let entries = plan.publish.iter().map(|one| configuration(&one.name, &one.address)).collect();
+        let grain = self.world.grain;
+        let entries = plan.publish.iter().map(|one| configuration(&one.name, &one.address, grain)).collect();
         Observation {
             spec: Spec { boot, target: plan.target, has_interface: true, entries },
             reserve: plan.change.reserve,
             release: plan.change.release.iter().map(|name| number(name)).collect(),
+            repair: plan.change.repair,
         }
     }
 
     fn as_it_is(&self, allocation: &Object) -> Observation {
-        Observation { spec: allocation.spec.clone(), reserve: 0, release: vec![] }
+        Observation { spec: allocation.spec.clone(), reserve: 0, release: vec![], repair: false }
     }
 
     /// The real decision.
-    fn plan(&self, allocation: &Object, held: &[Configuration]) -> Plan {
+    fn plan(&self, allocation: &Object, seen: &Document) -> Plan {
+        let Document { held, state, unfinished, .. } = seen;
+        let grain = self.world.grain;
         let status = &allocation.status;
         let bound = self.world.node.pods.iter().filter(|is_bound| **is_bound).count() as u32;
         let assigned = if status.boot == self.world.node.boot { status.assigned } else { 0 };
@@ -219,17 +249,24 @@ impl Operator<'_> {
             // The operator chooses by its own view of the addresses in use.
             relinquished.extend(held.iter().skip(bound.max(assigned) as usize).map(|one| name(one.name)));
         }
+        let is_finished =
+            |name: &u8| !unfinished.contains(name) || self.broken == Broken::PublishesTheUnfinished;
         let held = held.iter().map(|one| IpConfiguration {
             name: name(one.name),
-            address: Some(format!("10.0.0.{}/32", one.address).parse().unwrap()),
-            state: ProvisioningState::Succeeded,
+            address: Some(range(one.address, grain).parse().unwrap()),
+            state: match state {
+                _ if is_finished(&one.name) => azure::ProvisioningState::Succeeded,
+                ProvisioningState::Updating => azure::ProvisioningState::Updating,
+                _ => azure::ProvisioningState::Failed,
+            },
             attached: Default::default(),
         });
         planner::plan(&Observed {
             sizing: Some(Sizing {
                 minimum: 0,
-                warm: 0,
-                maximum: PODS as u32,
+                // With blocks more than one of them is wanted by so few pods.
+                warm: u32::from(grain) - 1,
+                maximum: PODS as u32 * u32::from(grain),
                 batch: 1,
                 release_after: Duration::ZERO.into(),
             }),
@@ -237,20 +274,20 @@ impl Operator<'_> {
             held: held.collect(),
             lost: BTreeSet::new(),
             slots: 255,
-            grain: 1,
+            grain: grain.into(),
             release_after: Duration::ZERO,
             coarseness: 1,
             adopt: vec![],
             relinquished,
-            shown: Default::default(),
+            shown: allocation.spec.entries.iter().map(|one| name(one.name)).collect(),
             surplus_for: Some(LONG),
             bound_still_for: LONG,
             growth_wanted_for: LONG,
             release_wanted_for: LONG,
             may_reserve: u32::MAX,
-            may_write: true,
-            nic_failed: false,
-            may_mend: true,
+            may_write: *state != ProvisioningState::Updating,
+            nic_failed: *state == ProvisioningState::Failed,
+            may_mend: self.broken != Broken::NeverRepairs,
             may_regroup: true,
             may_release: true,
             forwarding_lacks: false,
@@ -298,6 +335,9 @@ impl Operator<'_> {
             return None;
         }
         let answer = self.world.api.write(|object| object.spec = spec.clone())?;
+        if self.loses.take() == Some(Lost::Answer) {
+            return None;
+        }
         let memory = self.process().memory.as_mut()?;
         memory.generation = answer.generation;
         memory.latest = Some(answer.clone());
@@ -310,7 +350,14 @@ impl Operator<'_> {
         if self.world.api.current()?.uid != allocation.uid {
             return None;
         }
+        if self.loses == Some(Lost::HeldBack) {
+            self.world.api.held_back = Some((allocation.uid, writing));
+            return None;
+        }
         let answer = self.world.api.write(|object| object.status.writing = writing)?;
+        if self.loses.take() == Some(Lost::Answer) {
+            return None;
+        }
         let swallows = self.broken == Broken::OverlooksAnothersSpec;
         let memory = self.process().memory.as_mut()?;
         memory.writing = writing;
@@ -342,7 +389,12 @@ pub fn number(name: &str) -> u8 {
     u8::from_str_radix(name.trim_start_matches("vnp-"), 16).unwrap()
 }
 
-fn configuration(name: &str, address: &str) -> Configuration {
-    let address = address.trim_start_matches("10.0.0.").trim_end_matches("/32");
-    Configuration { name: number(name), address: address.parse().unwrap() }
+/// As Azure writes an address, or a block of so many.
+fn range(address: u8, grain: u8) -> String {
+    format!("10.0.0.{}/{}", address * grain, 32 - grain.ilog2())
+}
+
+fn configuration(name: &str, address: &str, grain: u8) -> Configuration {
+    let first = address.trim_start_matches("10.0.0.").split('/').next().unwrap();
+    Configuration { name: number(name), address: first.parse::<u8>().unwrap() / grain }
 }

@@ -9,7 +9,7 @@ use stateright::{Model, Property};
 use vnetpool_plugin::ledger::State;
 
 use crate::Broken;
-use crate::operator::{Operator, number};
+use crate::operator::{Lost, Operator, number};
 use crate::world::{Faults, PODS, Step, World};
 use settle::Rules;
 
@@ -21,6 +21,12 @@ pub struct Protocol {
     pub seen_versions: usize,
     /// How many names there may be in all.
     pub names: u8,
+    /// How many addresses a reservation has.
+    pub grain: u8,
+    /// Whether other processes may take steps between the two halves of an ADD.
+    pub splits_adds: bool,
+    /// Whether they may while Azure works on a NIC write that it has taken.
+    pub splits_writes: bool,
     pub broken: Broken,
     /// Worlds known to come to a good end, so that each is followed only until it meets one of them.
     pub settled: Mutex<HashSet<u64>>,
@@ -33,6 +39,9 @@ pub enum Action {
     Observe(usize, usize),
     /// ... goes on with it: sends the NIC write, or publishes and reports.
     GoOn(usize),
+    /// ... the same, without an answer of the API server's.
+    GoOnWithout(usize, Lost),
+    HeldBackLands,
     /// ... reads again after its write.
     ObserveAgain(usize, usize),
     Recreate(usize),
@@ -40,6 +49,8 @@ pub enum Action {
     /// A NIC write reaches Azure.
     Handle(usize),
     FailWrite(usize),
+    /// Azure ends the write that it has taken, well or badly.
+    Finish(bool),
     LoseAnswer(usize),
     OperatorDies(usize),
     OperatorStarts(usize),
@@ -58,8 +69,16 @@ pub enum Action {
     Rules(bool),
     Wipe,
     Reboot,
+    /// ... and with it the locks of the verbs that run.
+    WipeFolder,
     Bind(usize),
     Add(usize),
+    AddAssigns(usize),
+    AddWires(usize),
+    AddDies(usize),
+    GcBegins,
+    GcCollects(usize),
+    GcEnds,
     Del(usize),
     DelDies(usize),
     DeleteObject,
@@ -73,30 +92,39 @@ impl Protocol {
         match *action {
             Action::Observe(index, view) => {
                 let watched = world.api.history[view].clone();
-                Operator { world, index, broken }.observe(&watched);
+                Operator::of(world, index, broken).observe(&watched);
             }
-            Action::GoOn(index) => Operator { world, index, broken }.go_on(),
+            Action::GoOn(index) => Operator::of(world, index, broken).go_on(),
+            Action::GoOnWithout(index, lost) => {
+                Operator { loses: Some(lost), ..Operator::of(world, index, broken) }.go_on();
+                world.faults.lost_publications -= 1;
+            }
+            Action::HeldBackLands => world.land_held_back(),
             Action::ObserveAgain(index, view) => {
                 let watched = world.api.history[view].clone();
-                Operator { world, index, broken }.observe_again(&watched);
+                Operator::of(world, index, broken).observe_again(&watched);
             }
-            Action::Recreate(index) => Operator { world, index, broken }.recreate(),
-            Action::Admit(index) => Operator { world, index, broken }.admit(),
+            Action::Recreate(index) => Operator::of(world, index, broken).recreate(),
+            Action::Admit(index) => Operator::of(world, index, broken).admit(),
             Action::Handle(index) => self.handle(world, index),
             Action::FailWrite(put) => {
                 if let Some(index) = world.azure.puts.remove(put).by {
-                    Operator { world, index, broken }.answered(None);
+                    Operator::of(world, index, broken).answered(None);
                 }
                 world.faults.failed_writes -= 1;
             }
+            Action::Finish(succeeds) => {
+                self.finish(world, succeeds);
+                world.faults.late_failures -= u8::from(!succeeds);
+            }
             Action::LoseAnswer(index) => {
-                let mut operator = Operator { world, index, broken };
+                let mut operator = Operator::of(world, index, broken);
                 operator.hangs_up();
                 operator.answered(None);
                 world.faults.lost_answers -= 1;
             }
             Action::OperatorDies(index) => {
-                Operator { world, index, broken }.hangs_up();
+                Operator::of(world, index, broken).hangs_up();
                 world.operators[index] = None;
                 world.faults.operator_deaths -= 1;
             }
@@ -117,7 +145,7 @@ impl Protocol {
                     world.land(&report);
                 }
             }
-            Action::Sweep => world.sweep(),
+            Action::Sweep => world.sweep(broken),
             Action::AgentDies => {
                 world.agent_dies();
                 world.faults.agent_crashes -= 1;
@@ -135,7 +163,10 @@ impl Protocol {
                 world.agent_rules(is_ruled);
                 world.faults.lost_rules -= u8::from(!is_ruled);
             }
-            Action::Wipe => {
+            Action::Wipe | Action::WipeFolder => {
+                if *action == Action::WipeFolder {
+                    world.node.adding.iter_mut().flatten().for_each(|adding| adding.is_locked = false);
+                }
                 world.node.ledger = None;
                 world.node.supplied = None;
                 world.faults.wipes -= 1;
@@ -149,6 +180,18 @@ impl Protocol {
                 world.faults.pod_changes -= 1;
             }
             Action::Add(pod) => world.add(pod),
+            Action::AddAssigns(pod) => world.add_assigns(pod),
+            Action::AddWires(pod) => world.add_wires(pod, broken),
+            Action::AddDies(pod) => {
+                world.node.adding[pod] = None;
+                world.faults.broken_adds -= 1;
+            }
+            Action::GcBegins => {
+                world.gc_begins();
+                world.faults.collections -= 1;
+            }
+            Action::GcCollects(pod) => world.gc_collects(pod),
+            Action::GcEnds => world.node.gc = None,
             Action::Del(pod) => {
                 world.node.pods[pod] = false;
                 world.del(pod, false);
@@ -174,11 +217,21 @@ impl Protocol {
     fn handle(&self, world: &mut World, index: usize) {
         let put = world.azure.puts.remove(index);
         let before = world.azure.nic.clone();
-        let answer = world.azure.put(&put, self.broken != Broken::WritesUnconditionally);
+        let is_taken = world.azure.take(&put, self.broken != Broken::WritesUnconditionally);
         let removed = before.iter().filter(|one| world.azure.nic.iter().all(|left| left.name != one.name));
         world.robbed |= removed.into_iter().any(|one| !world.given_up.contains(&one.name));
-        if let Some(index) = put.by {
-            Operator { world, index, broken: self.broken }.answered(answer);
+        if is_taken && !self.splits_writes {
+            self.finish(world, true);
+        } else if let (false, Some(index)) = (is_taken, put.by) {
+            Operator::of(world, index, self.broken).answered(None);
+        }
+    }
+
+    fn finish(&self, world: &mut World, succeeds: bool) {
+        let by = world.azure.finish(succeeds);
+        let answer = succeeds.then(|| world.azure.read());
+        if let Some(index) = by {
+            Operator::of(world, index, self.broken).answered(answer);
         }
     }
 }
@@ -188,7 +241,7 @@ impl Model for Protocol {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        let mut world = settle::rest(World::new(self.pods));
+        let mut world = settle::rest(World::new(self.pods, self.grain));
         world.operators.swap(0, 1);
         world.faults = self.faults;
         vec![world.canonical(1)]
@@ -210,6 +263,10 @@ impl Model for Protocol {
                     let reserve = if *may_write { observation.reserve } else { 0 };
                     if u32::from(azure.last_name) + reserve <= self.names.into() {
                         actions.push(Action::GoOn(index));
+                        if faults.lost_publications > 0 {
+                            let lost = [Lost::Answer, Lost::HeldBack];
+                            actions.extend(lost.map(|lost| Action::GoOnWithout(index, lost)));
+                        }
                     }
                 }
                 Step::Writing { .. } | Step::Releasing { .. } if faults.lost_answers > 0 => {
@@ -237,6 +294,16 @@ impl Model for Protocol {
                 actions.push(Action::FailWrite(put));
             }
         }
+        if azure.operation.is_some() {
+            actions.push(Action::Finish(true));
+            if faults.late_failures > 0 {
+                actions.push(Action::Finish(false));
+            }
+        }
+        if api.held_back.is_some() {
+            actions.push(Action::HeldBackLands);
+        }
+        let is_quiet = world.is_quiet() || self.broken == Broken::BuildsDuringAVerb;
         match (&node.ledger, &node.read) {
             (Some(_), _) => {
                 match &node.supplied {
@@ -249,7 +316,8 @@ impl Model for Protocol {
             }
             (None, None) if api.exists => actions.push(Action::AgentReads),
             (None, None) => {}
-            (None, Some(_)) => actions.push(Action::AgentRebuilds),
+            (None, Some(_)) if is_quiet => actions.push(Action::AgentRebuilds),
+            (None, Some(_)) => {}
         }
         if node.report.is_some() {
             actions.push(Action::Report);
@@ -261,10 +329,25 @@ impl Model for Protocol {
             actions.push(Action::LateReportLands);
         }
         for pod in 0..PODS {
+            if node.adding[pod].is_some() {
+                actions.push(Action::AddWires(pod));
+                if faults.broken_adds > 0 {
+                    actions.push(Action::AddDies(pod));
+                }
+                continue; // a DEL waits for the lock
+            }
+            // A pod that comes anew has another sandbox, and GC knows them apart.
+            let was_known = node.gc.is_some_and(|gc| gc.had[pod]);
             match (node.pods[pod], node.wired[pod]) {
-                (false, _) if faults.pod_changes > 0 => actions.push(Action::Bind(pod)),
+                (false, _) if faults.pod_changes > 0 && !was_known => actions.push(Action::Bind(pod)),
+                (true, None) if node.ledger.is_some() && self.splits_adds => {
+                    actions.push(Action::AddAssigns(pod));
+                }
                 (true, None) if node.ledger.is_some() => actions.push(Action::Add(pod)),
                 _ => {}
+            }
+            if world.is_garbage(pod, self.broken) {
+                actions.push(Action::GcCollects(pod));
             }
             if node.pods[pod] && faults.pod_changes > 0 {
                 actions.push(Action::Del(pod));
@@ -277,6 +360,9 @@ impl Model for Protocol {
         let may = [
             (faults.agent_crashes > 0 && is_agent_busy, Action::AgentDies),
             (faults.wipes > 0 && node.ledger.is_some(), Action::Wipe),
+            (faults.wipes > 0 && !world.is_at_rest(), Action::WipeFolder),
+            (faults.collections > 0 && node.gc.is_none() && node.ledger.is_some(), Action::GcBegins),
+            (node.gc.is_some(), Action::GcEnds),
             (faults.reboots > 0, Action::Reboot),
             (faults.lost_rules > 0 && node.is_ruled, Action::Rules(false)),
             (!node.is_ruled, Action::Rules(true)),
@@ -304,7 +390,8 @@ impl Model for Protocol {
             }),
             Property::always(ON_THE_NIC, |_, world: &World| {
                 let mut wired = world.node.wired.iter().flatten();
-                wired.all(|address| world.azure.nic.iter().any(|one| one.address == *address))
+                let is_held = |address: u8| world.azure.nic.iter().any(|one| one.address == address);
+                wired.all(|address| is_held(address / world.grain))
             }),
             Property::always(HANDED_OUT, |_, world: &World| {
                 let records = world.node.ledger.iter().flat_map(|book| book.read().records());
@@ -313,11 +400,14 @@ impl Model for Protocol {
                 });
                 in_circulation.all(|record| {
                     let (name, address) = (number(&record.entry().name), record.entry().address.octets()[3]);
+                    let address = address / world.grain;
                     world.azure.nic.iter().any(|one| (one.name, one.address) == (name, address))
                 })
             }),
             Property::always(NOT_ROBBED, |_, world: &World| !world.robbed),
             Property::always(NOT_EXPOSED, |_, world: &World| !world.exposed),
+            Property::always(REACHED, |_, world: &World| !world.unreached),
+            Property::always(NOT_CUT_OFF, |_, world: &World| !world.cut_off),
             Property::always(GOOD_END, |protocol: &Protocol, world: &World| {
                 settle::comes_to_a_good_end(protocol, world, Rules::ComeBack)
             }),
@@ -339,16 +429,37 @@ pub const ON_THE_NIC: &str = "an address in use is on the NIC";
 pub const HANDED_OUT: &str = "what the ledger hands out is on the NIC";
 pub const NOT_ROBBED: &str = "nothing but what was relinquished is removed from the NIC";
 pub const NOT_EXPOSED: &str = "no pod comes while the node lacks its rules";
+pub const REACHED: &str = "no pod is given an address that Azure has yet to finish";
+pub const NOT_CUT_OFF: &str = "no pod that is there loses its address to a GC";
 pub const GOOD_END: &str = "with no more faults, NIC, spec and ledger come to agree on what is wanted";
 pub const GIVEN_BACK: &str = "with no more faults but without rules, what no pod is there for is given back";
-pub const ALWAYS: [&str; 7] =
-    [NEVER_TWICE, ON_THE_NIC, HANDED_OUT, NOT_ROBBED, NOT_EXPOSED, GOOD_END, GIVEN_BACK];
+pub const ALWAYS: [&str; 9] = [
+    NEVER_TWICE,
+    ON_THE_NIC,
+    HANDED_OUT,
+    NOT_ROBBED,
+    NOT_EXPOSED,
+    REACHED,
+    NOT_CUT_OFF,
+    GOOD_END,
+    GIVEN_BACK,
+];
 /// Not a promise but a proof that the model gets there.
 pub const COMES_AGAIN: &str = "an address given back is in use under a new name";
 
 impl Protocol {
     /// From two running pods, watches up to two versions behind.
     pub fn new(broken: Broken, faults: Faults) -> Protocol {
-        Protocol { pods: 2, faults, seen_versions: 3, names: 5, broken, settled: Mutex::default() }
+        Protocol {
+            pods: 2,
+            faults,
+            seen_versions: 3,
+            names: 5,
+            grain: 1,
+            splits_adds: false,
+            splits_writes: false,
+            broken,
+            settled: Mutex::default(),
+        }
     }
 }

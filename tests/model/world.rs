@@ -13,7 +13,8 @@ pub const PODS: usize = 2;
 /// new name.
 pub const ADDRESSES: u8 = 3;
 
-/// An ipConfiguration: its name, never used twice, and its address.
+/// An ipConfiguration: its name, never used twice, and its address. Of a block it is the number among all
+/// blocks of the subnet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Configuration {
     pub name: u8,
@@ -36,6 +37,12 @@ pub struct World {
     pub robbed: bool,
     /// A pod has come while the node lacked its rules.
     pub exposed: bool,
+    /// A pod was given an address that Azure had yet to finish.
+    pub unreached: bool,
+    /// A pod that was there has lost its address to a GC.
+    pub cut_off: bool,
+    /// How many addresses a reservation has.
+    pub grain: u8,
 }
 
 /// The NIC and the writes on their way to it.
@@ -47,6 +54,13 @@ pub struct Azure {
     pub strangers: BTreeSet<u8>,
     /// Writes sent but not handled yet, in no order.
     pub puts: Vec<Put>,
+    /// A write that was taken and isn't finished: the NIC is Updating. `by` is the process that waits for its
+    /// end, if one still does.
+    pub operation: Option<Operation>,
+    /// The last write was given up half-way.
+    pub has_failed: bool,
+    /// ipConfigurations that the network doesn't know yet, and may never.
+    pub unfinished: BTreeSet<u8>,
     pub last_name: u8,
 }
 
@@ -60,11 +74,26 @@ pub struct Put {
     pub release: Vec<u8>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Operation {
+    pub by: Option<usize>,
+}
+
 /// The NIC as read at some time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Document {
     pub etag: u8,
     pub held: Vec<Configuration>,
+    pub state: ProvisioningState,
+    pub unfinished: BTreeSet<u8>,
+}
+
+/// Of a NIC, and of each of its ipConfigurations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ProvisioningState {
+    Succeeded,
+    Updating,
+    Failed,
 }
 
 /// The API server's object in its last versions, oldest first: a watch may show any of them at any time.
@@ -74,6 +103,8 @@ pub struct Api {
     /// Whether the last version in `history` is the present object; otherwise there is no object.
     pub exists: bool,
     pub last_uid: u8,
+    /// A write of `Writing` that its sender has given up: the object's UID, and its status.
+    pub held_back: Option<(u8, bool)>,
 }
 
 /// The NodeIPAllocation.
@@ -154,6 +185,8 @@ pub struct Observation {
     pub spec: Spec,
     pub reserve: u32,
     pub release: Vec<u8>,
+    /// The last write is to be made again.
+    pub repair: bool,
 }
 
 /// The node: kernel, ledger, agent, and the pods that the scheduler has put there.
@@ -166,6 +199,10 @@ pub struct Node {
     pub pods: [bool; PODS],
     /// The address behind each sandbox's host link: the kernel's knowledge, whatever the ledger has.
     pub wired: [Option<u8>; PODS],
+    /// ADDs that have an address and are yet to wire it.
+    pub adding: [Option<Adding>; PODS],
+    /// A GC that is under way.
+    pub gc: Option<Gc>,
     pub ledger: Option<Book>,
     /// The object that the agent has supplied the ledger from and will now relinquish for.
     pub supplied: Option<Supplied>,
@@ -177,6 +214,22 @@ pub struct Node {
     pub latest: u8,
     /// A report of an agent that gave up waiting, or died: still on its way.
     pub late: Option<Report>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Adding {
+    pub address: u8,
+    /// Whether others meet its sandbox's lock: they don't once the folder was removed.
+    pub is_locked: bool,
+}
+
+/// What a GC goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Gc {
+    /// The sandboxes that the runtime has named.
+    pub valid: [bool; PODS],
+    /// Those that had an address when it began.
+    pub had: [bool; PODS],
 }
 
 /// Halfway through the agent's reconcile: pods get new addresses before any of them is given up.
@@ -266,6 +319,15 @@ pub struct Faults {
     pub strangers: u8,
     /// A report lands after its sender has given it up.
     pub late_reports: u8,
+    /// An ADD dies between assigning an address and wiring it.
+    pub broken_adds: u8,
+    /// Azure gives a NIC write up that it has taken.
+    pub late_failures: u8,
+    /// The API server's answer to an operator's write is lost, or the write lands after its sender has given
+    /// it up.
+    pub lost_publications: u8,
+    /// Not a fault: how often the runtime has garbage collected.
+    pub collections: u8,
     /// Not a fault: how often a pod may be bound to the node or taken from it.
     pub pod_changes: u8,
 }
@@ -284,13 +346,32 @@ impl Faults {
         deletions: 0,
         strangers: 0,
         late_reports: 0,
+        broken_adds: 0,
+        late_failures: 0,
+        lost_publications: 0,
+        collections: 0,
         pod_changes: 0,
     };
 }
 
 impl World {
+    /// The write of `Writing` that was held back comes to the object it is about.
+    pub fn land_held_back(&mut self) {
+        let Some((uid, writing)) = self.api.held_back.take() else { return };
+        self.api.write(|object| {
+            if object.uid == uid {
+                object.status.writing = writing;
+            }
+        });
+    }
+
+    /// Whether no ADD is between its halves.
+    pub fn is_at_rest(&self) -> bool {
+        self.node.adding.iter().all(Option::is_none)
+    }
+
     /// A node that has just appeared, with the first `pods` of its pods bound, and nothing anywhere else.
-    pub fn new(pods: usize) -> World {
+    pub fn new(pods: usize, grain: u8) -> World {
         World {
             azure: Azure::default(),
             api: Api::default(),
@@ -300,6 +381,8 @@ impl World {
                 is_ruled: true,
                 pods: std::array::from_fn(|pod| pod < pods),
                 wired: [None; PODS],
+                adding: [None; PODS],
+                gc: None,
                 ledger: None,
                 supplied: None,
                 report: None,
@@ -311,6 +394,9 @@ impl World {
             given_up: BTreeSet::new(),
             robbed: false,
             exposed: false,
+            unreached: false,
+            cut_off: false,
+            grain,
         }
     }
 
@@ -321,6 +407,7 @@ impl World {
         self.api.history.drain(..excess);
         let on_nic: BTreeSet<u8> = self.azure.nic.iter().map(|one| one.name).collect();
         self.given_up.retain(|name| on_nic.contains(name));
+        self.azure.unfinished.retain(|name| on_nic.contains(name));
         self.azure
             .puts
             .sort_by_key(|put| (put.by, put.document.etag, put.reserve.clone(), put.release.clone()));

@@ -40,8 +40,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
-
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use crate::sandbox::{Pod, Sandbox};
@@ -152,7 +150,7 @@ impl Error {
 
 /// How the host ends of pods are connected to the node. A pod sees no difference and keeps the wiring it was
 /// made with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wiring {
     /// Each is a link of its own, to which the node routes the pod's address.
     #[default]

@@ -1,7 +1,7 @@
 //! The files in folders of the test, beside programs that change them, too.
 
 use super::*;
-use crate::chain::{Chained, Further};
+use crate::chain::{Chained, Further, others};
 
 fn uplink(mtu: u32) -> Uplink {
     Uplink { name: "eth0".into(), mtu, gso_max: None }
@@ -33,6 +33,25 @@ fn the_configuration_names_both_versions_the_mtu_and_each_plugin_found() {
     assert_eq!(document["cniVersion"], "1.0.0");
     assert_eq!(document["cniVersions"], json!(["1.0.0", "1.1.0"]));
     assert_eq!(document["plugins"], json!([{ "type": "vnetpool", "mtu": 1400, "wiring": "Routed" }]));
+}
+
+/// Of the file that release 0.2.0 left on the node only the mesh's entry is another program's.
+#[test]
+fn the_configuration_of_release_0_2_0_is_ours_but_for_the_entry_of_others() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/0.2.0/10-vnetpool.conflist");
+    let root = tempfile::tempdir().unwrap();
+    let conf_dir = root.path().join("net.d");
+    fs::create_dir_all(&conf_dir).unwrap();
+    fs::copy(path, conf_dir.join(CONFLIST)).unwrap();
+    let before = found(&conf_dir).unwrap().unwrap();
+    assert_eq!(others(&before, &Further::default()), ["istio-cni"]);
+    assert!(leads_to_ours(&before));
+    assert_eq!(preceding(&conf_dir).unwrap(), None);
+
+    assert!(configuration(&plain(1400), &conf_dir).unwrap());
+    let after = found(&conf_dir).unwrap().unwrap();
+    let ours = json!({ "type": "vnetpool", "mtu": 1400, "wiring": "Routed" });
+    assert_eq!(after["plugins"], json!([ours, { "type": "istio-cni" }]));
 }
 
 /// Otherwise the plugin would expect the ledger where the agent doesn't keep it.

@@ -289,6 +289,36 @@ async fn a_standby_waits_until_the_lease_has_stood_unchanged_for_as_long_as_it_l
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_lease_of_release_0_2_0_holds_as_long_as_any_and_is_taken_over_then() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/0.2.0/lease.json");
+    let left: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let (server, mut candidate) = Server::start().await;
+    server.write(|lease| *lease = left);
+    let begun = Instant::now();
+    let leadership = candidate.acquire().await.unwrap();
+    assert!(begun.elapsed() >= LEASE && begun.elapsed() <= LEASE + 2 * RENEW, "{:?}", begun.elapsed());
+    assert_eq!(leadership.lease.spec.as_ref().unwrap().lease_transitions, Some(4));
+    assert!(leadership.gap().is_some(), "the time of its last renewal is known");
+}
+
+/// Its time of renewal is no reason to lead sooner or later, and is off from now by an hour either way: so
+/// the new leader reads every NIC.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_was_renewed_by_a_clock_an_hour_off_holds_as_long_as_any() {
+    let hour = Duration::from_secs(3600);
+    for renewed in [Timestamp::now() - hour, Timestamp::now() + hour] {
+        let (server, mut candidate) = Server::start().await;
+        server.write(held_by("another"));
+        server.write(|lease| lease["spec"]["renewTime"] = json!(format!("{renewed:.6}")));
+        let begun = Instant::now();
+        let leadership = candidate.acquire().await.unwrap();
+        assert!(begun.elapsed() >= LEASE && begun.elapsed() <= LEASE + 2 * RENEW, "{:?}", begun.elapsed());
+        let gap = leadership.gap().unwrap();
+        assert!(gap.abs_diff(hour) < Duration::from_secs(60), "{gap:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_two_that_grasp_at_a_lease_the_slower_one_waits() {
     let (server, mut candidate) = Server::start().await;
     server.write(held_by(""));

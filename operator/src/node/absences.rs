@@ -332,6 +332,21 @@ mod tests {
         assert_eq!(since(&absences, hour(8)), None);
     }
 
+    /// It may bring a group's day an hour nearer; the second read is a minute later by another clock.
+    #[test]
+    fn a_clock_an_hour_off_proves_no_absence() {
+        let (start, epoch) = (Instant::now(), Timestamp::UNIX_EPOCH);
+        let first = noted(&[scope("G"), nic("a")], start);
+        let object = object(first.condition(&object(None), epoch));
+        let hour = Duration::from_secs(3600);
+        for shown in [epoch - hour, epoch + hour] {
+            let recorded = Recorded::of(&object, shown);
+            let prove = |error: &Error, after| first.prove(error, &recorded, MINUTE, false, start + after);
+            assert!(!prove(&scope("g"), MINUTE) && !prove(&nic("a"), Duration::ZERO), "by {shown}");
+            assert!(prove(&nic("a"), MINUTE), "by {shown}");
+        }
+    }
+
     fn unanswered() -> [Error; 4] {
         let (resource, message) = (|| id("g", "n"), || "m".to_owned());
         let (retry_after, limit) = (MINUTE, crate::azure::Limit::Arm);

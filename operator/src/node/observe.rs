@@ -503,4 +503,22 @@ mod tests {
         assert_eq!(surplus_for(&surplus("True"), now), Some(Duration::from_secs(300)));
         assert_eq!(surplus_for(&surplus("False"), now), None);
     }
+
+    /// By this clock alone nothing is given out: what is released the agent has struck from its ledger
+    /// before.
+    #[test]
+    fn a_clock_an_hour_off_ends_or_prolongs_a_surplus_and_takes_nothing_from_a_pod() {
+        let surplus = json!({"type": "Surplus", "status": "True", "reason": "R", "message": "",
+            "lastTransitionTime": "2026-01-01T02:00:00Z"});
+        let object = allocation(json!({"conditions": [surplus]}));
+        for (shown, target) in [("2026-01-01T01:00:01Z", 40), ("2026-01-01T03:00:01Z", 12)] {
+            let observed = Observed {
+                surplus_for: surplus_for(&object, shown.parse().unwrap()),
+                ..crate::planner::tests::observed(40, 3)
+            };
+            let plan = crate::planner::plan(&observed);
+            assert_eq!(plan.target, target, "by {shown}");
+            assert!(plan.change.is_empty() && plan.publish.len() == 40, "by {shown}: {plan:?}");
+        }
+    }
 }

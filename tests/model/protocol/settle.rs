@@ -64,23 +64,34 @@ pub fn comes_to_a_good_end(protocol: &Protocol, world: &World, rules: Rules) -> 
 fn begin(world: &World) -> World {
     let mut world = world.clone();
     world.faults = Faults::NONE;
-    Operator { world: &mut world, index: 0, broken: Broken::None }.hangs_up();
+    Operator::of(&mut world, 0, Broken::None).hangs_up();
     world.operators[0] = None;
     world.operators[1].get_or_insert_default();
     world.azure.strangers.clear();
     if let Some(report) = world.node.late.take() {
         world.land(&report);
     }
+    world.land_held_back();
+    world.node.gc = None;
+    (0..PODS).for_each(|pod| world.add_wires(pod, Broken::None));
     world.given_up.clear();
     world.robbed = false;
     world.exposed = false;
+    world.unreached = false;
+    world.cut_off = false;
     world.canonical(1)
 }
 
 /// One step of the new leader, after everything on its way has arrived in Azure.
 fn step(protocol: &Protocol, world: &mut World) {
-    while !world.azure.puts.is_empty() {
-        protocol.act(world, &Action::Handle(0));
+    loop {
+        if world.azure.operation.is_some() {
+            protocol.act(world, &Action::Finish(true));
+        } else if !world.azure.puts.is_empty() {
+            protocol.act(world, &Action::Handle(0));
+        } else {
+            break;
+        }
     }
     let last = world.api.history.len().wrapping_sub(1);
     let action = match world.operators[1].as_ref().map(|process| &process.step) {
@@ -151,12 +162,16 @@ fn is_good_end(world: &World, rules: Rules) -> bool {
         names.push(number(&record.entry().name));
     }
     names.sort();
+    names.dedup();
+    let grain = usize::from(world.grain);
     let on_nic: Vec<u8> = world.azure.nic.iter().map(|one| one.name).collect();
     let mut published = object.spec.entries.clone();
     published.sort();
     names == on_nic
         && published == world.azure.nic
-        && on_nic.len() == bound
+        && on_nic.len() == (bound + grain - 1).div_ceil(grain)
+        && !world.azure.has_failed
+        && world.azure.unfinished.is_empty()
         && (0..PODS).all(|pod| match world.node.wired[pod] {
             Some(_) => world.node.pods[pod],
             None => !world.node.pods[pod] || rules == Rules::StayAway,

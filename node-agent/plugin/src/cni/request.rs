@@ -137,8 +137,8 @@ struct Config {
     type_: Option<String>,
     mtu: Option<u32>,
     gso_max_size: Option<u32>,
-    #[serde(default)]
-    wiring: Wiring,
+    /// The agent's word. A DEL may bring that of a later release, which wired the pod.
+    wiring: Option<String>,
     state_dir: Option<PathBuf>,
     bridge: Option<String>,
     #[serde(default)]
@@ -210,7 +210,8 @@ impl Request {
 fn task(program: Program, config: &Config) -> Task {
     if program == Program::Network {
         let sizes = Sizes { mtu: config.mtu, gso_max: config.gso_max_size };
-        return Task::Wire(Wire { sizes, wiring: config.wiring });
+        // No verb needs the wiring but those that an unknown one fails.
+        return Task::Wire(Wire { sizes, wiring: config.wiring().unwrap_or_default() });
     }
     let bridge = config.is_of("bridge").then(|| config.bridge.clone().unwrap_or_else(|| BRIDGE.to_owned()));
     Task::Lease(Lease { subnet: config.ipam_subnet().and_then(subnet), bridge })
@@ -231,6 +232,14 @@ fn fits(program: Program, command: &str, config: &Config) -> Result<(), Error> {
         let remedy = "leave \"mtu\" out for the kernel's default, or give the node's own";
         if let Some(mtu) = config.mtu.filter(|mtu| !MTU.contains(mtu)) {
             return Err(invalid_config(format!("mtu {mtu} is not within {MTU:?}"), remedy));
+        }
+        if let Some(word) = config.wiring.as_ref().filter(|_| config.wiring().is_none()) {
+            return Err(invalid_config(
+                format!(
+                    "wiring {word:?} is neither Routed nor Bridge, which are all that this release knows"
+                ),
+                "have this release's agent write the configuration anew, or install the later release again",
+            ));
         }
         let remedy = "leave \"gsoMaxSize\" out for the kernel's default, or give that of the node's NIC";
         return match config.gso_max_size.filter(|size| !GSO_MAX_SIZE.contains(size)) {
@@ -268,6 +277,15 @@ fn fits(program: Program, command: &str, config: &Config) -> Result<(), Error> {
 impl Config {
     fn is_of(&self, plugin: &str) -> bool {
         self.type_.as_deref() == Some(plugin)
+    }
+
+    /// `None`: this release doesn't know the word.
+    fn wiring(&self) -> Option<Wiring> {
+        match self.wiring.as_deref() {
+            None | Some("Routed") => Some(Wiring::Routed),
+            Some("Bridge") => Some(Wiring::Bridge),
+            Some(_) => None,
+        }
     }
 
     fn ipam_subnet(&self) -> Option<&str> {

@@ -34,7 +34,9 @@ fn owner(link: &Link) -> Option<Sandbox> {
     if let Some(identity) = link.identity() {
         return Some(identity.sandbox);
     }
-    let (container_id, ifname) = link.alias.strip_prefix(SILENCED)?.split_once(' ')?;
+    // Behind these a later release may have more words.
+    let mut words = link.alias.strip_prefix(SILENCED)?.split(' ');
+    let (container_id, ifname) = (words.next()?, words.next()?);
     Some(Sandbox { container_id: container_id.to_owned(), ifname: ifname.to_owned() })
 }
 

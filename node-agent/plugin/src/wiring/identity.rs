@@ -39,9 +39,10 @@ impl fmt::Display for Identity {
 impl FromStr for Identity {
     type Err = ();
 
+    /// A later release may write further words: a DEL of this one has to find the link all the same.
     fn from_str(alias: &str) -> Result<Identity, ()> {
         let words: Vec<&str> = alias.split(' ').collect();
-        let &[ALIAS_MARK, address, container_id, ifname, uid, namespace, name] = &words[..] else {
+        let &[ALIAS_MARK, address, container_id, ifname, uid, namespace, name, ..] = &words[..] else {
             return Err(());
         };
         let word = |word: &str| if word == "-" { String::new() } else { word.to_owned() };
@@ -70,6 +71,12 @@ mod tests {
         for identity in [identity("default", "web-0"), identity("", "")] {
             assert_eq!(identity.to_string().parse(), Ok(identity));
         }
+    }
+
+    #[test]
+    fn words_that_a_later_release_adds_to_an_alias_are_no_matter() {
+        let identity = identity("default", "web-0");
+        assert_eq!(format!("{identity} new words").parse(), Ok(identity));
     }
 
     #[test]

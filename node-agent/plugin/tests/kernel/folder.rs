@@ -116,6 +116,43 @@ fn a_folder_that_is_full_at_any_write_costs_a_try_and_no_address() {
     assert!(refused >= 3, "{refused} ADDs met a full folder");
 }
 
+/// It takes a spec up, and builds a ledger that was lost.
+#[test]
+fn an_agent_that_finds_the_folder_full_at_any_write_leaves_no_part_of_a_ledger_there() {
+    let (node, pod) = (Node::new(), Pod::new("a"));
+    let small = Small::mount(node.dir.path());
+    hold(&node, HELD);
+    let address = node.add(&pod).address();
+    let (ledger, boot) = (node.dir.path().join("ledger"), file::boot_id().unwrap());
+    let lacks = [Lack::Pages, Lack::Files].into_iter();
+    let (mut not_supplied, mut not_built) = (0, 0);
+    for (n, (lack, left)) in lacks.flat_map(|lack| (0..=5).map(move |left| (lack, left))).enumerate() {
+        let what = format!("{left} {lack:?} left");
+        let next = || supply(2 + n as i64, HELD - (n % 2) as u8);
+        let before = fs::read(&ledger).unwrap();
+        small.leave(lack, left);
+        if node.store.with(|ledger, _| ledger.supply(&next())).is_err() {
+            not_supplied += 1;
+            assert!(fs::read(&ledger).unwrap() == before, "{what}");
+        }
+        small.make_room();
+        node.check(&pod, address).succeeds();
+
+        fs::remove_file(&ledger).unwrap();
+        small.leave(lack, left);
+        let build = || rebuild(&node.store, boot, &Default::default(), &next(), false, true);
+        if node.netns.inside(build).is_err() {
+            not_built += 1;
+            assert!(!ledger.exists(), "{what}");
+        }
+        small.make_room();
+        node.netns.inside(build).unwrap();
+        node.check(&pod, address).succeeds();
+        assert_eq!(node.ledger().counts(file::now()).assigned, 1, "{what}");
+    }
+    assert!(not_supplied >= 3 && not_built >= 3, "{not_supplied} and {not_built} met a full folder");
+}
+
 #[test]
 fn an_add_that_has_no_room_to_wait_in_is_to_be_tried_again() {
     let (node, pod) = (Node::new(), Pod::new("a"));

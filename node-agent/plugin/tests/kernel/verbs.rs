@@ -250,6 +250,27 @@ fn gc_frees_addresses_of_its_own_network_and_keeps_those_of_another_or_unknown_o
     assert_eq!(node.ledger().counts(file::now()).free, 3);
 }
 
+/// The runtime has named its sandboxes before that.
+#[test]
+fn gc_leaves_a_sandbox_alone_that_has_its_address_only_since_the_gc_began() {
+    let (node, before, since) = (Node::holding(2), Pod::new("a"), Pod::new("b"));
+    let mut config = node.config();
+    config["cniVersion"] = "1.1.0".into();
+    config["cni.dev/valid-attachments"] = json!([]);
+    let network = config["name"].as_str().unwrap().to_owned();
+    let assign = |pod: &Pod, after| {
+        let assign = |ledger: &mut Ledger, now| {
+            ledger.assign(&Claim::wired(&pod.sandbox(), &Default::default(), &network), now + after)
+        };
+        node.store.with(assign).unwrap();
+    };
+    assign(&before, 0);
+    assign(&since, 60_000);
+    node.run("GC", "", Path::new(""), &config).succeeds();
+    assert_eq!(node.ledger().address_of(&before.sandbox()), None);
+    assert!(node.ledger().address_of(&since.sandbox()).is_some());
+}
+
 #[test]
 fn gc_leaves_a_sandbox_alone_that_a_verb_is_working_on() {
     let (node, pod) = (Node::holding(1), Pod::new("a"));

@@ -65,6 +65,22 @@ fn the_policy_of_a_pool_that_is_gone_holds_for_the_grace_as_the_object_records_i
     assert_eq!((over.pool.is_none(), rest(&over)), (true, Some(Rest::Over)));
 }
 
+/// An operator whose clock was behind has begun the grace, or one whose clock is ahead goes on with it.
+#[test]
+fn a_clock_an_hour_off_ends_or_prolongs_the_grace_and_a_pool_made_again_serves_all_the_same() {
+    let hour = 3600;
+    let allocation = reporting(served(json!({})), 2 * hour);
+    let (behind, ahead) =
+        (decided(&allocation, None, None, hour), decided(&allocation, None, None, 3 * hour));
+    assert_eq!(rest(&behind), Some(Rest::Lasts(GRACE)), "no longer than a grace from any moment on");
+    assert_eq!((ahead.pool.is_none(), rest(&ahead)), (true, Some(Rest::Over)));
+    let again = pool("p", json!({}));
+    for second in [hour, 3 * hour] {
+        let policy = decided(&allocation, again.clone(), again.clone(), second);
+        assert_eq!(policy, Policy { pool: again.clone(), change: None });
+    }
+}
+
 #[test]
 fn a_pool_made_again_serves_at_once_and_one_that_selects_no_more_holds_as_it_stands() {
     let p = pool("p", json!({}));

@@ -114,6 +114,7 @@ fn a_configuration_without_a_field_that_a_verb_needs_is_refused() {
 fn a_configuration_that_fails_an_add_fails_no_del_check_or_gc() {
     let edits = [
         (Program::Network, "mtu", json!(9)),
+        (Program::Network, "wiring", json!("Teleport")),
         (Program::Ipam, "isGateway", json!(true)),
         (Program::Ipam, "ipam", json!({ "subnet": "10.240.0.0" })),
         (Program::Ipam, "ipam", json!({})),
@@ -140,6 +141,39 @@ fn a_configuration_that_fails_an_add_fails_no_del_check_or_gc() {
             }
         }
     }
+}
+
+/// Runtimes keep the configuration by which a pod was wired, and bring it again when the pod ends.
+#[test]
+fn every_verb_by_the_configuration_of_release_0_2_0_is_understood() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/0.2.0/10-vnetpool.conflist");
+    let list: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    for version in list["cniVersions"].as_array().unwrap() {
+        let mut config = list["plugins"][0].clone();
+        (config["name"], config["cniVersion"]) = (list["name"].clone(), version.clone());
+        config["prevResult"] = json!({ "ips": [{ "address": "10.240.0.9/32" }] });
+        for command in ["ADD", "DEL", "CHECK", "STATUS", "GC"] {
+            if version == "1.0.0" && ["STATUS", "GC"].contains(&command) {
+                continue;
+            }
+            let request = parse(&[("CNI_COMMAND", command)], &config).unwrap();
+            assert_eq!((request.verb.name(), request.network.as_str()), (command, "vnetpool"));
+            assert_eq!(request.state_dir, Path::new("/run/elsewhere"));
+            let sizes = Sizes { mtu: Some(1400), gso_max: Some(62_780) };
+            assert_eq!(request.task, Task::Wire(Wire { sizes, wiring: Wiring::Bridge }));
+        }
+    }
+}
+
+/// A later agent writes more than this plugin knows.
+#[test]
+fn keys_that_a_later_release_adds_to_the_configuration_are_no_matter() {
+    let mut config = config();
+    config["wiring"] = "Bridge".into();
+    let before = parse(&[], &config).unwrap();
+    config["ofALaterRelease"] = json!({ "deep": [1, null] });
+    config["runtimeConfig"] = json!({ "ofALaterRuntime": true });
+    assert_eq!(parse(&[], &config).unwrap(), before);
 }
 
 #[test]

@@ -48,6 +48,18 @@ fn is_busy<T: std::fmt::Debug>(result: Result<T, Error>) -> bool {
     matches!(result, Err(Error::Busy(..)))
 }
 
+/// Addresses cool by it: nobody shortens that by setting the machine's clock.
+#[test]
+fn the_ledgers_time_is_that_since_the_boot_whatever_the_machines_clock_shows() {
+    let shown = || -> Millis {
+        let text = fs::read_to_string("/proc/uptime").unwrap();
+        let seconds: f64 = text.split(' ').next().unwrap().parse().unwrap();
+        (seconds * 1000.0) as Millis
+    };
+    let (before, now, after) = (shown(), now(), shown());
+    assert!(now + 10 >= before && now <= after + 10, "{before} ms, {now} ms, {after} ms");
+}
+
 #[test]
 fn only_root_reads_the_folder() {
     let dir = tempfile::tempdir().unwrap();

@@ -41,6 +41,23 @@ fn the_text_of_the_first_release_is_read_and_written() {
     assert_eq!((counts.withdrawn, counts.relinquished, counts.waiting), (1, 1, 1));
 }
 
+/// Each version, as release 0.2.0 wrote it: what it has is known, and none of it is lost when it is written.
+#[test]
+fn the_ledgers_of_release_0_2_0_are_read_and_written_as_they_stand() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/0.2.0");
+    for version in VERSIONS {
+        let text = std::fs::read_to_string(format!("{folder}/ledger-{version}")).unwrap();
+        let ledger = read(&text).unwrap();
+        assert_eq!(write(&ledger), text);
+        let counts = ledger.counts(200_000);
+        assert_eq!((counts.assigned, counts.vanished, counts.relinquished, counts.waiting), (2, 1, 1, 1));
+        assert_eq!(ledger.is_ruled(), version < 3, "{version}");
+        // Both are kept for the pod they are attached to, and so cool, or are free.
+        let kept = if version < 3 { (counts.cooling + counts.free, 0) } else { (2, counts.withheld - 2) };
+        assert_eq!(kept, (2, 0), "{version}: {counts:?}");
+    }
+}
+
 /// The same in version 2: a sandbox that has an address and one that waits are known by their namespaces.
 fn by_namespace() -> String {
     VERSION_1
