@@ -334,7 +334,7 @@ table! {
         "Enable the subscription, or register the provider that the message names.";
     Stale: AZURE, None, "Another client changed the resource; Vnetpool reads it again.", Nobody, "";
     Superseded: AZURE, None, "Another write took the place of Vnetpool's.", Nobody, "";
-    ResourceBusy: AZURE, None, "The resource is busy with another operation.", Nobody, "";
+    ResourceBusy: AZURE, None, "The resource is busy with another operation, or Azure has asked to wait.", Nobody, "";
     ResourceConflict: AZURE, WARNING, "Azure refuses the request because of a conflict that lasts.", Azure,
         "Change what the message objects to.";
     ResourceNotFound: AZURE, WARNING, "The VM or the NIC does not exist, or the identity may not see it.", Azure,

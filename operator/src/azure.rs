@@ -15,6 +15,7 @@ mod fuzz;
 mod late;
 mod network;
 mod nic;
+mod not_before;
 mod operation;
 mod pages;
 mod permission;

@@ -14,7 +14,7 @@ use super::{nic, route_table};
 use crate::resource_id::Malformed;
 pub(super) use arm_error::ArmError;
 use classify::named_in;
-pub(super) use classify::{Effect, classify};
+pub(super) use classify::{Effect, LONGEST_WAIT, classify};
 pub use codes::{Limit, codes};
 use consequence::BUSY;
 pub use matter::Matter;
@@ -84,7 +84,7 @@ pub enum Error {
     )]
     Superseded { resource: String, message: String },
     #[error(
-        "{resource} is busy with another operation; Vnetpool goes on soon. Azure answered: {}",
+        "{resource} is busy; Vnetpool goes on soon. Azure answered: {}",
         untimed(message)
     )]
     Busy { resource: String, message: String, retry_after: Duration },

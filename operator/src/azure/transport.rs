@@ -14,7 +14,8 @@ use super::Priority;
 use super::budget::gate::Gate;
 use super::budget::{Account, Kind, Lane, Lesson, Provider};
 use super::credential::{Cloud, SignIn, TokenHttp};
-use super::error::{ArmError, Effect, Error, classify};
+use super::error::{ArmError, Effect, Error, LONGEST_WAIT, classify};
+use super::not_before::NotBefore;
 use super::token::Tokens;
 use super::{Config, RequestRecord, Urgency};
 use crate::deadline::uncounted;
@@ -35,6 +36,7 @@ struct Inner {
     cloud: Cloud,
     tokens: Tokens,
     gate: Gate,
+    not_before: NotBefore,
     /// Only reads are sent.
     dry_run: bool,
     observer: OnceLock<Observer>,
@@ -84,6 +86,7 @@ impl Transport {
             cloud: config.cloud,
             tokens: Tokens::new(sign_in, format!("{}/.default", config.cloud.arm()))?,
             gate: Gate::new(config.budget_percent),
+            not_before: NotBefore::default(),
             dry_run: config.dry_run,
             observer: OnceLock::new(),
             may_write: OnceLock::new(),
@@ -128,6 +131,9 @@ impl Transport {
         self.trust(call, &url)?;
         if self.0.dry_run && call.effect() == Effect::Write {
             return Err(Error::DryRun { resource: call.resource.clone() });
+        }
+        if call.effect() == Effect::Write {
+            self.0.not_before.may_write(&call.resource, tokio::time::Instant::now())?;
         }
         let lane = call.lane(&url);
         let waited = self.wait_for_turn(call, &lane).await?;
@@ -246,6 +252,10 @@ impl Transport {
                 ?limit,
                 "throttled by Azure"
             );
+        }
+        if let Error::OutcomeUnknown { message, .. } = &error {
+            let (wait, now) = (retry_after.unwrap_or_default(), tokio::time::Instant::now());
+            self.0.not_before.put_off(&call.resource, message, wait.min(LONGEST_WAIT), now);
         }
         self.0.gate.learn(lane, &Lesson::of(&answer.headers, writes, Some(&error)));
         Err(error)

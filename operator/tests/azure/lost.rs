@@ -50,6 +50,46 @@ async fn a_write_without_an_answer_is_neither_repeated_nor_forgotten() {
     }
 }
 
+#[tokio::test]
+async fn a_write_that_azure_has_asked_to_put_off_is_not_sent_before_and_the_nic_is_read_at_once() {
+    for code in [500, 502, 503, 504] {
+        let world = World::start("nodes", 0.1).await;
+        let body = json!({ "error": { "code": "ServerBusy", "message": "Later." } });
+        let headers = BTreeMap::from([("Retry-After".to_owned(), "30".to_owned())]);
+        world.fault("PUT", Effect::Status { status: code, body, headers });
+        let error = world.reserve(&["vnp-1"]).await.unwrap_err();
+        assert_eq!(error.remedy(), Remedy::ReadAgain, "{error}");
+        assert_eq!(settled(&world).await, [""; 0]);
+        let error = world.reserve(&["vnp-1"]).await.unwrap_err();
+        let Error::Busy { retry_after, .. } = error else { panic!("{error}") };
+        assert!(retry_after <= Duration::from_secs(30), "{retry_after:?}");
+        let writes = || world.asked().iter().filter(|method| *method == "PUT").count();
+        assert_eq!(writes(), 1);
+        pass(Duration::from_secs(30)).await;
+        world.reserve(&["vnp-1"]).await.unwrap();
+        assert_eq!((writes(), world.held().len()), (2, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_that_azure_has_asked_to_put_off_holds_up_no_other() {
+    let public = |pod: &str| -> ResourceId {
+        format!("{GROUP}/Microsoft.Network/publicIPAddresses/vnp-{pod}").parse().unwrap()
+    };
+    let script = Script::start().await;
+    let azure = script.azure();
+    script.next(answer(503, arm_error("ServerBusy")).with("retry-after", 30));
+    let error = azure.delete_public_address(&public("a"), Priority::GiveBack).await.unwrap_err();
+    assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
+    let error = azure.delete_public_address(&public("a"), Priority::GiveBack).await.unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }), "{error}");
+    deletion_ends(&script);
+    azure.delete_public_address(&public("b"), Priority::GiveBack).await.unwrap();
+    pass(Duration::from_secs(30)).await;
+    deletion_ends(&script);
+    azure.delete_public_address(&public("a"), Priority::GiveBack).await.unwrap();
+}
+
 /// The NIC's content once Azure has finished with it.
 async fn settled(world: &World) -> Vec<String> {
     let deadline = Instant::now() + Duration::from_secs(10);

@@ -12,7 +12,7 @@ use super::{ArmError, BUSY, Error, Scope};
 pub(super) const THROTTLED: Duration = Duration::from_secs(30);
 pub(super) const UNAVAILABLE: Duration = Duration::from_secs(10);
 /// No `Retry-After` longer than this is believed; Azure's longest window is an hour.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+pub(in crate::azure) const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// Whether a call could have changed anything, for outcomes that the answer leaves open.
 #[derive(Clone, Copy, PartialEq, Eq)]

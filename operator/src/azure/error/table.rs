@@ -77,7 +77,7 @@ fn rows() -> Vec<Row> {
         row("another operation holds the resource", 429,
             retryable("RetryableErrorDueToAnotherOperation",
                 "Operation PutSubnetOperation (2c1a) is updating resource /subscriptions/S/s. The call can be retried in 14 seconds."),
-            ("ResourceBusy", seconds(14)), &["busy with another operation", "is updating resource"]),
+            ("ResourceBusy", seconds(14)), &["is busy", "is updating resource"]),
         row("a referenced resource is still updating", 429,
             retryable("ReferencedResourceNotProvisioned",
                 "Cannot proceed with operation because resource X used by resource Y is not in Succeeded state. Resource is in Updating \
