@@ -5,6 +5,7 @@ mod classify;
 mod codes;
 mod consequence;
 mod matter;
+mod steady;
 
 use std::time::Duration;
 
@@ -19,17 +20,17 @@ pub use codes::{Limit, codes};
 use consequence::BUSY;
 pub use matter::Matter;
 pub(super) use matter::is_within;
+pub(super) use steady::steady;
 use vnetpool_crds::reason::Reason;
 
 /// Why a call of [`super::Azure`] failed. `Display` names the resource, the cause and the remedy for the
-/// cluster's administrator: it is meant for conditions and Events. It has no times to wait: each would make a
-/// condition another one.
+/// cluster's administrator: it is meant for conditions and Events. It has nothing that is of one answer only,
+/// such as a time to wait: that would make a condition another one.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "Azure throttles calls about {resource} ({}). Vnetpool goes on as soon as Azure allows it; if this lasts, find out \
-         who else uses up the subscription's request limits.",
-        untimed(message)
+        "Azure throttles calls about {resource} ({message}). Vnetpool goes on as soon as Azure allows it; if this lasts, find \
+         out who else uses up the subscription's request limits."
     )]
     Throttled { resource: String, message: String, retry_after: Duration, limit: Limit },
     #[error(
@@ -83,10 +84,7 @@ pub enum Error {
          else writes to it. Azure answered: {message}"
     )]
     Superseded { resource: String, message: String },
-    #[error(
-        "{resource} is busy; Vnetpool goes on soon. Azure answered: {}",
-        untimed(message)
-    )]
+    #[error("{resource} is busy; Vnetpool goes on soon. Azure answered: {message}")]
     Busy { resource: String, message: String, retry_after: Duration },
     #[error(
         "{resource} doesn't exist in Azure, or the operator's identity may not see it. Delete the Node if its VM is gone, or grant \
@@ -256,13 +254,6 @@ impl Error {
         let named = named_in(message, asked);
         if named.is_empty() { asked.to_vec() } else { named }
     }
-}
-
-/// Azure's words without the sentence that has the wait.
-fn untimed(message: &str) -> String {
-    let sentences = message.split_inclusive(". ").filter(|sentence| !sentence.contains(" seconds"));
-    let rest: String = sentences.collect();
-    if rest.is_empty() { "no reason".to_owned() } else { rest.trim_end().to_owned() }
 }
 
 #[cfg(test)]

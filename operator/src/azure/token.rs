@@ -14,6 +14,7 @@ use vnetpool_apiserver::doubled;
 
 use super::Error;
 use super::credential::SignIn;
+use super::error::steady;
 use crate::deadline::uncounted;
 use crate::lock::lock;
 
@@ -283,6 +284,7 @@ impl Failure {
 
 impl From<Failure> for Error {
     fn from(Failure { message, is_refusal }: Failure) -> Error {
+        let message = steady(&message);
         if is_refusal {
             Error::Credential {
                 message: format!(

@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use tracing::info;
 
 use super::codes::{self, Class};
-use super::{ArmError, BUSY, Error, Scope};
+use super::{ArmError, BUSY, Error, Scope, steady};
 
 /// How long to wait where Azure names no time.
 pub(super) const THROTTLED: Duration = Duration::from_secs(30);
@@ -31,11 +32,14 @@ pub fn classify(
     resource: &str,
     effect: Effect,
 ) -> Error {
-    let message = error.words();
-    let resource = resource.to_owned();
+    let words = error.words();
+    let (message, resource) = (steady(&words), resource.to_owned());
+    if message != words {
+        info!(resource, words, "what Azure's support may ask for");
+    }
     let code = || error.specific_code().to_owned();
     // "0 seconds" is no time to wait.
-    let stated = retry_after.or_else(|| seconds_in(&message)).filter(|wait| !wait.is_zero());
+    let stated = retry_after.or_else(|| seconds_in(&words)).filter(|wait| !wait.is_zero());
     let retry = |default: Duration| stated.unwrap_or(default).min(LONGEST_WAIT);
     if let Some(denied) = deny_assignment(&message, &resource) {
         return denied;
@@ -51,7 +55,7 @@ pub fn classify(
     let (class, matched) = codes::class(status, error);
     match class {
         Class::SubnetFull => {
-            let subnet = matched.map(|full| subnet_in(&full.message)).unwrap_or_default();
+            let subnet = matched.map(|full| subnet_in(&steady(&full.message))).unwrap_or_default();
             Error::SubnetFull { subnet, resource, message }
         }
         Class::NetworkFull => Error::NetworkFull { resource, message },

@@ -1,6 +1,7 @@
 //! Azure's refusals, worded as in recorded traffic, its documentation and public issues.
 
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::classify::{LONGEST_WAIT, THROTTLED, UNAVAILABLE};
 use super::*;
@@ -96,30 +97,25 @@ fn retry_after_wins_over_words_and_words_over_the_default() {
     assert_eq!(wait(Some(1_000_000), ""), Remedy::RetryAfter(LONGEST_WAIT));
 }
 
-/// A node that is throttled again would otherwise have its conditions written again.
+/// A node that is refused again would otherwise have its conditions written again.
 #[test]
-fn an_error_reads_the_same_however_long_azure_has_us_wait() {
-    let throttled = |seconds: u64| {
-        let words =
-            format!("Number of requests exceeded the limit. Please try again after '{seconds}' seconds.");
-        write(429, "SubscriptionRequestsThrottled", &words, json!([]))
-    };
-    let text = throttled(5).to_string();
-    assert!(text.contains("(Number of requests exceeded the limit.)"), "{text}");
-    let of = |seconds| {
-        let (resource, retry_after) = (NIC.to_owned(), Duration::from_secs(seconds));
-        let message = format!(
-            "Operation PutSubnetOperation is updating it. The call can be retried in {seconds} seconds."
+fn an_error_reads_the_same_whichever_request_it_answers_and_however_long_azure_has_us_wait() {
+    let of = |id: u128, seconds: u64| -> Vec<String> {
+        let (id, retry_after) = (Uuid::from_u128(id), Duration::from_secs(seconds));
+        let words = format!(
+            "Operation PutSubnetOperation ({id}) is updating it. The call can be retried in {seconds} seconds. Tracking id: '{id}'."
         );
-        [
-            throttled(seconds),
-            Error::Busy { resource: resource.clone(), message, retry_after },
-            Error::Unavailable { resource: resource.clone(), message: "HTTP 503".into(), retry_after },
-            Error::MayComeBack { resource, retry_after },
-        ]
-        .map(|error| error.to_string())
+        let known = codes().map(|(status, code)| write(status.unwrap_or(400), &code, &words, json!([])));
+        let others = [400, 404, 408, 409, 429, 503].map(|status| write(status, "Novel", &words, json!([])));
+        let ended = ArmError::of(&json!({ "code": "Novel", "message": words }));
+        let ended = classify(None, &ended, None, NIC, Effect::Write);
+        let unavailable =
+            Error::Unavailable { resource: NIC.to_owned(), message: "HTTP 503".into(), retry_after };
+        let may_come_back = Error::MayComeBack { resource: NIC.to_owned(), retry_after };
+        let all = known.chain(others).chain([ended, unavailable, may_come_back]);
+        all.map(|error| error.to_string()).collect()
     };
-    assert_eq!(of(5), of(17));
+    assert_eq!(of(1, 5), of(2, 17));
 }
 
 #[test]
