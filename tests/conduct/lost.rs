@@ -5,8 +5,9 @@ use crate::attachments::beside_balancer;
 use crate::metrics::Metrics;
 use crate::operator::free_address;
 use crate::stage::{Stage, find, quick};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use vnetpool_azure_sim::{Effect, Sim};
 use vnetpool_crds::NodeIPAllocation;
@@ -17,6 +18,7 @@ use vnetpool_tests::control_plane::ControlPlane;
 pub const TESTS: &[Test] = crate::tests![
     a_node_gets_its_addresses_and_gives_the_surplus_back,
     a_write_whose_answer_is_cut_off_is_found_and_used,
+    a_write_that_azure_has_asked_to_put_off_waits_and_its_nic_is_read_at_once,
     after_any_lost_answer_the_node_gets_its_addresses_and_none_leaks,
     an_attachment_missing_from_an_answer_is_not_reported_and_is_made_later,
     an_azure_that_is_not_there_yet_is_waited_for,
@@ -39,6 +41,27 @@ async fn a_write_whose_answer_is_cut_off_is_found_and_used(plane: &ControlPlane)
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
     ensure!(stage.writes("n1").len() == 1, "written again: {:?}", stage.asked());
+    Ok(())
+}
+
+async fn a_write_that_azure_has_asked_to_put_off_waits_and_its_nic_is_read_at_once(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), json!({ "sizing": { "minimum": 2, "warm": 0 } })).await?;
+    let body = json!({ "error": { "code": "ServerBusy", "message": "Later." } });
+    let headers = [("Retry-After".to_owned(), "10".to_owned())].into();
+    stage.fault("PUT", "/n1-nic", Some(1), Effect::Status { status: 503, body, headers });
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    let mut asked = stage.asked().into_iter().filter(|one| one.path.ends_with("/n1-nic"));
+    let mut next = |method: &str| -> Result<Timestamp> {
+        let one = asked.find(|one| one.method == method).with_context(|| format!("no {method}"))?;
+        Ok(one.time.parse()?)
+    };
+    let pause = SignedDuration::from_secs(10);
+    let refused = next("PUT")?;
+    let (read, again) = (next("GET")?, next("PUT")?);
+    ensure!(read < refused + pause && again >= refused + pause, "{refused}, read {read}, again {again}");
     Ok(())
 }
 
