@@ -170,6 +170,7 @@ async fn let_go(
         vacate::vacate(ctx, allocation, memory).await
     } else {
         memory.vacant_since = None;
+        know_pods(ctx, allocation, memory).await?;
         vacate::replace(ctx, allocation, memory).await
     };
     // Unless it waits for its turn to ask on behalf of all.
@@ -234,6 +235,28 @@ async fn serve(
     Box::pin(attach(ctx, progress, node, memory)).await
 }
 
+/// Makes sure that the view shows each pod of the node that this process has found when it came to lead, where
+/// a decision rests on the absence of one.
+///
+/// # Errors
+/// It doesn't, or the API server doesn't answer.
+async fn know_pods(ctx: &Context, allocation: &NodeIPAllocation, memory: &mut Memory) -> Result<(), Error> {
+    if memory.knows_pods || !ctx.cluster.misses_pods(allocation) {
+        memory.lacks_pods_since = None;
+        return Ok(());
+    }
+    let name = allocation.name_any();
+    let proved = Box::pin(ctx.cluster.prove_pods(&ctx.client, &name)).await;
+    if matches!(proved, Err(Unproved::Behind)) {
+        let since = memory.lacks_pods_since.get_or_insert_with(tokio::time::Instant::now);
+        ctx.cluster.lacks_pods_since(*since);
+    }
+    // Unproved it won't ask again, so it holds no other node up meanwhile.
+    proved.inspect_err(|_| stand_back(ctx, &name))?;
+    memory.knows_pods = true;
+    Ok(())
+}
+
 /// Observes and plans. `seen` and `plan` stay `None` while an error holds the observation back.
 async fn observe_and_plan(
     ctx: &Context,
@@ -241,18 +264,7 @@ async fn observe_and_plan(
     node: &Node,
     memory: &mut Memory,
 ) -> Result<(), Error> {
-    if !memory.knows_pods && ctx.cluster.misses_pods(&progress.allocation) {
-        let proved = Box::pin(ctx.cluster.prove_pods(&ctx.client, &node.name_any())).await;
-        if matches!(proved, Err(Unproved::Behind)) {
-            let since = memory.lacks_pods_since.get_or_insert_with(tokio::time::Instant::now);
-            ctx.cluster.lacks_pods_since(*since);
-        }
-        // Unproved it won't ask again, so it holds no other node up meanwhile.
-        proved.inspect_err(|_| stand_back(ctx, &progress.allocation.name_any()))?;
-        memory.knows_pods = true;
-    } else {
-        memory.lacks_pods_since = None;
-    }
+    know_pods(ctx, &progress.allocation, memory).await?;
     let now = Instant::now();
     progress.begin(now);
     progress.pause = pause::of(&ctx.cluster, &progress.allocation);

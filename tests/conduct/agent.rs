@@ -282,7 +282,8 @@ impl Agent {
             ledger.assign(&Claim::wired(&sandbox, pod, ""), self.now);
         }
         ledger.relinquish(object.spec.target, self.now);
-        let is_backed = ledger.counts(self.now).vanished == 0;
+        let lost = ledger.assignments().filter(|(_, one)| one.vanished);
+        let lost = lost.map(|(entry, one)| format!("{} of {}", entry.address, one.whose())).collect();
         let comparison = self.listing.comparison();
         let report = Report {
             ledger: ledger.clone(),
@@ -293,19 +294,20 @@ impl Agent {
             names_holders: object.spec.report_holders,
             unlisted: comparison.unlisted,
             metadata_silent: comparison.is_silent,
-            conditions: conditions(is_backed, object.metadata.generation),
+            conditions: conditions(lost, object.metadata.generation),
         };
         Some(compose(&report, None))
     }
 }
 
-/// An agent's conditions on a healthy node, as long as its own. They are of no other time, so that only a
-/// turn is news.
-fn conditions(is_backed: bool, generation: Option<i64>) -> Vec<Condition> {
-    let backed = if is_backed {
+/// An agent's conditions on a node that is healthy but for these addresses, which it has `lost` under their
+/// pods: as long as its own. They are of no other time, so that only a turn is news.
+fn conditions(lost: Vec<String>, generation: Option<i64>) -> Vec<Condition> {
+    let backed = if lost.is_empty() {
         Verdict::yes(Reason::Backed, "every pod's address is reserved for this node")
     } else {
-        Verdict::no(Reason::AddressVanished, "an address that a pod uses has left the node's NIC")
+        let lost = lost.join(", ");
+        Verdict::no(Reason::AddressVanished, format!("no longer reserved for this node: {lost}"))
     };
     let ruled = "forwarding is on and table inet vnetpool is in place";
     let installed = "10-vnetpool.conflist of the folder /etc/cni/net.d chains vnetpool, portmap, bandwidth";

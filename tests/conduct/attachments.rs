@@ -2,12 +2,14 @@
 //! detached when they go.
 
 use crate::Test;
+use crate::gateway::{Gateway, Trouble};
 use crate::stage::{Stage, quick};
 use crate::wiped::wipe;
 use anyhow::{Context, Result, ensure};
+use axum::http::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
 use kube::api::{Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use std::time::Duration;
 use vnetpool_azure_sim::{Effect, LogEntry, NewVm};
@@ -31,6 +33,8 @@ pub const TESTS: &[Test] = crate::tests![
     a_right_to_make_public_addresses_that_is_granted_serves_all_pools_once_one_has_made_one,
     a_public_address_that_lost_its_ip_configuration_is_deleted_though_another_operator_leads_by_then,
     a_public_address_that_lost_its_ip_configuration_goes_with_its_node,
+    a_public_address_on_no_nic_is_not_forgotten_by_an_operator_that_dies_between_two_objects,
+    a_living_pod_keeps_its_public_address_that_no_nic_has_while_its_object_is_made_again,
     a_public_address_that_is_made_after_its_deletion_has_found_none_is_deleted_once_more,
     public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_node,
     public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the_node,
@@ -438,6 +442,51 @@ async fn a_public_address_that_lost_its_ip_configuration_goes_with_its_node(
     stage.until_gone("n1").await?;
     ensure!(!stage.exists(&public).await?, "{public} is forgotten");
     stage.nothing_was_listed()
+}
+
+/// An object that somebody has deleted is made again. In between there is none, and the operator may end.
+async fn a_public_address_on_no_nic_is_not_forgotten_by_an_operator_that_dies_between_two_objects(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (mut stage, pod, public, fault) = detached(plane).await?;
+    stage.kill().await?;
+    stage.sim.lift_fault(fault)?;
+    stage.remove("n1", &pod).await?;
+    let gateway = Gateway::start(plane).await?;
+    stage.api_server_at(format!("http://{}", gateway.address).parse()?);
+    gateway.trouble(Trouble::RefuseToMake(StatusCode::INTERNAL_SERVER_ERROR), usize::MAX);
+    stage.delete_allocation("n1").await?;
+    stage.start().await?;
+    stage.until_gone("n1").await?;
+    stage.kill().await?;
+    gateway.trouble(Trouble::RefuseToMake(StatusCode::INTERNAL_SERVER_ERROR), 0);
+    stage.start().await?;
+    stage.until_holds("n1", 4).await?;
+    let named: Vec<String> =
+        stage.allocation("n1").await?.spec.public_addresses().map(str::to_owned).collect();
+    ensure!(
+        named.is_empty() && !stage.exists(&public).await?,
+        "{public} costs money still; spec names {named:?}"
+    );
+    stage.nothing_was_listed()
+}
+
+async fn a_living_pod_keeps_its_public_address_that_no_nic_has_while_its_object_is_made_again(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, _, public, fault) = detached(plane).await?;
+    stage.kill().await?;
+    stage.sim.lift_fault(fault)?;
+    let before = stage.allocation("n1").await?.uid();
+    stage.delete_allocation("n1").await?;
+    stage.sim.clear_log();
+    stage.start().await?;
+    let again = |seen: &NodeIPAllocation| (seen.uid() != before).then_some(());
+    stage.until("it is made again", "n1", again).await?;
+    let has = |seen: &NodeIPAllocation| kept(seen)?.public_address.filter(|one| one.address.is_some());
+    let has = stage.until("the pod has a public address again", "n1", has).await?;
+    ensure!(has.id == public && deletions(&stage).is_empty(), "it has {has:?}");
+    Ok(())
 }
 
 async fn a_public_address_that_is_made_after_its_deletion_has_found_none_is_deleted_once_more(

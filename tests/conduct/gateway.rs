@@ -40,6 +40,8 @@ pub struct Gateway {
 pub enum Trouble {
     /// This status to writes of NodeIPAllocations, with a `Retry-After` of so many seconds.
     Refuse(StatusCode, Option<u64>),
+    /// This status to whoever makes a NodeIPAllocation.
+    RefuseToMake(StatusCode),
     /// This status to lists and watches.
     RefuseToShow(StatusCode),
     /// To a watch, that its version is too old: etcd was compacted. It counts the kinds that were listed
@@ -256,6 +258,9 @@ impl Desk {
             // Requests for which a node's pods wait; an Event or a Lease that can't be written is another
             // matter.
             Trouble::Refuse(..) => request.method() != Method::GET && path.contains("/nodeipallocations/"),
+            Trouble::RefuseToMake(_) => {
+                request.method() == Method::POST && path.ends_with("/nodeipallocations")
+            }
             Trouble::RefuseToShow(_) => is_list || is_watch,
             // An agent's watch of its one object reads that by name.
             Trouble::Expire | Trouble::ExpireOne => {
@@ -272,7 +277,9 @@ impl Desk {
             _ => *left -= 1,
         }
         Some(match *trouble {
-            Trouble::RefuseToShow(status) => (status, status_body(status, "Trouble")).into_response(),
+            Trouble::RefuseToMake(status) | Trouble::RefuseToShow(status) => {
+                (status, status_body(status, "Trouble")).into_response()
+            }
             Trouble::Refuse(status, retry_after) => {
                 let mut answer = (status, status_body(status, "Trouble")).into_response();
                 if let Some(seconds) = retry_after {

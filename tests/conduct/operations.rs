@@ -2,17 +2,22 @@
 
 use crate::Test;
 use crate::absent::not_found;
+use crate::gateway::{Gateway, Trouble};
 use crate::stage::{Stage, find, quick};
 use anyhow::{Result, ensure};
+use axum::http::StatusCode;
 use serde_json::json;
+use std::time::{Duration, Instant};
 use vnetpool_azure_sim::{Config, Effect, Ending};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{OPERATIONS_TRACKED, READY, RESERVED, WRITING};
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     an_operator_killed_in_the_middle_of_a_write_is_followed_by_one_that_finds_it,
     an_operator_asked_to_stop_finishes_its_write_first,
+    an_operator_asked_to_stop_before_its_caches_are_synced_ends_at_once,
     forbidden_polls_are_reported_in_a_condition_and_the_nic_is_read_instead,
     a_write_that_azure_gives_up_is_made_again_until_its_addresses_work,
     writes_that_are_complete_when_answered_are_published_at_once,
@@ -58,6 +63,25 @@ async fn an_operator_asked_to_stop_finishes_its_write_first(plane: &ControlPlane
     stage.until_assigned("n1", 1).await?;
     let nics = stage.asked().iter().filter(|one| one.path.contains("networkInterfaces")).count();
     ensure!(nics == 0, "asked again: {:?}", stage.asked());
+    Ok(())
+}
+
+async fn an_operator_asked_to_stop_before_its_caches_are_synced_ends_at_once(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let mut stage = Stage::empty(plane, quick()).await?;
+    let gateway = Gateway::start(plane).await?;
+    stage.api_server_at(format!("http://{}", gateway.address).parse()?);
+    gateway.trouble(Trouble::RefuseToShow(StatusCode::SERVICE_UNAVAILABLE), usize::MAX);
+    stage.start().await?;
+    eventually("it has the Lease", Duration::from_secs(20), || async {
+        Ok(stage.leader().await?.0.filter(|holder| !holder.is_empty()))
+    })
+    .await?;
+    let begun = Instant::now();
+    stage.stop().await?;
+    // For so long it would wait for reconciles.
+    ensure!(begun.elapsed() < Duration::from_secs(20), "it has ended after {:?}", begun.elapsed());
     Ok(())
 }
 

@@ -15,6 +15,8 @@ use vnetpool_tests::wait::throughout;
 pub const TESTS: &[Test] = crate::tests![
     addresses_wiped_off_a_nic_under_their_pods_are_restored_by_the_first_write,
     an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_named,
+    an_address_that_is_not_in_its_subnet_is_asked_for_once_and_its_pod_is_named,
+    an_address_that_azure_keeps_for_itself_is_asked_for_once_and_its_pod_is_named,
     lost_addresses_that_azure_refuses_keep_no_other_from_pods,
     a_release_goes_on_while_a_restore_is_refused,
     lost_addresses_that_a_full_network_has_no_room_for_are_not_asked_for_again_and_again,
@@ -80,13 +82,56 @@ async fn an_address_that_a_stranger_has_by_now_is_asked_for_once_and_its_pod_is_
     until_given_up(&stage, "n1", &before, &lost).await
 }
 
+/// A person has given the subnet another range.
+async fn an_address_that_is_not_in_its_subnet_is_asked_for_once_and_its_pod_is_named(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let why = "does not belong to the range of subnet prefix 10.240.0.0/20.";
+    given_up_for_good(plane, "PrivateIPAddressNotInSubnet", why).await
+}
+
+async fn an_address_that_azure_keeps_for_itself_is_asked_for_once_and_its_pod_is_named(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let why = "falls within reserved IP range of subnet prefix 10.240.0.0/20.";
+    given_up_for_good(plane, "PrivateIPAddressInReservedRange", why).await
+}
+
+/// Azure refuses one of three lost addresses in these words: it is given up, and the node goes on.
+async fn given_up_for_good(plane: &ControlPlane, code: &str, why: &str) -> Result<()> {
+    let (stage, before) = with_three_pods(plane).await?;
+    let lost = before.first().context("no pod has an address")?;
+    // An operator that starts reads the NIC before it writes, so that its first write asks for the lost
+    // addresses.
+    stage.kill().await?;
+    wipe(&stage, "n1").await?;
+    // Azure doesn't choose such an address either.
+    stage.take(lost).await?;
+    let message = format!("Private static IP address {lost} {why}");
+    let body = json!({ "error": { "code": code, "message": message } });
+    let refusal = Effect::Status { status: 400, body, headers: Default::default() };
+    stage.fault("PUT", "/n1-nic", Some(1), refusal);
+    stage.bind("n1", 1).await?;
+    stage.start().await?;
+    until_given_up(&stage, "n1", &before, lost).await?;
+    let first = stage.writes("n1").into_iter().next().context("nothing was written")?;
+    ensure!(first.status == 400 && asked_for(&first).is_superset(&before), "{:?}", asked_for(&first));
+    for pods in [6, 8] {
+        stage.bind("n1", 2).await?;
+        stage.until_assigned("n1", pods).await?;
+    }
+    until_given_up(&stage, "n1", &before, lost).await
+}
+
 /// Waits until all of these addresses but one are back; that one was asked for once, and its pod is named.
 async fn until_given_up(stage: &Stage<'_>, node: &str, before: &BTreeSet<String>, lost: &str) -> Result<()> {
     let rest = |seen: &NodeIPAllocation| {
         let spec: BTreeSet<String> =
             seen.spec.ip_configurations().map(|one| one.address.replace("/32", "")).collect();
         let restored = before.iter().filter(|one| *one != lost).all(|one| spec.contains(one));
-        let is_named = find(seen, condition::AGENT_REPORTING)?.reason == "AddressVanished";
+        let reported = find(seen, condition::AGENT_REPORTING)?;
+        let is_named = reported.reason == "AddressVanished"
+            && reported.message.contains(&format!("for this node: {lost} of default/pod-"));
         let settled = find(seen, condition::RESERVED)?.status == "True";
         (restored && !spec.contains(lost) && spec.len() >= 4 && settled && is_named).then_some(())
     };

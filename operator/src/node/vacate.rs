@@ -22,6 +22,7 @@ use super::{backend, growth, pause, publish, report};
 use crate::azure::{self, Change, Kind, Priority, ResourceId, Urgency};
 use crate::cluster::kept;
 use crate::context::Context;
+use crate::planner::attachments::{Wish, pod_of};
 
 /// How soon to check again whether the VM still lives. Mostly it is about to go; the longer it stays, the
 /// longer it may.
@@ -187,8 +188,25 @@ pub async fn replace(
     if let Some(refusal) = refusal {
         return refused(ctx, allocation, memory, (refusal, WHY)).await;
     }
+    delete_ended(ctx, allocation, &mut memory.absences).await;
     publish::replace(ctx, allocation, interfaces).await?;
     Ok(Next::Gone)
+}
+
+/// Deletes the public addresses of pods that are gone, before the object goes: if this process ended before it
+/// has made the next object, nothing would name those that no NIC has. A living pod's is found by the pod, and
+/// one that a NIC has, by that. What Azure refuses keeps the node from nothing: the next object records it.
+async fn delete_ended(ctx: &Context, allocation: &NodeIPAllocation, absences: &mut Absences) {
+    let wishes = ctx.cluster.wishes(&allocation.name_any());
+    let asks = |uid: &str| wishes.get(uid).is_some_and(Wish::asks_for_public_address);
+    let is_ended =
+        |id: &&str| id.parse().is_ok_and(|id: ResourceId| pod_of(&id).is_some_and(|uid| !asks(uid)));
+    let ended: Vec<&str> = allocation.spec.public_addresses().filter(is_ended).collect();
+    let mut pending = Pending::default();
+    let mut attempt = Attempt::of(ctx, allocation, (absences, &mut pending), Turns::Taken);
+    if let Err(error) = attempt.delete(ended.into_iter(), true).await {
+        warn!(%error, "public addresses of pods that are gone stay for now");
+    }
 }
 
 /// An attempt to end what an object records in Azure. Its resources don't depend on each other, but for the
