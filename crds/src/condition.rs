@@ -177,8 +177,7 @@ impl PartialEq<Type> for String {
     }
 }
 
-/// The types on a `NodeIPAllocation` that its agent applies, in the order of the table. All others there are
-/// the operator's.
+/// The types on a `NodeIPAllocation` that its agent applies, in the order of the table.
 pub fn by_agent() -> impl Iterator<Item = Type> {
     TYPES.iter().filter(|row| row.writer == Writer::Agent).map(|row| row.type_)
 }
@@ -186,6 +185,12 @@ pub fn by_agent() -> impl Iterator<Item = Type> {
 /// Whether a condition is one that the agent applies.
 pub fn is_agents(condition: &Condition) -> bool {
     by_agent().any(|type_| condition.type_ == type_)
+}
+
+/// Whether a condition of a `NodeIPAllocation` is one that the operator applies. Of a type that isn't in the
+/// table nobody knows: a later release's agent may apply it, or a program of others.
+pub fn is_operators(condition: &Condition) -> bool {
+    TYPES.iter().any(|row| row.writer == Writer::Operator && condition.type_ == row.type_)
 }
 
 /// Sets `condition` in `conditions`, in place of the one of its type. `lastTransitionTime` is kept when the

@@ -55,6 +55,7 @@ fn main() {
         writers::an_agent_does_not_write_the_status_of_another_node,
         writers::an_agent_without_a_node_in_its_token_writes_nothing,
         writers::an_agent_does_not_touch_the_operators_conditions,
+        writers::an_agent_takes_off_what_the_agent_of_a_later_release_has_added,
         writers::an_agent_can_not_report_contradictory_or_invalid_values,
         writers::an_agent_writes_no_spec,
         writers::an_agent_with_more_rights_than_it_should_have_still_writes_no_spec,

@@ -48,8 +48,34 @@ pub fn an_agent_does_not_touch_the_operators_conditions(plane: &ControlPlane) ->
         ("added", json!([condition("Ready", "True", "Ready"), condition("Full", "True", "Sabotage")])),
     ] {
         let message = refused(plane, User::Agent("verdict"), "verdict", json!({ "conditions": conditions }))?;
-        ensure!(message.contains("writes only the conditions Supplied, RulesApplied"), "{what}: {message}");
+        ensure!(message.contains("writes none of the operator's conditions: "), "{what}: {message}");
     }
+    Ok(())
+}
+
+/// As after a rollback: otherwise no report of the node would ever come through again.
+pub fn an_agent_takes_off_what_the_agent_of_a_later_release_has_added(plane: &ControlPlane) -> Result<()> {
+    published(plane, "rolled-back")?;
+    let report = |conditions: &[&str]| {
+        let conditions: Vec<Value> = conditions.iter().map(|one| condition(one, "True", "Good")).collect();
+        let object = json!({
+            "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
+            "metadata": { "name": "rolled-back" }, "status": { "conditions": conditions },
+        });
+        let apply = ["apply", "--server-side", "--subresource=status", "--field-manager=vnetpool-node-agent"];
+        let apply = [&apply[..], &["--force-conflicts", "-f", "-"]].concat();
+        plane.try_kubectl(User::Agent("rolled-back"), &apply, &object.to_string())
+    };
+    for conditions in [&["Supplied", "OfALaterAgent"][..], &["Supplied"]] {
+        let applied = report(conditions)?;
+        ensure!(applied.is_ok(), "{conditions:?}: {applied:?}");
+    }
+    let types = ["get", "nodeipallocation", "rolled-back", "-o", "jsonpath={.status.conditions[*].type}"];
+    let types = plane.kubectl(&types)?;
+    ensure!(types == "Ready Supplied", "{types}");
+    let many: Vec<String> = (0..33).map(|one| format!("Many{one}")).collect();
+    let refused = report(&many.iter().map(String::as_str).collect::<Vec<_>>())?;
+    ensure!(refused.is_err_and(|error| error.contains("32 conditions at most")), "there is no end");
     Ok(())
 }
 

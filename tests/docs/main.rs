@@ -20,7 +20,7 @@ mod words;
 use std::path::Path;
 use std::process::Command;
 use tests::Tests;
-use vnetpool_crds::condition::TYPES;
+use vnetpool_crds::condition::{On, Row, TYPES, Writer};
 use vnetpool_crds::reason::Reason;
 use vnetpool_tests::monitoring::{self, Exposition};
 use vnetpool_tests::project::root;
@@ -44,6 +44,18 @@ fn every_mutation_has_its_place_in_the_product_and_its_tests() {
             assert!(is_there, "{}: there is no test {test}", mutation.rule);
         }
     }
+}
+
+/// The policy keeps a node's agent from these, and from no other.
+#[test]
+fn the_policy_for_agents_names_every_condition_of_the_operators() {
+    let path = root().join("charts/vnetpool/templates/admission/node-agent.yaml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let list = text.split_once("name: theirs").and_then(|(_, rest)| rest.split_once(']')).unwrap().0;
+    let named: Vec<&str> = list.split('"').skip(1).step_by(2).collect();
+    let is_on_nodes = |row: &&Row| row.on != On::NodeIPPool && row.writer == Writer::Operator;
+    let there_are: Vec<&str> = TYPES.iter().filter(is_on_nodes).map(|row| row.name).collect();
+    assert_eq!(named, there_are);
 }
 
 /// So many blocks of commands may have a reason why no test runs them. Each is a command that nobody has

@@ -272,9 +272,11 @@ async fn apply_conditions(
     Ok(answer)
 }
 
+/// None of a type that isn't in the table. Applied, it would be the operator's as well, and stay when the
+/// agent of a later release takes it off.
 fn ours(allocation: &NodeIPAllocation) -> Vec<Condition> {
     let all = allocation.conditions().iter();
-    all.filter(|one| !condition::is_agents(one)).cloned().collect()
+    all.filter(|one| condition::is_operators(one)).cloned().collect()
 }
 
 /// Whether a write would bring no news. A later generation of `spec` isn't news, since the operator writes it
@@ -379,6 +381,26 @@ mod tests {
         deliver.await;
         server.abort();
         std::mem::take(&mut lock(&store).events)
+    }
+
+    #[test]
+    fn a_condition_that_this_release_does_not_know_is_not_made_the_operators() {
+        let conditions = [
+            ("Ready", "False"),
+            ("Supplied", "True"),
+            ("OfALaterAgent", "True"),
+            ("example.org/Theirs", "False"),
+        ];
+        let conditions = conditions.map(|(type_, status)| {
+            json!({"type": type_, "status": status, "reason": "R", "message": "",
+                "lastTransitionTime": "2026-01-01T00:00:00Z"})
+        });
+        let object = json!({"metadata": {"name": "n"}, "status": {"conditions": conditions},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}});
+        let allocation: NodeIPAllocation = serde_json::from_value(object).unwrap();
+        let sent = conditions::announced(&allocation, Timestamp::UNIX_EPOCH);
+        let sent: Vec<_> = sent.iter().map(|one| one.type_.as_str()).collect();
+        assert_eq!(sent, ["Ready", "Writing"]);
     }
 
     #[tokio::test]
