@@ -242,13 +242,15 @@ async fn observe_and_plan(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     if !memory.knows_pods && ctx.cluster.misses_pods(&progress.allocation) {
-        let proved = Box::pin(ctx.cluster.prove_pods(&ctx.client, &node.name_any())).await;
+        let name = node.name_any();
+        let proof = ctx.writes.read(ctx.cluster.prove_pods(&ctx.client, &name));
+        let proved = Box::pin(proof).await;
         if matches!(proved, Err(Unproved::Behind)) {
             let since = memory.lacks_pods_since.get_or_insert_with(tokio::time::Instant::now);
             ctx.cluster.lacks_pods_since(*since);
         }
         // Unproved it won't ask again, so it holds no other node up meanwhile.
-        proved.inspect_err(|_| stand_back(ctx, &progress.allocation.name_any()))?;
+        proved.inspect_err(|_| stand_back(ctx, &name))?;
         memory.knows_pods = true;
     } else {
         memory.lacks_pods_since = None;

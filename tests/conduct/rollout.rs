@@ -115,7 +115,7 @@ async fn an_edit_reaches_no_more_nodes_at_a_time_than_its_pool_allows_under_any_
         seen.1 = seen.0.len().max(seen.1);
     });
     stage.pool("default", sizing(4, PLACES)).await?;
-    let begun = |pool: &NodeIPPool| reports(pool, RECONCILING, "of 12 nodes follow generation 2");
+    let begun = |pool: &NodeIPPool| reports(pool, RECONCILING, "nodes take up the pool as it is");
     stage.until_pool("it reports how far it is", "default", begun).await?;
     until_hold(&stage, &names, 4, 4).await?;
     stage.kill().await?;

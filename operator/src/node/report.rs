@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::condition::{
     self, APPLICATION_SECURITY_GROUPS, FULL, GROUP_FOUND, PAUSED, READY, UPDATING,
@@ -181,8 +182,9 @@ pub async fn settle_unanswered(
         return Ok(allocation);
     }
     let name = allocation.name_any();
-    let found = Api::<NodeIPAllocation>::all(ctx.client.clone()).get_opt(&name).await;
-    let found = found.map_err(Error::Report)?.filter(|found| found.uid() == allocation.uid());
+    let found = Api::<Reading<NodeIPAllocation>>::all(ctx.client.clone()).get_opt(&name).await;
+    let found = found.and_then(|found| found.map(Reading::readable).transpose()).map_err(Error::Report)?;
+    let found = found.filter(|found| found.uid() == allocation.uid());
     let turn = memory.reports.unanswered.take();
     let Some((mut found, turn)) = found.zip(turn) else { return Ok(allocation) };
     kept::strip_allocation(&mut found);
@@ -267,8 +269,8 @@ async fn apply_conditions(
         "status": {"conditions": conditions},
     });
     let params = PatchParams::apply(names::OPERATOR).force();
-    let api = Api::<NodeIPAllocation>::all(client.clone());
-    let mut answer = api.patch_status(&name, &params, &Patch::Apply(&object)).await?;
+    let api = Api::<Reading<NodeIPAllocation>>::all(client.clone());
+    let mut answer = api.patch_status(&name, &params, &Patch::Apply(&object)).await?.readable()?;
     kept::strip_allocation(&mut answer);
     Ok(answer)
 }
