@@ -95,12 +95,11 @@ arm64: ## the images for arm64, and the unit tests of plugin and agent under an 
 	cargo --config tests/arm64/cargo.toml test --no-fail-fast --package vnetpool-plugin --package vnetpool-node-agent --lib -- \
 		$(addprefix --skip ,$(NOT_EMULATED))
 
-# What asks an API server about the kinds, the policies and the chart, and the operator's conduct after edits.
-older-kubernetes: PARTS = kube kube-older helm monitors kstatus probe cluster
+# What asks an API server about the kinds, the policies and the chart.
+older-kubernetes: PARTS = kube kube-older helm monitors probe cluster
 older-kubernetes: PACKAGES = prometheus
-older-kubernetes: build cluster-build ## the tests of CRDs, policies and chart, and some of conduct, on the oldest Kubernetes that the chart takes
+older-kubernetes: build cluster-build ## the tests of CRDs, policies and chart on the oldest Kubernetes that the chart takes
 	KUBERNETES=older cargo test --workspace --no-fail-fast --test admission
-	KUBERNETES=older cargo test --workspace --no-fail-fast --test conduct -- edits::
 
 dockerfile: PACKAGES = debootstrap podman
 dockerfile: images-root ## the images by podman from the Dockerfile, on a base by debootstrap

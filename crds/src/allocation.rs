@@ -208,7 +208,8 @@ pub struct PublicAddress {
 impl IpConfiguration {
     /// How many addresses it is: 1, or 16 for a block. 0 if the text is no range of IPv4 addresses.
     pub fn count(&self) -> u32 {
-        let length = self.address.rsplit_once('/').and_then(|(_, length)| length.parse::<u32>().ok());
+        let range = self.address.rsplit_once('/').filter(|(address, _)| !address.contains(':'));
+        let length = range.and_then(|(_, length)| length.parse::<u32>().ok());
         length.and_then(|length| 1_u32.checked_shl(32_u32.checked_sub(length)?)).unwrap_or_default()
     }
 }
@@ -314,7 +315,7 @@ pub struct NodeIPAllocationStatus {
 #[serde(rename_all = "camelCase")]
 pub struct Holder {
     /// The address, like `10.240.0.17`.
-    #[schemars(length(max = 15))]
+    #[schemars(length(max = 39))] // of either family
     pub address: String,
     /// The pod as `namespace/name`; empty where the runtime named none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -389,13 +390,72 @@ fn is_zero(count: &u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     #[test]
     fn a_block_counts_as_sixteen_addresses() {
         let count = |address: &str| IpConfiguration { address: address.into(), ..Default::default() }.count();
         assert_eq!(
-            (count("10.0.0.5/32"), count("10.0.0.16/28"), count("10.0.0.5"), count("x/99")),
-            (1, 16, 0, 0)
+            [
+                count("10.0.0.5/32"),
+                count("10.0.0.16/28"),
+                count("10.0.0.5"),
+                count("x/99"),
+                count("fd00::/28")
+            ],
+            [1, 16, 0, 0, 0]
         );
+    }
+
+    /// See the architecture, "A second address family": a block for each family stands beside the present
+    /// fields, and the family's reservations in the same list.
+    #[test]
+    fn an_object_with_a_second_address_family_is_read_and_all_that_a_reader_knows_is_written_again() {
+        let known = json!({
+            "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation", "metadata": {"name": "n"},
+            "spec": {"nodeUID": "u", "bootID": "b", "pool": "p", "mode": "Prefix", "wiring": "Bridge", "target": 16,
+                "sizing": Sizing::default(), "cooldown": "30s", "warm": 4, "reportHolders": true, "podMetadataAccess": "All",
+                "snatExclusions": ["10.0.0.0/8"], "elsewhere": 1, "takenOffAt": ["2026-01-01T00:00:00Z"],
+                "detachedPublicAddresses": ["/d"], "strayInterfaces": ["/s"],
+                "interfaces": [{"id": "/nic", "mac": "m", "secondary": true, "primaryAddress": "10.0.0.4",
+                    "subnet": {"id": "/subnet", "prefixes": ["10.0.0.0/16"]}, "applicationSecurityGroups": ["/g"],
+                    "ipConfigurations": [{"name": "vnp-1", "address": "10.0.0.16/28", "attachedTo": "w", "backendPools": ["/b"],
+                        "publicAddress": {"id": "/i", "address": "1.2.3.4", "dnsName": "d"}}]}]},
+            "status": {"observedGeneration": 2, "bootID": "b", "held": 16, "assigned": 2, "cooling": 1, "free": 13, "waiting": 1,
+                "countedAt": "2026-01-01T00:00:00Z", "pods": 2, "relinquished": ["vnp-2"], "unlisted": ["vnp-1"],
+                "holders": [{"address": "10.0.0.17", "pod": "a/b", "podUID": "w", "sandbox": "s/eth0"}]},
+        });
+        let rewritten = |object: &Value| {
+            let read: NodeIPAllocation = serde_json::from_value(object.clone()).unwrap();
+            (json!(read), read)
+        };
+        assert_eq!(rewritten(&known).0, known, "nothing is left out, nor added");
+        // What stands in lists that are there already.
+        let mut newer = known.clone();
+        let add = |list: &mut Value, one| list.as_array_mut().unwrap().push(one);
+        add(
+            &mut newer["spec"]["interfaces"][0]["ipConfigurations"],
+            json!({"name": "vnp-6", "address": "fd00:10::10/124"}),
+        );
+        add(
+            &mut newer["status"]["holders"],
+            json!({"address": "fd00:10::11", "pod": "a/b", "podUID": "w", "sandbox": "s/eth0"}),
+        );
+        let (written, read) = rewritten(&newer);
+        assert_eq!(written, newer);
+        assert_eq!(read.spec.addresses(), 16, "the counts are those of IPv4");
+        for definition in crate::definitions().unwrap() {
+            let definition = json!(definition);
+            let status =
+                &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+            let address = &status["properties"]["holders"]["items"]["properties"]["address"];
+            assert!(address["maxLength"].as_u64().is_none_or(|most| most >= 39), "{address}");
+        }
+        // And blocks of its own.
+        let counts = json!({"held": 16, "assigned": 1, "cooling": 0, "free": 15, "waiting": 0});
+        newer["status"]["ipv6"] = counts;
+        newer["spec"]["interfaces"][0]["ipv6"] =
+            json!({"primaryAddress": "fd00:10::4", "prefixes": ["fd00:10::/64"]});
+        assert_eq!(rewritten(&newer), (written, read));
     }
 }

@@ -27,7 +27,7 @@ pub use allocation::{NodeIPAllocation, NodeIPAllocationSpec, NodeIPAllocationSta
 pub use pool::{NodeIPPool, NodeIPPoolSpec, NodeIPPoolStatus};
 
 use condition::On;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSON};
 use kube::CustomResourceExt;
 use serde_json::Value;
 
@@ -36,7 +36,7 @@ use serde_json::Value;
 /// # Errors
 /// Never, unless the types they are derived from can't be written as JSON.
 pub fn definitions() -> serde_json::Result<[CustomResourceDefinition; 2]> {
-    let pool = described(shipped(NodeIPPool::crd())?, On::NodeIPPool);
+    let pool = unseen(described(shipped(NodeIPPool::crd())?, On::NodeIPPool));
     let allocation = described(shipped(NodeIPAllocation::crd())?, On::NodeIPAllocation);
     Ok([pool, allocation])
 }
@@ -47,6 +47,20 @@ pub fn definitions() -> serde_json::Result<[CustomResourceDefinition; 2]> {
 /// Never, unless the definition can't be written as YAML.
 pub fn manifest(definition: &CustomResourceDefinition) -> serde_yaml_ng::Result<String> {
     Ok(format!("---\n{}", serde_yaml_ng::to_string(definition)?))
+}
+
+/// With a status, from its creation on, that shows that no operator has seen the pool. By kstatus' rules an
+/// object without a generation in its status is done, so tools would not wait for a pool that is just made.
+fn unseen(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    let status = serde_json::json!({ "observedGeneration": 0 });
+    for version in &mut definition.spec.versions {
+        let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        let fields = schema.and_then(|schema| schema.properties.as_mut());
+        if let Some(field) = fields.and_then(|fields| fields.get_mut("status")) {
+            field.default = Some(JSON(status.clone()));
+        }
+    }
+    definition
 }
 
 /// With a description of `status.conditions` that names each type: `kubectl explain` shows it.

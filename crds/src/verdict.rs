@@ -68,14 +68,10 @@ fn bounded(mut message: String) -> String {
     message
 }
 
-/// The first `most` of these by name, and how many more there are.
+/// The first `most` of these by name, and whether there are more. How many would be news each time.
 pub fn name_some(names: impl ExactSizeIterator<Item = String>, most: usize) -> String {
-    let more = names.len().saturating_sub(most);
-    let mut named: Vec<String> = names.take(most).collect();
-    if more > 0 {
-        named.push(format!("{more} more"));
-    }
-    named.join(", ")
+    let more = if names.len() > most { " and more" } else { "" };
+    names.take(most).collect::<Vec<_>>().join(", ") + more
 }
 
 #[cfg(test)]
@@ -107,8 +103,8 @@ mod tests {
     }
 
     #[test]
-    fn the_first_few_are_named_and_the_rest_is_counted() {
+    fn the_first_few_are_named_and_the_rest_is_not_counted() {
         let some = |count: u32| name_some((0..count).map(|n| n.to_string()), 2);
-        assert_eq!([some(0), some(2), some(4)], ["", "0, 1", "0, 1, 2 more"]);
+        assert_eq!([some(0), some(2), some(3), some(4)], ["", "0, 1", "0, 1 and more", "0, 1 and more"]);
     }
 }

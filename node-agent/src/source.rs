@@ -10,6 +10,7 @@ use tokio::{
     sync::watch,
     time::{sleep, sleep_until},
 };
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::ledger::file;
 
@@ -98,8 +99,10 @@ impl Source {
     pub async fn read(&self, objects: &Objects) -> anyhow::Result<Option<NodeIPAllocation>> {
         match self {
             Source::Cluster { client, name } => {
-                let api = Api::<NodeIPAllocation>::all(client.clone());
-                api.get_opt(name).await.with_context(|| format!("can't read NodeIPAllocation {name}"))
+                let api = Api::<Reading<NodeIPAllocation>>::all(client.clone());
+                let found = api.get_opt(name).await;
+                let found = found.and_then(|found| found.map(Reading::readable).transpose());
+                found.with_context(|| format!("can't read NodeIPAllocation {name}"))
             }
             Source::Metadata { state_dir, .. } => {
                 let Some(mut object) = objects.borrow().as_deref().cloned() else { return Ok(None) };

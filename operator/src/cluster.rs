@@ -8,6 +8,7 @@ mod intake;
 pub mod kept;
 pub mod proof;
 mod renewal;
+pub mod served;
 #[cfg(test)]
 mod size;
 pub mod unreadable;
@@ -39,7 +40,9 @@ use crate::lock::lock;
 use crate::node_object::Node;
 use crate::planner::attachments::Wish;
 use crate::pod_cidr;
+use crate::resource_id::ResourceId;
 use renewal::Renewal;
+use served::Served;
 use unreadable::Unknown;
 #[cfg(test)]
 pub use wakeups::channels;
@@ -60,6 +63,7 @@ pub struct Cluster {
     /// By name, the API server's answers to writes of ours that the watch hasn't shown yet.
     answers: Arc<Mutex<HashMap<String, Arc<NodeIPAllocation>>>>,
     pools: Store<NodeIPPool>,
+    served: Arc<Mutex<Served>>,
     demand: Arc<Mutex<BoundPods>>,
     pods_listed: watch::Receiver<bool>,
     /// Objects that are there and can't be read.
@@ -100,6 +104,7 @@ impl Cluster {
             allocations,
             answers: Arc::default(),
             pools,
+            served: Arc::default(),
             demand: Arc::default(),
             pods_listed,
             unknown_nodes: Unknown::default(),
@@ -140,6 +145,27 @@ impl Cluster {
             ("watch of Pods", pods.boxed()),
         ];
         Watched { cluster, waker, wakeups, watches }
+    }
+
+    /// One whose watches have listed these objects, and show nothing more.
+    #[cfg(test)]
+    pub fn sample(
+        nodes: Vec<Node>,
+        allocations: Vec<NodeIPAllocation>,
+        pools: Vec<NodeIPPool>,
+    ) -> (Cluster, Waker) {
+        fn list<K>(objects: Vec<K>, take: impl FnMut(Event<Reading<K>>)) {
+            let shown = objects.into_iter().map(|object| Event::InitApply(Reading(Ok(object))));
+            std::iter::once(Event::Init).chain(shown).chain([Event::InitDone]).for_each(take);
+        }
+        let ((of_nodes, node_writer), (of_allocations, writer), (of_pools, pool_writer)) =
+            (reflector::store(), reflector::store(), reflector::store());
+        let view = Cluster::new(of_nodes, of_allocations, of_pools, watch::channel(true).1);
+        let (waker, _) = wakeups::channels();
+        list(nodes, intake::nodes(view.clone(), waker.clone(), node_writer));
+        list(allocations, intake::allocations(view.clone(), waker.clone(), writer));
+        list(pools, intake::pools(view.clone(), waker.clone(), pool_writer));
+        (view, waker)
     }
 
     /// Wakes every object there is, and reports each that can't be read.
@@ -224,6 +250,25 @@ impl Cluster {
         &self.architectures
     }
 
+    /// The nodes that a pool serves.
+    pub fn served_by(&self, pool: &str) -> Vec<Arc<NodeIPAllocation>> {
+        let names = lock(&self.served).by(pool);
+        let objects = names.iter().filter_map(|name| self.allocations.get(&ObjectRef::new(name)));
+        // Of one that is about to change its pool the store may show the former.
+        objects.filter(|object| object.spec.pool == pool).collect()
+    }
+
+    /// The Nodes that are left alone.
+    pub fn left_alone(&self) -> Vec<Arc<Node>> {
+        let names = lock(&self.served).alone();
+        names.iter().filter_map(|name| self.node(name)).collect()
+    }
+
+    /// How many blocks the nodes hold, by subnet.
+    pub fn blocks(&self) -> HashMap<ResourceId, u32> {
+        lock(&self.served).blocks()
+    }
+
     /// Whether a Node is left alone.
     pub fn leaves_alone(&self, node: &Node) -> bool {
         left_alone::cause(node, &self.architectures).is_some()
@@ -305,12 +350,12 @@ impl Cluster {
         lock(&self.demand).pods(node)
     }
 
-    /// The pools that name this Node though it has no object: it is left alone. After a list these may be
-    /// any.
-    fn pools_about(&self, event: &Event<Node>) -> Vec<String> {
+    /// The pools that name this Node though it has no object: it is left alone. After a list, or of a Node
+    /// that `was_alone` and isn't any more, these may be any.
+    fn pools_about(&self, event: &Event<Node>, was_alone: bool) -> Vec<String> {
         let is_about = |pool: &NodeIPPool| match event {
             Event::Apply(node) | Event::Delete(node) => {
-                self.leaves_alone(node) && left_alone::selects(pool, node)
+                was_alone || self.leaves_alone(node) && left_alone::selects(pool, node)
             }
             Event::InitDone => true,
             Event::Init | Event::InitApply(_) => false,

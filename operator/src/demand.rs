@@ -24,6 +24,8 @@ pub struct BoundPods {
     pods: HashMap<Uid, Arc<str>>,
     /// What a list that is under way has shown so far: a pod that isn't in it went while the watch was down.
     listed: Option<HashSet<Uid>>,
+    /// When nodes without pods were forgotten last.
+    swept: Option<Instant>,
 }
 
 /// So long a node without pods is remembered: longer than any wait for the end of a burst.
@@ -95,8 +97,10 @@ impl BoundPods {
     fn come(&mut self, pod: Pod, now: Instant) -> Arc<str> {
         let known = self.nodes.get_key_value(pod.node.as_str());
         let node = known.map_or_else(|| Arc::from(pod.node), |(node, _)| node.clone());
-        if !self.nodes.contains_key(&node) {
-            // Nodes come and go under ever new names, and pods may go after their node.
+        // Nodes come and go under ever new names, and pods may go after their node. Thousands may come at once.
+        let is_swept = self.swept.is_some_and(|last| now.duration_since(last) < KEPT);
+        if !is_swept && !self.nodes.contains_key(&node) {
+            self.swept = Some(now);
             self.nodes.retain(|_, bound| !bound.pods.is_empty() || now.duration_since(bound.changed) < KEPT);
         }
         let bound = self.nodes.entry(node.clone()).or_insert_with(|| Bound {

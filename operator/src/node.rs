@@ -246,7 +246,8 @@ async fn know_pods(ctx: &Context, allocation: &NodeIPAllocation, memory: &mut Me
         return Ok(());
     }
     let name = allocation.name_any();
-    let proved = Box::pin(ctx.cluster.prove_pods(&ctx.client, &name)).await;
+    let proof = ctx.writes.read(ctx.cluster.prove_pods(&ctx.client, &name));
+    let proved = Box::pin(proof).await;
     if matches!(proved, Err(Unproved::Behind)) {
         let since = memory.lacks_pods_since.get_or_insert_with(tokio::time::Instant::now);
         ctx.cluster.lacks_pods_since(*since);

@@ -8,6 +8,8 @@ mod rolling;
 mod scarce;
 pub mod status;
 mod unreadable;
+#[cfg(test)]
+mod whole;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -25,6 +27,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use tracing::warn;
 use vnetpool_apiserver::jittered;
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::condition::{self, NETWORK_EXHAUSTING, SELECTED, SUBNET_EXHAUSTING, VALID};
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus, names};
@@ -108,35 +111,15 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
         return Ok(Action::await_change());
     }
     controller.settle_unanswered(pool, now).await?;
-    let served = ctx.cluster.allocations().state_filter(|allocation| allocation.spec.pool == name);
     let before = pool.status.clone().unwrap_or_default();
-    let pools = ctx.cluster.pools().state();
-    // A thousand nodes are in one subnet or a few.
-    let subnets: BTreeSet<&str> =
-        served.iter().flat_map(|node| &node.spec.interfaces).map(|nic| nic.subnet.id.as_str()).collect();
-    let networks = ctx.networks.known_among(subnets.into_iter());
-    let conflict = pod_cidr::conflict(pool, pools.iter().map(Arc::as_ref), &networks);
-    let mut next = roll_up(pool, served.iter().map(Arc::as_ref), conflict, Timestamp::now());
-    let blocks = Blocks::of(ctx.cluster.allocations().state().iter().map(Arc::as_ref));
-    let known = |id: &str| known(&ctx.networks, &blocks, &id.parse().ok()?);
-    forecast::report(pool, &mut next, known, Timestamp::now());
-    let usages = |vnet: &ResourceId| ctx.networks.usages(vnet);
-    forecast::report_networks(pool, &mut next, usages, &blocks, Timestamp::now());
-    let nodes = ctx.cluster.nodes().state_filter(|node| ctx.cluster.leaves_alone(node));
-    let architectures = ctx.cluster.architectures();
-    left_alone::report(pool, &mut next, nodes.iter().map(Arc::as_ref), architectures, Timestamp::now());
-    leaving::report(pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
-    let stops_in = rolling::report(pool, &mut next, served.iter().map(Arc::as_ref), Timestamp::now());
-    let coarseness = |subscription: &str| lock(&ctx.scarcity).coarseness(subscription);
-    scarce::report(pool, &mut next, served.iter().map(Arc::as_ref), coarseness, Timestamp::now());
-    unreadable::report(pool, &mut next, &ctx.cluster.unreadable_of(&name), Timestamp::now());
+    let (next, due) = status_of(ctx, pool, Timestamp::now());
     ctx.metrics.pool(&name, &next);
     if is_the_same(&before, &next) {
         ctx.metrics.reconciled("pool", "ok", now.elapsed());
-        return Ok(again(stops_in));
+        return Ok(again(due));
     }
     if let Some(rest) = controller.sums_wait(pool, now).filter(|_| only_sums_differ(&before, &next)) {
-        return Ok(Action::requeue(rest));
+        return Ok(again(due.into_iter().chain([rest]).min()));
     }
     let asked = Unanswered { uid: pool.uid(), before: before.conditions, next: next.clone() };
     lock(&controller.unanswered).insert(name.clone(), asked);
@@ -146,7 +129,33 @@ async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, 
     if let Some(asked) = lock(&controller.unanswered).remove(&name) {
         controller.report(pool, asked, now);
     }
-    Ok(again(stops_in))
+    Ok(again(due))
+}
+
+/// The status of a pool by what is known of its nodes, of no others, and how long until it may be another
+/// though nothing changes.
+fn status_of(ctx: &Context, pool: &NodeIPPool, now: Timestamp) -> (NodeIPPoolStatus, Option<Duration>) {
+    let (cluster, name) = (&ctx.cluster, pool.name_any());
+    let (served, pools, alone) = (cluster.served_by(&name), cluster.pools().state(), cluster.left_alone());
+    let nodes = || served.iter().map(Arc::as_ref);
+    // A thousand nodes are in one subnet or a few.
+    let subnets: BTreeSet<&str> =
+        nodes().flat_map(|node| &node.spec.interfaces).map(|nic| nic.subnet.id.as_str()).collect();
+    let networks = ctx.networks.known_among(subnets.into_iter());
+    let conflict = pod_cidr::conflict(pool, pools.iter().map(Arc::as_ref), &networks);
+    let mut next = roll_up(pool, nodes(), conflict, now);
+    let blocks = Blocks(cluster.blocks());
+    let known = |id: &str| known(&ctx.networks, &blocks, &id.parse().ok()?);
+    forecast::report(pool, &mut next, known, now);
+    let usages = |vnet: &ResourceId| ctx.networks.usages(vnet);
+    forecast::report_networks(pool, &mut next, usages, &blocks, now);
+    left_alone::report(pool, &mut next, alone.iter().map(Arc::as_ref), cluster.architectures(), now);
+    leaving::report(pool, &mut next, nodes(), now);
+    let due = rolling::report(pool, &mut next, nodes(), now);
+    let coarseness = |subscription: &str| lock(&ctx.scarcity).coarseness(subscription);
+    scarce::report(pool, &mut next, nodes(), coarseness, now);
+    unreadable::report(pool, &mut next, &cluster.unreadable_of(&name), now);
+    (next, due)
 }
 
 /// When to report the pool again though nothing has changed.
@@ -243,7 +252,7 @@ async fn apply(ctx: &Context, name: &str, status: &NodeIPPoolStatus) -> Result<(
         "status": status,
     });
     let params = PatchParams::apply(names::OPERATOR).force();
-    let (api, patch) = (Api::<NodeIPPool>::all(ctx.client.clone()), Patch::Apply(&object));
+    let (api, patch) = (Api::<Reading<NodeIPPool>>::all(ctx.client.clone()), Patch::Apply(&object));
     ctx.writes.report(api.patch_status(name, &params, &patch)).await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! How many writes to the API server are under way at once, and whether this process may still write.
+//! How many requests to the API server are under way at once, and whether this process may still write.
 
 use axum::http::{Method, Request};
 use kube::Client;
@@ -24,9 +24,10 @@ pub fn fenced(client: Client, tenure: Tenure) -> Client {
     Client::new(service_fn(send), namespace)
 }
 
-/// How many writes of each sort are under way at once. An edit of a pool concerns thousands of nodes in the
-/// same moment, and each request that is under way has a connection of its own.
+/// How many requests of each sort are under way at once. An edit of a pool, or a new leader, concerns
+/// thousands of nodes in the same moment, and each request that is under way has a connection of its own.
 pub struct Writes {
+    reads: Semaphore,
     announcements: Semaphore,
     urgent: Semaphore,
     reports: Semaphore,
@@ -36,12 +37,17 @@ const AT_ONCE: usize = 32;
 
 impl Default for Writes {
     fn default() -> Writes {
-        let [announcements, urgent, reports] = [(); 3].map(|()| Semaphore::new(AT_ONCE));
-        Writes { announcements, urgent, reports }
+        let [reads, announcements, urgent, reports] = [(); 4].map(|()| Semaphore::new(AT_ONCE));
+        Writes { reads, announcements, urgent, reports }
     }
 }
 
 impl Writes {
+    /// Reads of a node what no watch has.
+    pub async fn read<T>(&self, read: impl Future<Output = T>) -> T {
+        turn(&self.reads, read).await
+    }
+
     /// Makes a write on which a write to Azure waits, in its turn: it isn't to stand behind an edit of a
     /// pool.
     pub async fn announcement<T>(&self, write: impl Future<Output = T>) -> T {
@@ -59,10 +65,10 @@ impl Writes {
     }
 }
 
-async fn turn<T>(of: &Semaphore, write: impl Future<Output = T>) -> T {
+async fn turn<T>(of: &Semaphore, request: impl Future<Output = T>) -> T {
     // It is never closed.
     let _turn = uncounted(of.acquire()).await.ok();
-    write.await
+    request.await
 }
 
 #[cfg(test)]
@@ -159,15 +165,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn few_writes_of_a_sort_are_under_way_at_once_and_no_other_sort_waits_for_them() {
+    async fn few_requests_of_a_sort_are_under_way_at_once_and_no_other_sort_waits_for_them() {
         let (writes, begun) = (Writes::default(), Mutex::new(0));
         let held = || async {
             *lock(&begun) += 1;
             pending::<()>().await
         };
+        let second = Duration::from_secs(1);
         let mut reports = pin!(join_all((0..100).map(|_| writes.report(held()))));
-        assert!(timeout(Duration::from_secs(1), &mut reports).await.is_err());
+        assert!(timeout(second, &mut reports).await.is_err());
         assert_eq!(*lock(&begun), AT_ONCE);
+        let mut reads = pin!(join_all((0..100).map(|_| writes.read(held()))));
+        assert!(timeout(second, &mut reads).await.is_err());
+        assert_eq!(*lock(&begun), 2 * AT_ONCE);
         writes.announcement(ready(())).await;
         writes.urgent(ready(())).await;
     }

@@ -251,6 +251,10 @@ pub fn an_empty_spec_gets_the_documented_defaults(plane: &ControlPlane) -> Resul
     let expected = json!({ "weight": 0, "mode": "Address", "adopt": "Nothing", "sizing": sizing, "cooldown": "30s", "snat": {}, "subnetExhaustingPercent": 10,
         "wiring": "Routed", "podMetadataAccess": "None" });
     ensure!(spec == expected, "{spec}");
+    // By kstatus' rules it is in progress, since no operator has seen it.
+    let seen =
+        plane.kubectl(&["get", "nodeippool", "empty", "-o", "jsonpath={.status.observedGeneration}"])?;
+    ensure!(seen == "0", "{seen:?}");
 
     plane.apply(&pool("partial", "sizing: { warm: 3 }")?)?;
     let sizing = plane.kubectl(&["get", "nodeippool", "partial", "-o", "jsonpath={.spec.sizing}"])?;

@@ -17,7 +17,7 @@ use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::IpConfiguration;
 use vnetpool_crds::condition::{ATTACHED, READY};
 use vnetpool_crds::names::GONE;
-use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -452,7 +452,7 @@ async fn a_public_address_on_no_nic_is_not_forgotten_by_an_operator_that_dies_be
     stage.kill().await?;
     stage.sim.lift_fault(fault)?;
     stage.remove("n1", &pod).await?;
-    let gateway = Gateway::start(plane).await?;
+    let gateway = Gateway::start(plane, User::Operator).await?;
     stage.api_server_at(format!("http://{}", gateway.address).parse()?);
     gateway.trouble(Trouble::RefuseToMake(StatusCode::INTERNAL_SERVER_ERROR), usize::MAX);
     stage.delete_allocation("n1").await?;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use std::time::Duration;
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_azure_sim::{Config, Effect};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_node_agent::report::publish;
@@ -119,15 +120,17 @@ async fn no_report_lands_that_was_made_before_a_new_ledger_was_announced(plane: 
         Stage::set(plane, quick(), json!({ "sizing": { "minimum": 2, "warm": 0, "batch": 2 } })).await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 2).await?;
-    let api = Api::<NodeIPAllocation>::all(Client::try_from(plane.config(User::Agent("n1")).await?)?);
+    let agent = Client::try_from(plane.config(User::Agent("n1")).await?)?;
+    let (api, agents) =
+        (Api::<NodeIPAllocation>::all(agent.clone()), Api::<Reading<NodeIPAllocation>>::all(agent));
     let announced = eventually("a new ledger is announced", Duration::from_secs(30), || async {
         let before = api.get("n1").await?;
         // The operator or the other agent may be writing at this moment: then it is a conflict here, too.
-        Ok(publish::announce(&api, &before).await.ok().map(|after| (before, after)))
+        Ok(publish::announce(&agents, &before).await.ok().map(|after| (before, after)))
     });
     let (before, after) = announced.await?;
     ensure!(before.resource_version() != after.resource_version(), "the object wasn't written");
-    let error = publish::announce(&api, &before).await.err().context("a report of before has landed")?;
+    let error = publish::announce(&agents, &before).await.err().context("a report of before has landed")?;
     ensure!(matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 409), "{error}");
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vnetpool_azure_sim::{Config, Effect, Ending};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{OPERATIONS_TRACKED, READY, RESERVED, WRITING};
-use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -70,7 +70,7 @@ async fn an_operator_asked_to_stop_before_its_caches_are_synced_ends_at_once(
     plane: &ControlPlane,
 ) -> Result<()> {
     let mut stage = Stage::empty(plane, quick()).await?;
-    let gateway = Gateway::start(plane).await?;
+    let gateway = Gateway::start(plane, User::Operator).await?;
     stage.api_server_at(format!("http://{}", gateway.address).parse()?);
     gateway.trouble(Trouble::RefuseToShow(StatusCode::SERVICE_UNAVAILABLE), usize::MAX);
     stage.start().await?;

@@ -6,6 +6,8 @@ use kube::core::ClusterResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+use crate::reading::Reading;
+
 pub const FORBIDDEN: u16 = 403;
 pub const CONFLICT: u16 = 409;
 pub const NOT_FOUND: u16 = 404;
@@ -23,6 +25,7 @@ pub async fn read_again<K>(client: &Client, object: &K) -> kube::Result<Option<K
 where
     K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned,
 {
-    let found = Api::<K>::all(client.clone()).get_opt(&object.name_any()).await?;
+    let found = Api::<Reading<K>>::all(client.clone()).get_opt(&object.name_any()).await?;
+    let found = found.map(Reading::readable).transpose()?;
     Ok(found.filter(|found| found.uid() == object.uid()))
 }

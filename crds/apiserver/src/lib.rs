@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod client;
+mod lean;
 pub mod reading;
 
 use std::hash::{BuildHasher, Hasher, RandomState};

@@ -11,8 +11,11 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// An object that was read, or one that is there and can't be. kube's `DeserializeGuard` does the same, but
-/// keeps nothing of the content and decodes each good object twice.
+use super::lean::Lean;
+
+/// An object that was read, without its managedFields, or one that is there and can't be. kube's
+/// `DeserializeGuard` does the same, but keeps nothing of the content and decodes each good object twice, and
+/// the managedFields with it.
 #[derive(Clone, Debug)]
 pub struct Reading<K>(pub Result<K, Box<Unreadable>>);
 
@@ -52,11 +55,22 @@ where
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Box::<RawValue>::deserialize(deserializer)?;
         // Once more on failure only, for the path of the field: to follow it takes time.
-        Ok(Reading(serde_json::from_str(text.get()).or_else(|_| {
+        let read = serde_json::from_str::<Lean<K>>(text.get()).or_else(|_| {
             let mut json = serde_json::Deserializer::from_str(text.get());
-            serde_path_to_error::deserialize(&mut json)
+            serde_path_to_error::deserialize::<_, Lean<K>>(&mut json)
                 .map_err(|error| unreadable::<K>(text.get(), error.to_string()))
-        })))
+        });
+        Ok(Reading(read.map(|Lean(object)| object)))
+    }
+}
+
+impl<K> Reading<K> {
+    /// Of an answer to a request of ours.
+    ///
+    /// # Errors
+    /// That which kube gives where it reads the object itself.
+    pub fn readable(self) -> kube::Result<K> {
+        self.0.map_err(|unreadable| kube::Error::SerdeError(serde::de::Error::custom(unreadable.error)))
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::{
 use vnetpool_apiserver::{
     answer::{CONFLICT, is_status},
     jittered,
+    reading::Reading,
 };
 use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationStatus, names};
 
@@ -47,7 +48,7 @@ pub struct Publisher {
 
 impl Publisher {
     /// Ends only when the agent does.
-    pub async fn run(mut self, api: Api<NodeIPAllocation>) -> anyhow::Result<()> {
+    pub async fn run(mut self, api: Api<Reading<NodeIPAllocation>>) -> anyhow::Result<()> {
         let (mut written, mut pace) = (None, Pace::default());
         let (mut retry, mut conflict) = (BETWEEN_WRITES, BETWEEN_WRITES);
         loop {
@@ -93,7 +94,7 @@ impl Publisher {
     /// object as the last write left it, which may be newer than what the watch has brought.
     async fn publish(
         &mut self,
-        api: &Api<NodeIPAllocation>,
+        api: &Api<Reading<NodeIPAllocation>>,
         written: &mut Option<NodeIPAllocation>,
         pace: &mut Pace,
     ) -> anyhow::Result<Outcome> {
@@ -137,7 +138,7 @@ enum Outcome {
 /// # Errors
 /// A conflict if another writer has changed the object since it was read.
 pub async fn announce(
-    api: &Api<NodeIPAllocation>,
+    api: &Api<Reading<NodeIPAllocation>>,
     object: &NodeIPAllocation,
 ) -> anyhow::Result<NodeIPAllocation> {
     let status = building(object.status.as_ref(), object.metadata.generation, Timestamp::now());
@@ -146,12 +147,13 @@ pub async fn announce(
 
 /// Applies the agent's part of the status, to exactly this version of the object and to none made anew.
 async fn apply(
-    api: &Api<NodeIPAllocation>,
+    api: &Api<Reading<NodeIPAllocation>>,
     object: &NodeIPAllocation,
     status: &NodeIPAllocationStatus,
 ) -> anyhow::Result<NodeIPAllocation> {
     let params = PatchParams::apply(names::AGENT).force();
-    Ok(api.patch_status(&object.name_any(), &params, &Patch::Apply(body(object, status))).await?)
+    let patch = Patch::Apply(body(object, status));
+    Ok(api.patch_status(&object.name_any(), &params, &patch).await?.readable()?)
 }
 
 /// What a write sends.

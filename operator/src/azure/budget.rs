@@ -267,8 +267,9 @@ impl Budget {
             if let Some(left) = left {
                 level.lower(left, now);
             }
-            if let Some(peace) = closed_for {
-                level.close(now + peace);
+            match closed_for {
+                Some(peace) => level.close(now + peace, now),
+                None => level.answered(now),
             }
         }
     }

@@ -100,8 +100,16 @@ pub fn nodes(view: Cluster, waker: Waker, writer: Writer<Node>) -> impl FnMut(Ev
     move |event| {
         let Sifted { event, turned } = intake.take(event);
         if let Some(event) = &event {
-            changes.apply(event).iter().for_each(|name| waker.node(name));
-            view.pools_about(event).iter().for_each(|pool| waker.pool(pool));
+            let changed = changes.apply(event);
+            let mut was_alone = false;
+            for name in &changed {
+                waker.node(name);
+                let is_alone = view.node(name).is_some_and(|node| view.leaves_alone(&node));
+                was_alone |= lock(&view.served).leave_alone(name, is_alone) && !is_alone;
+            }
+            if !changed.is_empty() {
+                view.pools_about(event, was_alone).iter().for_each(|pool| waker.pool(pool));
+            }
         }
         wake_turned(&view, &waker, &view.unknown_nodes, &turned);
     }
@@ -116,7 +124,6 @@ pub fn allocations(
         Intake::new(&view.unknown_allocations, &view.allocations, writer, kept::strip_allocation);
     let mut changes = Changes::new(kept::allocation_digest);
     let mut readiness = Changes::new(kept::readiness_digest);
-    let mut served_by = HashMap::new();
     move |event| {
         let Sifted { event, turned } = intake.take(event);
         if let Some(event) = &event {
@@ -128,12 +135,9 @@ pub fn allocations(
             for name in changes.apply(event) {
                 // Also its Node: one whose object is gone gets another.
                 waker.node(&name);
-                let now = view.allocation(&name).map(|allocation| allocation.spec.pool.clone());
-                let before = match &now {
-                    Some(pool) => served_by.insert(name, pool.clone()),
-                    None => served_by.remove(&name),
-                };
-                [now, before].iter().flatten().for_each(|pool| waker.pool(pool));
+                let object = view.allocation(&name);
+                let pools = lock(&view.served).take(&name, object.as_deref());
+                pools.iter().for_each(|pool| waker.pool(pool));
             }
         }
         wake_turned(&view, &waker, &view.unknown_allocations, &turned);

@@ -16,7 +16,6 @@ const WORDS: [&str; 3] = [names::GONE, names::RELEASE, names::READ];
 /// Leaves out the longest parts, which only people and the agent read, and the agent's words about what is
 /// well, and keeps of each holder only its address and UID.
 pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
-    allocation.metadata.managed_fields = None;
     if let Some(annotations) = &mut allocation.metadata.annotations {
         annotations.retain(|name, _| WORDS.contains(&name.as_str()));
     }
@@ -37,7 +36,6 @@ pub fn strip_allocation(allocation: &mut NodeIPAllocation) {
 }
 
 pub fn strip_pool(pool: &mut NodeIPPool) {
-    pool.metadata.managed_fields = None;
     if let Some(annotations) = &mut pool.metadata.annotations {
         annotations.retain(|name, _| name == names::PAUSED);
     }

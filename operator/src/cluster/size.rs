@@ -2,6 +2,7 @@
 
 use futures::FutureExt;
 use kube::Resource;
+use kube::core::WatchEvent;
 use kube::runtime::reflector;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::watcher::Event;
@@ -195,4 +196,21 @@ fn of_the_list_that_proves_the_view_few_bytes_are_in_memory_at_once() {
     let each = most / PAGE as usize;
     println!("{each} bytes of {} of JSON", list.len() / PAGE as usize);
     assert!(each <= 400, "{each}");
+}
+
+/// The most bytes that are in memory while this text is decoded, beside the text.
+fn decoding<T: DeserializeOwned>(text: &str) -> usize {
+    heap::kept(|| drop(serde_json::from_str::<T>(text).unwrap())).1
+}
+
+#[test]
+fn of_an_allocation_in_a_watch_or_an_answer_few_bytes_are_in_memory_at_once() {
+    let object = allocation(7);
+    // The API server sends the type first.
+    let event = format!(r#"{{"type": "MODIFIED", "object": {object}}}"#);
+    let whole = decoding::<NodeIPAllocation>(&object.to_string());
+    let watched = decoding::<WatchEvent<Reading<NodeIPAllocation>>>(&event);
+    let answer = decoding::<Reading<NodeIPAllocation>>(&object.to_string());
+    println!("{watched} bytes in a watch, {answer} in an answer, {whole} with managedFields");
+    assert!(watched.max(answer) <= 25_000, "{watched} {answer}");
 }

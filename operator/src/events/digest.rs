@@ -31,7 +31,11 @@ struct Window {
     ends: Instant,
     pool: ObjectReference,
     published: usize,
-    held: Vec<Reported>,
+    /// How many came after these.
+    held: usize,
+    /// The first of them, and the first nodes' names: thousands of Events would be megabytes.
+    first: Option<Reported>,
+    names: Vec<String>,
 }
 
 /// The name of the node that an Event is about.
@@ -49,13 +53,18 @@ impl Digest {
     ) -> Option<Reported> {
         let Some(pool) = pool else { return Some(reported) };
         let key = (reported.1.reason.clone(), pool.name.clone().unwrap_or_default());
-        let new = || Window { ends: now + WINDOW, pool, published: 0, held: vec![] };
+        let new = || Window { ends: now + WINDOW, pool, published: 0, held: 0, first: None, names: vec![] };
         let window = self.0.entry(key).or_insert_with(new);
         if window.published < MANY {
             window.published += 1;
             return Some(reported);
         }
-        window.held.push(reported);
+        window.held += 1;
+        // One more than are named shows that there are more.
+        if window.names.len() <= NAMED {
+            window.names.extend(node_of(&reported.0).map(str::to_owned));
+        }
+        window.first.get_or_insert(reported);
         None
     }
 
@@ -77,25 +86,15 @@ impl Digest {
 
 impl Window {
     /// One Event for all that were held; `None` if none was.
-    fn sum(mut self) -> Option<Reported> {
-        let (_, first) = self.held.first()?;
-        if self.held.len() == 1 {
-            return self.held.pop();
+    fn sum(self) -> Option<Reported> {
+        let (about, first) = self.first?;
+        if self.held == 1 {
+            return Some((about, first));
         }
-        let names = name_some(
-            self.held.iter().map(|(about, _)| node_of(about).unwrap_or_default().to_owned()),
-            NAMED,
-        );
+        let names = name_some(self.names.into_iter(), NAMED);
         let note = first.note.as_deref().unwrap_or_default();
-        let note = format!("{} more times, of the nodes {names}; for one: {note}", self.held.len());
-        let event = Event {
-            type_: first.type_,
-            reason: first.reason.clone(),
-            action: first.action.clone(),
-            note: Some(short(note)),
-            secondary: None,
-        };
-        Some((vec![self.pool], event))
+        let note = format!("{} more times, of the nodes {names}; for one: {note}", self.held);
+        Some((vec![self.pool], Event { note: Some(short(note)), secondary: None, ..first }))
     }
 }
 
@@ -103,6 +102,7 @@ impl Window {
 mod tests {
     use super::super::{full, reserved};
     use super::*;
+    use crate::heap;
 
     fn object(kind: &str, name: &str) -> ObjectReference {
         ObjectReference { kind: Some(kind.into()), name: Some(name.into()), ..ObjectReference::default() }
@@ -148,10 +148,23 @@ mod tests {
         let [sum] = &sums[..] else { panic!("{} Events", sums.len()) };
         let (about, note) = shown(sum);
         assert_eq!(about, "NodeIPPool default");
-        for part in ["40 more times", "n100, n101, n102, n103, n104, 35 more", "reserved 4 addresses"] {
+        for part in ["40 more times", "n100, n101, n102, n103, n104 and more", "reserved 4 addresses"] {
             assert!(note.contains(part), "{note}");
         }
         assert_eq!(admit(&mut digest, many(200..203).collect(), now + WINDOW).len(), 3, "a new window");
+    }
+
+    #[test]
+    fn of_thousands_of_events_few_bytes_are_kept() {
+        let (mut digest, now) = (Digest::default(), Instant::now());
+        let mut hold = |nodes: std::ops::Range<usize>| {
+            let long = |node| reported(node, full(&"what Azure has answered. ".repeat(30)));
+            let kept = heap::kept(|| drop(admit(&mut digest, nodes.map(long).collect(), now))).0;
+            println!("{kept} bytes");
+            kept
+        };
+        hold(1..MANY + 10);
+        assert!(hold(1000..4000) < 100);
     }
 
     #[test]

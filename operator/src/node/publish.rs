@@ -10,6 +10,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde_json::json;
 use tokio::time::sleep;
 use tracing::{info, warn};
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_apiserver::{doubled, jittered};
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
 use vnetpool_crds::condition::{self, ADOPTED};
@@ -127,7 +128,7 @@ async fn apply(
     let params = PatchParams::apply(names::OPERATOR).force();
     let api = allocations(ctx);
     let patch = Patch::Apply(body(there, spec));
-    let mut answer = ctx.writes.urgent(api.patch(&name, &params, &patch)).await?;
+    let mut answer = ctx.writes.urgent(api.patch(&name, &params, &patch)).await?.readable()?;
     kept::strip_allocation(&mut answer);
     Ok(answer)
 }
@@ -164,7 +165,7 @@ pub async fn create(ctx: &Context, name: &str, fields: Lasting) -> kube::Result<
     let mut object = NodeIPAllocation::new(name, fields.alone());
     object.metadata.finalizers = Some(vec![names::FINALIZER.into()]);
     let params = PostParams { field_manager: Some(names::OPERATOR.into()), ..Default::default() };
-    ctx.writes.urgent(allocations(ctx).create(&params, &object)).await
+    ctx.writes.urgent(Api::all(ctx.client.clone()).create(&params, &object)).await
 }
 
 impl Lasting {
@@ -277,7 +278,9 @@ async fn make_again(
     let (name, mut failures) = (gone.name_any(), 0);
     loop {
         let created = match create(ctx, &name, Lasting::of(spec)).await {
-            Err(error) if is_status(&error, CONFLICT) => allocations(ctx).get(&name).await,
+            Err(error) if is_status(&error, CONFLICT) => {
+                allocations(ctx).get(&name).await.and_then(Reading::readable)
+            }
             created => created,
         };
         let applied = match created {
@@ -326,7 +329,7 @@ pub async fn is_there(ctx: &Context, allocation: &NodeIPAllocation) -> Result<bo
 }
 
 async fn drop_finalizer(ctx: &Context, allocation: &NodeIPAllocation) -> Result<(), Error> {
-    let found = read_again(&ctx.client, allocation).await.map_err(Error::Delete)?;
+    let found = ctx.writes.read(read_again(&ctx.client, allocation)).await.map_err(Error::Delete)?;
     let Some(found) = found else { return Ok(()) };
     let others: Vec<_> = found.finalizers().iter().filter(|one| *one != names::FINALIZER).collect();
     let patch = json!({"metadata": {"finalizers": others, "resourceVersion": found.resource_version()}});
@@ -338,7 +341,7 @@ async fn drop_finalizer(ctx: &Context, allocation: &NodeIPAllocation) -> Result<
     }
 }
 
-fn allocations(ctx: &Context) -> Api<NodeIPAllocation> {
+fn allocations(ctx: &Context) -> Api<Reading<NodeIPAllocation>> {
     Api::all(ctx.client.clone())
 }
 

@@ -14,6 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::allocation::NodeIPAllocation;
 use vnetpool_crds::condition::{
     self, APPLICATION_SECURITY_GROUPS, FULL, GROUP_FOUND, PAUSED, READY, UPDATING,
@@ -266,8 +267,8 @@ async fn apply_conditions(
         "status": {"conditions": conditions},
     });
     let params = PatchParams::apply(names::OPERATOR).force();
-    let api = Api::<NodeIPAllocation>::all(client.clone());
-    let mut answer = api.patch_status(&name, &params, &Patch::Apply(&object)).await?;
+    let api = Api::<Reading<NodeIPAllocation>>::all(client.clone());
+    let mut answer = api.patch_status(&name, &params, &Patch::Apply(&object)).await?.readable()?;
     kept::strip_allocation(&mut answer);
     Ok(answer)
 }

@@ -4,14 +4,13 @@
 
 use std::collections::HashMap;
 
-use vnetpool_crds::NodeIPAllocation;
-use vnetpool_crds::pool::{BLOCK, Mode};
+use vnetpool_crds::pool::BLOCK;
 
 use crate::azure::{ResourceId, Usage, Usages};
 
 /// How many blocks the cluster's nodes hold, by subnet.
 #[derive(Debug, Default)]
-pub struct Blocks(HashMap<ResourceId, u32>);
+pub struct Blocks(pub HashMap<ResourceId, u32>);
 
 /// How the usages of a virtual network count a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,19 +24,6 @@ pub enum Reading {
 }
 
 impl Blocks {
-    pub fn of<'a>(nodes: impl Iterator<Item = &'a NodeIPAllocation>) -> Blocks {
-        let mut blocks = HashMap::new();
-        for node in nodes.filter(|node| node.spec.mode == Mode::Prefix) {
-            for interface in &node.spec.interfaces {
-                let held = interface.ip_configurations.iter().filter(|one| one.count() == BLOCK).count();
-                if let (1.., Ok(subnet)) = (held, interface.subnet.id.parse()) {
-                    *blocks.entry(subnet).or_default() += u32::try_from(held).unwrap_or(u32::MAX);
-                }
-            }
-        }
-        Blocks(blocks)
-    }
-
     /// How the usages of this network count them.
     pub fn reading(&self, vnet: &ResourceId, usages: &Usages) -> Reading {
         let readings: Vec<Reading> = self
@@ -94,25 +80,19 @@ fn reading(Usage { used, size }: Usage, blocks: u32) -> Reading {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
-
-    const VNET: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
+    use crate::cluster::served::Served;
+    use crate::cluster::served::tests::{VNET, node};
 
     fn vnet() -> ResourceId {
         VNET.parse().unwrap()
     }
 
-    /// A node with so many blocks in a subnet.
-    fn node(subnet: &str, blocks: u32) -> NodeIPAllocation {
-        let block = |n: u32| json!({"name": format!("vnp-{n}"), "address": format!("10.1.{}.{}/28", n / 16, n % 16 * 16)});
-        serde_json::from_value(json!({
-            "metadata": {"name": "n"},
-            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "mode": "Prefix", "interfaces": [
-                {"id": "nic", "mac": "", "primaryAddress": "10.0.0.4", "subnet": {"id": format!("{VNET}/subnets/{subnet}")},
-                 "ipConfigurations": (0..blocks).map(block).collect::<Vec<_>>()}
-            ]},
-        }))
-        .unwrap()
+    /// Of nodes with so many blocks in each subnet.
+    fn blocks(held: &[(&str, u32)]) -> Blocks {
+        let nodes = held.iter().enumerate();
+        let nodes: Vec<_> =
+            nodes.map(|(n, (subnet, held))| node(&format!("n{n}"), "p", subnet, *held)).collect();
+        Blocks(nodes.iter().collect::<Served>().blocks())
     }
 
     fn usages(all: &[(&str, u32, u32)]) -> Usages {
@@ -138,8 +118,7 @@ mod tests {
 
     #[test]
     fn one_subnet_that_shows_how_a_block_counts_settles_the_sum_of_its_network() {
-        let nodes = [node("Pods", 30), node("pods", 10), node("wide", 4)];
-        let blocks = Blocks::of(nodes.iter());
+        let blocks = blocks(&[("Pods", 30), ("pods", 10), ("wide", 4)]);
         let once = usages(&[("pods", 42, 900), ("wide", 105, 4091), ("others", 50, 251)]);
         assert_eq!(blocks.taken(&vnet(), &once), (197, 197));
         let each = usages(&[("pods", 642, 900), ("wide", 165, 4091), ("others", 50, 251)]);
@@ -155,8 +134,7 @@ mod tests {
 
     #[test]
     fn blocks_that_count_once_hide_fifteen_addresses_each() {
-        let nodes = [node("pods", 40)];
-        let (blocks, subnet) = (Blocks::of(nodes.iter()), format!("{VNET}/subnets/PODS").parse().unwrap());
+        let (blocks, subnet) = (blocks(&[("pods", 40)]), format!("{VNET}/subnets/PODS").parse().unwrap());
         let hidden = [Reading::Once, Reading::Each, Reading::Either].map(|one| blocks.hidden(&subnet, one));
         assert_eq!(hidden, [600, 0, 0]);
     }

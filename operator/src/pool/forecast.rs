@@ -52,24 +52,14 @@ fn forecast(
         return Some(Verdict::no(Reason::Off, "subnetExhaustingPercent of this pool is 0"));
     }
     let was_exhausting = before.is_some_and(|before| before.status == "True");
-    let short: Vec<String> = subnets
-        .iter()
-        .filter(|subnet| is_short(subnet, percent, was_exhausting))
-        .map(|subnet| {
-            format!(
-                "{} has {} of {} addresses free",
-                subnet.id,
-                subnet.free.unwrap_or_default(),
-                subnet.size.unwrap_or_default()
-            )
-        })
-        .collect();
+    let short = subnets.iter().filter(|subnet| is_short(subnet, percent, was_exhausting));
+    let short: Vec<&str> = short.map(|subnet| &*subnet.id).collect();
     if !short.is_empty() {
         return Some(Verdict::yes(
             Reason::FewFree,
             format!(
-                "{}: less than the {percent} % of NodeIPPool {}. Free up addresses there, lower minimum, warm or maximum of the \
-                 pools that use it, or give new nodes another subnet.",
+                "of the addresses of {} fewer are free than the {percent} % of NodeIPPool {}; status.subnets counts them. Free up \
+                 addresses there, lower minimum, warm or maximum of the pools that use it, or give new nodes another subnet.",
                 short.join(", "),
                 pool.name_any()
             ),
@@ -168,11 +158,12 @@ mod tests {
     }
 
     #[test]
-    fn the_message_names_the_subnet_the_figures_and_the_remedy() {
+    fn the_message_names_the_subnet_the_limit_and_the_remedy() {
         let status = reported(10, known(3), &[]);
         let condition = exhausting(&status);
         assert_eq!(condition.reason, "FewFree");
-        for part in [ID, "3 of 200", "10 % of NodeIPPool p", "lower minimum"] {
+        assert_eq!(condition, exhausting(&reported(10, known(5), &[])), "another figure is no news");
+        for part in [ID, "10 % of NodeIPPool p", "lower minimum"] {
             assert!(condition.message.contains(part), "{part}: {}", condition.message);
         }
     }

@@ -29,11 +29,10 @@ pub fn report<'a>(
         [] => Verdict::yes(Reason::Selected, "the pool selects every node that it serves"),
         [(_, first), ..] => {
             let named = name_some(leaving.iter().map(|(name, _)| name.clone()), NAMED);
-            let count = leaving.len();
             Verdict::no(
                 Reason::NodesLeave,
                 format!(
-                    "{count} nodes leave NodeIPPool {}: {named}. Of the first: {}",
+                    "nodes leave NodeIPPool {}: {named}. Of the first: {}",
                     pool.name_any(),
                     first.message
                 ),
@@ -69,7 +68,7 @@ mod tests {
         assert_eq!(report(&[node("a", None)]), None);
         let condition =
             report(&[node("b", Some("Until noon.")), node("a", None), node("c", Some("x"))]).unwrap();
-        assert_eq!(condition.message, "2 nodes leave NodeIPPool p: b, c. Of the first: Until noon.");
+        assert_eq!(condition.message, "nodes leave NodeIPPool p: b, c. Of the first: Until noon.");
         assert_eq!(report(&[node("a", None)]).unwrap().status, "True");
     }
 }

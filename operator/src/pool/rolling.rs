@@ -22,8 +22,8 @@ pub fn has_taken_up(pool: &NodeIPPool, node: &NodeIPAllocation) -> bool {
     !condition::is_true(node.conditions(), UPDATING) && node::follows(&node.spec, pool)
 }
 
-/// Reports how many nodes follow the pool, until all do; or that no further one will, and why. Returns how
-/// long until that may be so though nothing changes.
+/// Reports that nodes are yet to follow the pool, until all do; or that no further one will, and why. Returns
+/// how long until that may be so though nothing changes. How many follow is in `updatedNodes`.
 pub fn report<'a>(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
@@ -36,7 +36,6 @@ pub fn report<'a>(
         status.conditions.retain(|one| one.type_ != RECONCILING);
         return None;
     }
-    let follow = format!("{updated} of {all} nodes follow generation {}", generation.unwrap_or_default());
     let updating: Vec<&NodeIPAllocation> =
         nodes.filter(|node| condition::is_true(node.conditions(), UPDATING)).collect();
     let mut stuck: Vec<(String, &str)> = updating.iter().filter_map(|node| stuck(node, now)).collect();
@@ -47,15 +46,18 @@ pub fn report<'a>(
         let reasons: BTreeSet<&str> = stuck.iter().map(|(_, reason)| *reason).collect();
         let reasons = reasons.into_iter().collect::<Vec<_>>().join(", ");
         let message = format!(
-            "{follow}, and no further one will: as many as may take it up at a time can't settle ({reasons}): {}. Put right what \
-             they report, or take the edit of NodeIPPool {} back.",
+            "no further node takes the edit up: as many as may at a time can't settle ({reasons}): {}. Put right what they report, \
+             or take the edit of NodeIPPool {} back.",
             name_some(stuck.iter().map(|(name, _)| name.clone()), NAMED),
             pool.name_any()
         );
         (STALLED, Verdict::yes(Reason::RolloutStopped, message))
     } else {
-        let paused = if is_paused { "; paused" } else { "" };
-        (RECONCILING, Verdict::yes(Reason::RollingOut, format!("{follow}{paused}")))
+        let message = match is_paused {
+            true => "paused: not all nodes follow the pool as it is, and none begins to",
+            false => "nodes take up the pool as it is; UPDATED counts those that follow it",
+        };
+        (RECONCILING, Verdict::yes(Reason::RollingOut, message))
     };
     // One of the two stands, as long as it did before: the sums have taken `Stalled` off.
     let before = pool.status.as_ref().and_then(|before| condition::find(&before.conditions, type_));
@@ -101,13 +103,13 @@ pub fn turned_stopped<'a>(before: &[Condition], next: &'a [Condition]) -> Option
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::super::status::tests::{node, pool, rolled};
     use super::*;
     use serde_json::json;
 
     /// A node in the rollout, or one that waits.
-    fn behind(name: &str, ready: &str, is_updating: bool) -> NodeIPAllocation {
+    pub fn behind(name: &str, ready: &str, is_updating: bool) -> NodeIPAllocation {
         let mut node = node(name, "s", 8, ready);
         node.spec.sizing = Some(serde_json::from_value(json!({"minimum": 1})).unwrap());
         let updating = Verdict::yes(Reason::Updating, "").condition(UPDATING, None, Timestamp::UNIX_EPOCH);
@@ -122,16 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_reports_how_many_nodes_follow_it_until_all_do() {
+    fn a_pool_reports_that_nodes_are_yet_to_follow_it_until_all_do() {
         let mut pool = pool(json!({}));
-        pool.metadata.generation = Some(7);
         let mut nodes =
             vec![node("a", "s", 8, "Ready"), behind("b", "Ready", true), behind("c", "Ready", false)];
         let status = reported(&pool, &nodes);
         let turned = condition::find(&status.conditions, RECONCILING).unwrap();
         assert_eq!((status.updated_nodes, status.nodes), (1, 3), "a place alone is no update");
         assert_eq!((turned.status.as_str(), turned.reason.as_str()), ("True", "RollingOut"));
-        assert_eq!(turned.message, "1 of 3 nodes follow generation 7");
         assert!(condition::is_true(&status.conditions, READY));
         nodes.truncate(1);
         pool.status = Some(status);
@@ -154,7 +154,7 @@ mod tests {
         }
         let mut status = reported(&pool, &[full("b"), full("a"), waits()]);
         let turned = turned_stopped(&[], &status.conditions).unwrap();
-        for part in ["0 of 3 nodes", "(SubnetFull): a, b.", "take the edit of NodeIPPool p back"] {
+        for part in ["no further node", "(SubnetFull): a, b.", "take the edit of NodeIPPool p back"] {
             assert!(turned.message.contains(part), "{}", turned.message);
         }
         assert!(turned_stopped(&status.conditions, &status.conditions).is_none());

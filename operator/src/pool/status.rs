@@ -145,16 +145,25 @@ pub fn is_the_same(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
     without(before) == without(next) && condition::same(&before.conditions, &next.conditions)
 }
 
-/// Whether the statuses differ only in what nodes count.
+/// Whether only sums have moved since. That something is there at all is news, and so is that the nodes have
+/// all that is reserved for them. That all are ready, or have taken up an edit, turns a condition.
 pub fn only_sums_differ(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> bool {
     let without = |status: &NodeIPPoolStatus| {
         let mut status = NodeIPPoolStatus { assigned: 0, cooling: 0, free: 0, ..status.clone() };
-        status.waiting = status.waiting.min(1);
-        status.subnets.iter_mut().for_each(|subnet| subnet.free = subnet.free.map(|_| 0));
+        let sums =
+            [&mut status.held, &mut status.nodes_ready, &mut status.updated_nodes, &mut status.waiting];
+        let of_subnets = status.subnets.iter_mut().flat_map(|subnet| {
+            subnet.free = subnet.free.map(|_| 0);
+            [&mut subnet.nodes, &mut subnet.held]
+        });
+        sums.into_iter().chain(of_subnets).for_each(|sum| *sum = (*sum).min(1));
         status.networks.iter_mut().for_each(|network| network.used = network.used.map(|_| 0));
         status
     };
-    is_the_same(&without(before), &without(next))
+    let has_all = |status: &NodeIPPoolStatus| {
+        status.held >= status.subnets.iter().map(|subnet| subnet.held).fold(0, u32::saturating_add)
+    };
+    is_the_same(&without(before), &without(next)) && (has_all(before) || !has_all(next))
 }
 
 /// The condition that has just turned false.
@@ -222,18 +231,45 @@ pub mod tests {
     }
 
     #[test]
-    fn pods_change_only_sums_and_all_other_changes_are_news() {
-        let mut nodes: Vec<_> = (0..8).map(|n| node(&format!("n{n}"), "s", 8, "SubnetFull")).collect();
-        let before = rolled(&pool(json!({})), &nodes);
-        let status = nodes[0].status.as_mut().unwrap();
+    fn what_pods_and_single_nodes_change_is_sums_and_the_first_and_the_last_of_all_are_news() {
+        let of = |ready: usize, held: u32| {
+            let turned = |n| if n < ready { "Ready" } else { "SubnetFull" };
+            let mut nodes: Vec<_> = (0..8).map(|n| node(&format!("n{n}"), "s", 8, turned(n))).collect();
+            // Of what the eight nodes have reserved, one address each, the agents have taken up so many.
+            let status = |node: &mut NodeIPAllocation| node.status.as_mut().unwrap().held = 0;
+            nodes.iter_mut().for_each(status);
+            nodes[0].status.as_mut().unwrap().held = held;
+            nodes
+        };
+        let shown = |nodes: &[NodeIPAllocation]| rolled(&pool(json!({})), nodes);
+        let mut moved = of(3, 4);
+        let status = moved[0].status.as_mut().unwrap();
         (status.assigned, status.free, status.cooling) = (4, 3, 1);
-        let moved = rolled(&pool(json!({})), &nodes);
-        assert!(!is_the_same(&before, &moved) && only_sums_differ(&before, &moved));
-        nodes[0] = node("n0", "s", 8, "Ready");
-        let ready = rolled(&pool(json!({})), &nodes);
-        assert!(!only_sums_differ(&before, &ready));
-        let condition = |status: &NodeIPPoolStatus| condition::find(&status.conditions, NODES_READY).cloned();
-        assert_eq!(condition(&before), condition(&ready), "which is no other message");
+        let before = shown(&of(3, 4));
+        assert!(!is_the_same(&before, &shown(&moved)) && only_sums_differ(&before, &shown(&moved)));
+        let is_news = |(ready, held), then: (usize, u32)| {
+            let (before, next) = (shown(&of(ready, held)), shown(&of(then.0, then.1)));
+            assert!(!is_the_same(&before, &next));
+            !only_sums_differ(&before, &next)
+        };
+        for (before, next) in [((3, 4), (4, 4)), ((7, 4), (1, 4)), ((3, 4), (3, 7)), ((3, 8), (3, 4))] {
+            assert!(!is_news(before, next), "{before:?} {next:?}");
+        }
+        for (before, next) in [
+            ((0, 4), (1, 4)),
+            ((1, 4), (0, 4)),
+            ((7, 4), (8, 4)),
+            ((8, 4), (7, 4)),
+            ((3, 0), (3, 1)),
+            ((3, 7), (3, 8)),
+        ] {
+            assert!(is_news(before, next), "{before:?} {next:?}");
+        }
+        // Another node is, too, and another edit.
+        assert!(!only_sums_differ(&before, &shown(&of(3, 4)[..7])));
+        let mut edited = before.clone();
+        edited.observed_generation = Some(2);
+        assert!(!only_sums_differ(&before, &edited));
     }
 
     #[test]

@@ -58,7 +58,7 @@ mod tests {
         report(&pool, &mut status, &many, now);
         let condition = condition::find(&status.conditions, OBJECTS_READABLE).unwrap().clone();
         assert_eq!(condition.status, "False");
-        for part in ["NodeIPAllocation n0", "spec.nodeUID", "NodeIPAllocation n5, 2 more", "kubectl edit"] {
+        for part in ["NodeIPAllocation n0", "spec.nodeUID", "NodeIPAllocation n5 and more", "kubectl edit"] {
             assert!(condition.message.contains(part), "{}", condition.message);
         }
         report(&pool, &mut status, &[], now);

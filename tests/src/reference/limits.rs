@@ -60,7 +60,8 @@ fn azure(facts: &Facts) -> Vec<String> {
         ),
         format!(
             "**Several clusters in one subscription** share Azure's request limits. Each cluster uses up to \
-             `azure.budgetPercent` of them, {all} by default: give two clusters {each} each."
+             `azure.budgetPercent` of them, {all} by default: give two clusters {each} each. Where \
+             these are more than all together, clusters are throttled at first, and then share what there is."
         ),
     ]
 }

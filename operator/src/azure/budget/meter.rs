@@ -42,22 +42,106 @@ enum Gauge {
     /// Refills steadily up to `capacity`.
     Bucket { capacity: f64, per_second: f64, tokens: f64, at: Instant },
     /// At most `capacity` in any `span`.
-    Window { capacity: usize, span: Duration, used: VecDeque<Instant>, others: Others },
+    Window { capacity: usize, span: Duration, used: VecDeque<Instant>, others: Others, care: Option<Care> },
 }
 
-/// Calls that Azure counts in a window beside ours, as of its last answer with a count. Azure doesn't report
-/// when they were made, so they are taken to leave the window evenly.
+/// Calls that Azure counts in a window beside ours. Azure doesn't report when they were made.
+#[derive(Default)]
 struct Others {
-    count: usize,
-    answered: Instant,
+    /// So many were made about then, between two answers with counts.
+    dated: VecDeque<(Instant, usize)>,
+    /// So many are of an unknown time before that. They are taken to leave the window evenly.
+    undated: usize,
+    since: Option<Instant>,
+    /// When Azure counted last.
+    counted: Option<Instant>,
 }
 
 impl Others {
-    fn gone(&self, span: Duration, now: Instant) -> usize {
-        let part = now.saturating_duration_since(self.answered).as_secs_f64() / span.as_secs_f64();
-        (self.count as f64 * part.min(1.0)) as usize
+    /// So many are in the window at that moment, as far as is known now.
+    fn count(&self, span: Duration, at: Instant) -> usize {
+        let age = |since: Instant| at.saturating_duration_since(since);
+        let dated = self.dated.iter().filter(|(made, _)| age(*made) < span).map(|(_, count)| count);
+        let part = self.since.map_or(0.0, |since| age(since).as_secs_f64() / span.as_secs_f64());
+        let gone = (self.undated as f64 * part.min(1.0)) as usize;
+        dated.sum::<usize>() + self.undated - gone
+    }
+
+    /// Azure's newest count holds.
+    fn correct(&mut self, count: usize, span: Duration, now: Instant) {
+        self.dated.retain(|(made, _)| now.saturating_duration_since(*made) < span);
+        let dated: usize = self.dated.iter().map(|(_, count)| count).sum();
+        let undated = self.count(span, now) - dated;
+        let is_close = self.counted.is_some_and(|last| now.saturating_duration_since(last) < CLOSE);
+        self.counted = Some(now);
+        if count >= dated + undated {
+            let more = count - dated - undated;
+            if is_close {
+                self.dated.extend((more > 0).then_some((now, more)));
+            } else {
+                (self.undated, self.since) = (undated + more, Some(now));
+            }
+            return;
+        }
+        let mut fewer = dated + undated - count;
+        if undated > 0 {
+            (self.undated, self.since) = (undated.saturating_sub(fewer), Some(now));
+            fewer = fewer.saturating_sub(undated);
+        }
+        while let Some((_, oldest)) = self.dated.front_mut().filter(|_| fewer > 0) {
+            let gone = fewer.min(*oldest);
+            (*oldest, fewer) = (*oldest - gone, fewer - gone);
+            if *oldest == 0 {
+                self.dated.pop_front();
+            }
+        }
     }
 }
+
+/// How calls go for a while after Azure has throttled one, since others draw on the window, too: a few at a
+/// time, and more with each answer. What others do is only known by answers.
+struct Care {
+    until: Instant,
+    /// So many may be under way.
+    most: usize,
+    under_way: usize,
+    answered: Option<Instant>,
+    /// The last call or answer.
+    moved: Instant,
+}
+
+impl Care {
+    fn is_informed(&self, now: Instant) -> bool {
+        self.answered.is_some_and(|last| now.saturating_duration_since(last) < CLOSE)
+    }
+
+    /// Whether one more may go, of so many that are left.
+    fn lets(&self, left: usize, now: Instant) -> bool {
+        let most = if self.is_informed(now) { self.most.min(left / 4).max(1) } else { 1 };
+        self.under_way < most
+    }
+
+    fn take(&mut self, now: Instant) {
+        if !self.is_informed(now) {
+            self.most = 1;
+        }
+        self.under_way += 1;
+        self.moved = now;
+    }
+
+    fn answered(&mut self, now: Instant) {
+        self.under_way = self.under_way.saturating_sub(1);
+        self.most += 1;
+        (self.answered, self.moved) = (Some(now), now);
+    }
+}
+
+/// What an answer shows of others is news for so long.
+const CLOSE: Duration = Duration::from_secs(10);
+/// After so long without a call or an answer those under way are lost.
+const LOST: Duration = Duration::from_secs(60);
+/// How soon to check again whether an answer has come.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// However small our share is, a bucket has room for one call of each priority; otherwise those at the bottom
 /// would never go.
@@ -134,15 +218,13 @@ impl Meter {
         let capacity = (most * share).max(LEAST);
         let gauge = match self {
             Meter::Action { .. } => Gauge::Unlimited,
-            Meter::Network { .. } => {
-                let others = Others { count: 0, answered: now };
-                Gauge::Window {
-                    capacity: capacity as usize,
-                    span: FIVE_MINUTES,
-                    used: VecDeque::new(),
-                    others,
-                }
-            }
+            Meter::Network { .. } => Gauge::Window {
+                capacity: capacity as usize,
+                span: FIVE_MINUTES,
+                used: VecDeque::new(),
+                others: Others::default(),
+                care: None,
+            },
             _ => Gauge::Bucket { capacity, per_second: per_second * share, tokens: capacity, at: now },
         };
         Level { gauge, closed_until: None, spent: 0, unused: 0 }
@@ -158,9 +240,12 @@ impl Level {
                 *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * *per_second).min(*capacity);
                 *at = now;
             }
-            Gauge::Window { span, used, others, .. } => {
-                if others.gone(*span, now) == others.count {
-                    others.count = 0;
+            Gauge::Window { span, used, care, .. } => {
+                *care = care.take().filter(|care| now < care.until);
+                if let Some(care) = care
+                    && now.saturating_duration_since(care.moved) >= LOST
+                {
+                    care.under_way = 0;
                 }
                 while used.front().is_some_and(|&first| now.duration_since(first) >= *span) {
                     used.pop_front();
@@ -179,17 +264,21 @@ impl Level {
                 // A microsecond more than needed, so that rounding doesn't leave it a hair short then.
                 if lacking <= 0.0 { now } else { now + Duration::from_secs_f64(lacking / per_second + 1e-6) }
             }
-            Gauge::Window { capacity, span, used, others } => {
+            Gauge::Window { capacity, span, used, others, care } => {
                 let allowed = (*capacity as f64 * (1.0 - priority.leaves())) as usize;
-                match (used.len() + others.count + 1).checked_sub(allowed) {
-                    None | Some(0) => now,
+                let beside = others.count(*span, now);
+                let taken = used.len() + beside;
+                match (taken + 1).checked_sub(allowed) {
+                    None | Some(0) => match care {
+                        Some(care) if !care.lets(allowed - taken, now) => now + AGAIN,
+                        _ => now,
+                    },
                     // This many of the oldest calls have to fall out of the window first.
-                    Some(excess) if others.count == 0 => {
-                        used.get(excess - 1).map_or(now, |&last| last + *span)
-                    }
+                    Some(excess) if beside == 0 => used.get(excess - 1).map_or(now, |&last| last + *span),
                     Some(excess) => {
                         let ours = |at: Instant| used.partition_point(|&call| call + *span <= at);
-                        soonest(now, now + *span, |at| ours(at) + others.gone(*span, at) >= excess)
+                        let theirs = |at: Instant| beside - others.count(*span, at);
+                        soonest(now, now + *span, |at| ours(at) + theirs(at) >= excess)
                     }
                 }
             }
@@ -205,7 +294,10 @@ impl Level {
         match &mut self.gauge {
             Gauge::Unlimited => {}
             Gauge::Bucket { tokens, .. } => *tokens -= 1.0,
-            Gauge::Window { used, .. } => used.push_back(now),
+            Gauge::Window { used, care, .. } => {
+                used.push_back(now);
+                care.iter_mut().for_each(|care| care.take(now));
+            }
         }
     }
 
@@ -215,10 +307,11 @@ impl Level {
         match &mut self.gauge {
             Gauge::Unlimited => {}
             Gauge::Bucket { capacity, tokens, .. } => *tokens = (*tokens + 1.0).min(*capacity),
-            Gauge::Window { used, .. } => {
+            Gauge::Window { used, care, .. } => {
                 if let Ok(at) = used.binary_search(&taken) {
                     used.remove(at);
                 }
+                care.iter_mut().for_each(|care| care.under_way = care.under_way.saturating_sub(1));
             }
         }
     }
@@ -228,16 +321,30 @@ impl Level {
         match &mut self.gauge {
             Gauge::Unlimited => {}
             Gauge::Bucket { tokens, .. } => *tokens = tokens.min(left),
-            Gauge::Window { capacity, used, others, .. } => {
+            Gauge::Window { capacity, span, used, others, care } => {
                 let count = capacity.saturating_sub(used.len()).saturating_sub(left as usize);
-                *others = Others { count, answered: now };
+                others.correct(count, *span, now);
+                for care in care.iter_mut().filter(|_| count > 0) {
+                    care.until = care.until.max(now + 2 * *span);
+                }
             }
         }
     }
 
-    /// A moment that is earlier than the known one opens nothing.
-    pub(super) fn close(&mut self, until: Instant) {
+    /// Azure has answered a call, and not by throttling it.
+    pub(super) fn answered(&mut self, now: Instant) {
+        if let Gauge::Window { care: Some(care), .. } = &mut self.gauge {
+            care.answered(now);
+        }
+    }
+
+    /// Azure has throttled a call. A moment that is earlier than the known one opens nothing.
+    pub(super) fn close(&mut self, until: Instant, now: Instant) {
         self.closed_until = self.closed_until.max(Some(until));
+        if let Gauge::Window { span, care, .. } = &mut self.gauge {
+            let until = until + 2 * *span;
+            *care = Some(Care { until, most: 1, under_way: 0, answered: None, moved: now });
+        }
     }
 
     /// Nothing is used and nothing forbidden, as of the last [`Level::settle`].
@@ -245,7 +352,7 @@ impl Level {
         let unused = match &self.gauge {
             Gauge::Unlimited => true,
             Gauge::Bucket { capacity, tokens, .. } => tokens >= capacity,
-            Gauge::Window { used, others, .. } => used.is_empty() && others.count == 0,
+            Gauge::Window { used, others, span, .. } => used.is_empty() && others.count(*span, now) == 0,
         };
         unused && self.closed_until.is_none_or(|until| until <= now)
     }
@@ -270,8 +377,8 @@ impl Level {
         let (capacity, left) = match &self.gauge {
             Gauge::Unlimited => (f64::INFINITY, f64::INFINITY),
             Gauge::Bucket { capacity, tokens, .. } => (*capacity, *tokens),
-            Gauge::Window { capacity, used, span, others } => {
-                let taken = used.len() + others.count - others.gone(*span, now);
+            Gauge::Window { capacity, used, span, others, .. } => {
+                let taken = used.len() + others.count(*span, now);
                 (*capacity as f64, capacity.saturating_sub(taken) as f64)
             }
         };

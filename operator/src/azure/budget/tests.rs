@@ -592,6 +592,73 @@ fn a_window_that_others_use_up_too_is_gone_about_slowly_before_azure_throttles()
     assert_eq!(through(&mut level, after(start, 301.0)), 561, "239 are ours still");
 }
 
+/// What two operators get of the writes of a region, both with a share of 80 %, and both with more to write
+/// than there is: after the first minute, those that went through, and those that Azure throttled.
+fn shared(is_counted: bool) -> [(usize, usize); 2] {
+    const LIMIT: usize = 1000;
+    let (start, span) = (Instant::now(), Duration::from_secs(300));
+    let mut operators = [(); 2].map(|()| (budget(), vec![], (0, 0)));
+    let mut taken: Vec<Instant> = vec![];
+    // For twenty minutes, a tenth of a second at a time; an answer takes half of one.
+    for step in 0..12_000_usize {
+        let now = start + Duration::from_millis(100 * step as u64);
+        taken.retain(|at| now.duration_since(*at) < span);
+        for (budget, answers, (through, throttled)) in rotated(&mut operators, step) {
+            answers.retain(|(at, lesson): &(Instant, Lesson)| {
+                let has_come = *at <= now;
+                if has_come {
+                    budget.learn(&write(), lesson, now);
+                }
+                !has_come
+            });
+            let waiting: usize = budget.waiting().iter().map(|(_, count)| count).sum();
+            for _ in waiting..50 {
+                budget.ask(&write(), Priority::WaitingPods);
+            }
+            for _ in budget.grant(now).0 {
+                let is_through = taken.len() < LIMIT;
+                taken.extend(is_through.then_some(now));
+                let lesson = match is_through {
+                    true if is_counted => Lesson::left_at_provider((LIMIT - taken.len()) as f64),
+                    true => Lesson::default(),
+                    false => Lesson::closed_by_provider(Duration::from_secs(30)),
+                };
+                answers.push((now + Duration::from_millis(500), lesson));
+                if step >= 600 {
+                    let count = if is_through { &mut *through } else { &mut *throttled };
+                    *count += 1;
+                }
+            }
+        }
+    }
+    operators.map(|(.., counts)| counts)
+}
+
+/// All of them, another one first each time.
+fn rotated<T>(all: &mut [T; 2], step: usize) -> [&mut T; 2] {
+    let [one, other] = all;
+    if step % 2 == 0 { [one, other] } else { [other, one] }
+}
+
+#[test]
+fn two_operators_that_share_a_subscription_get_half_of_its_writes_each_and_are_throttled_no_more() {
+    let counts = shared(true);
+    println!("{counts:?}");
+    // Three times 1,000 after those of the first minute.
+    for (through, throttled) in counts {
+        assert!(through >= 1400 && throttled == 0, "{counts:?}");
+    }
+}
+
+#[test]
+fn operators_that_learn_of_each_other_only_by_throttling_are_throttled_seldom() {
+    let counts = shared(false);
+    println!("{counts:?}");
+    for (through, throttled) in counts {
+        assert!(through >= 1400 && throttled <= through / 20, "{counts:?}");
+    }
+}
+
 #[test]
 fn azures_newest_count_of_a_window_holds() {
     let start = Instant::now();

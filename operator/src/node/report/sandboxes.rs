@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::Holder;
 use vnetpool_crds::condition::{self, SANDBOXES_ENDED};
@@ -66,8 +67,10 @@ pub async fn condition(
     let message = match reported {
         Some((_, message)) => message,
         None => {
-            let whole = Api::<NodeIPAllocation>::all(ctx.client.clone()).get(&name).await;
-            let status = whole.map_err(Error::Report)?.status.unwrap_or_default();
+            let api = Api::<Reading<NodeIPAllocation>>::all(ctx.client.clone());
+            let whole = ctx.writes.read(api.get(&name)).await;
+            let whole = whole.and_then(Reading::readable).map_err(Error::Report)?;
+            let status = whole.status.unwrap_or_default();
             message(&name, &due, &status.holders)
         }
     };
@@ -111,7 +114,7 @@ mod tests {
             "node n1",
             "10.0.0.10 of the pod with UID web-0",
             "10.0.0.11 of pod default/web-1 (sandbox sandbox-web-1)",
-            "2 more",
+            " and more",
             "crictl stopp",
         ] {
             assert!(text.contains(part), "{part} isn't in {text}");

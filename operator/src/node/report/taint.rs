@@ -5,6 +5,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 use tracing::info;
+use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::names;
 
 use crate::context::Context;
@@ -21,9 +22,10 @@ pub async fn set(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
 }
 
 async fn write(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
-    let api = Api::<v1::Node>::all(ctx.client.clone());
+    let api = Api::<Reading<v1::Node>>::all(ctx.client.clone());
     let found = api.get_opt(&node.name_any()).await.map_err(Error::Taint)?;
     let Some(found) = found else { return Ok(()) };
+    let found = found.readable().map_err(Error::Taint)?;
     let mut taints = found.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
     if taints.iter().any(|taint| taint.key == names::FULL_TAINT) == full {
         return Ok(());

@@ -72,19 +72,15 @@ fn forecast(pool: &NodeIPPool, known: &[Known], before: Option<&Condition>) -> O
     let is_short =
         |taken: u32| is_below(NETWORK_ADDRESSES.saturating_sub(taken), NETWORK_ADDRESSES, percent, was_short);
     let taken = || known.iter().filter_map(|one| Some((one, one.taken?)));
-    let short: Vec<String> = taken()
-        .filter(|(_, (at_least, _))| is_short(*at_least))
-        .map(|(one, (at_least, _))| {
-            format!("{} has {at_least} of {NETWORK_ADDRESSES} private addresses taken", one.id)
-        })
-        .collect();
+    let short = taken().filter(|(_, (at_least, _))| is_short(*at_least));
+    let short: Vec<&str> = short.map(|(one, _)| one.id.as_str()).collect();
     if !short.is_empty() {
         return Some(Verdict::yes(
             Reason::FewFree,
             format!(
-                "{}: fewer are left than the {percent} % of NodeIPPool {}, and Azure takes no more, whatever the subnets have \
-                 free. Use a pool of mode Prefix, whose blocks of 16 count as one address, lower minimum, warm or maximum of \
-                 the pools that use it, or give new nodes another virtual network.",
+                "of the {NETWORK_ADDRESSES} private addresses that Azure takes in {} fewer are left than the {percent} % of NodeIPPool {}, \
+                 whatever the subnets have free. Use a pool of mode Prefix, whose blocks of 16 count as one address, lower \
+                 minimum, warm or maximum of the pools that use it, or give new nodes another virtual network.",
                 short.join(", "),
                 pool.name_any()
             ),
@@ -114,11 +110,10 @@ fn forecast(pool: &NodeIPPool, known: &[Known], before: Option<&Condition>) -> O
 mod tests {
     use super::*;
     use crate::azure::Usage;
+    use crate::cluster::served::Served;
+    use crate::cluster::served::tests::{VNET, node};
     use serde_json::json;
-    use vnetpool_crds::NodeIPAllocation;
     use vnetpool_crds::pool::SubnetUse;
-
-    const VNET: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
 
     /// What a pool reports of a network with these figures of the subnets `pods` and `others`, of which
     /// `pods` has so many blocks.
@@ -139,16 +134,8 @@ mod tests {
                 all.map(|(name, (used, size))| (name.into(), Usage { used, size })).collect(),
             ))
         });
-        let block = |n: u32| json!({"name": format!("vnp-{n}"), "address": format!("10.{}.{}.{}/28", n / 4096, n / 16 % 256, n % 16 * 16)});
-        let node: NodeIPAllocation = serde_json::from_value(json!({
-            "metadata": {"name": "n"},
-            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "mode": "Prefix", "interfaces": [
-                {"id": "nic", "mac": "", "primaryAddress": "10.0.0.4", "subnet": {"id": format!("{VNET}/subnets/pods")},
-                 "ipConfigurations": (0..blocks).map(block).collect::<Vec<_>>()}
-            ]},
-        }))
-        .unwrap();
-        report(&pool, &mut status, |_| usages.clone(), &Blocks::of([node].iter()), Timestamp::UNIX_EPOCH);
+        let blocks = Blocks(Served::from_iter([&node("n", "p", "pods", blocks)]).blocks());
+        report(&pool, &mut status, |_| usages.clone(), &blocks, Timestamp::UNIX_EPOCH);
         status
     }
 
@@ -172,9 +159,10 @@ mod tests {
             before = status.conditions;
         }
         let status = reported(10, Some([(60_000, WIDE), (0, WIDE)]), 0, &[]);
-        for part in [VNET, "60000 of 65536", "10 % of NodeIPPool p", "mode Prefix", "another virtual network"]
-        {
-            let message = &status.conditions[0].message;
+        let message = &status.conditions[0].message;
+        let later = reported(10, Some([(60_007, WIDE), (0, WIDE)]), 0, &[]);
+        assert_eq!(*message, later.conditions[0].message, "another figure is no news");
+        for part in [VNET, "10 % of NodeIPPool p", "mode Prefix", "another virtual network"] {
             assert!(message.contains(part), "{part}: {message}");
         }
         assert_eq!(exhausting(&reported(0, Some([(65_536, WIDE), (0, WIDE)]), 0, &[])), ("False", "Off"));
