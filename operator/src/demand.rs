@@ -97,7 +97,8 @@ impl BoundPods {
     fn come(&mut self, pod: Pod, now: Instant) -> Arc<str> {
         let known = self.nodes.get_key_value(pod.node.as_str());
         let node = known.map_or_else(|| Arc::from(pod.node), |(node, _)| node.clone());
-        // Nodes come and go under ever new names, and pods may go after their node. Thousands may come at once.
+        // Nodes come and go under ever new names, and pods may go after their node. Thousands may come at
+        // once.
         let is_swept = self.swept.is_some_and(|last| now.duration_since(last) < KEPT);
         if !is_swept && !self.nodes.contains_key(&node) {
             self.swept = Some(now);

@@ -235,8 +235,8 @@ async fn serve(
     Box::pin(attach(ctx, progress, node, memory)).await
 }
 
-/// Makes sure that the view shows each pod of the node that this process has found when it came to lead, where
-/// a decision rests on the absence of one.
+/// Makes sure that the view shows each pod that the node had when this process came to lead, where a decision
+/// rests on the absence of one.
 ///
 /// # Errors
 /// It doesn't, or the API server doesn't answer.

@@ -182,7 +182,7 @@ impl Agents {
                     reporting.remove(&name);
                     if let Err(error) = published {
                         self.lock().get_mut(&name).into_iter().for_each(|agent| agent.reported = None);
-                        // The watch shows the version that was in the way: until then the answer stays the same.
+                        // The watch shows the version that was in the way: until then the answer stays.
                         if !is_status(&error, 409) {
                             self.touch_after(&name, RETRY);
                         }

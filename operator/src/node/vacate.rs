@@ -193,9 +193,10 @@ pub async fn replace(
     Ok(Next::Gone)
 }
 
-/// Deletes the public addresses of pods that are gone, before the object goes: if this process ended before it
-/// has made the next object, nothing would name those that no NIC has. A living pod's is found by the pod, and
-/// one that a NIC has, by that. What Azure refuses keeps the node from nothing: the next object records it.
+/// Deletes the public addresses of pods that are gone, before the object goes: if this process ended before
+/// it has made the next object, nothing would name those that no NIC has. A living pod's is found by the pod,
+/// and one that a NIC has, by that. What Azure refuses keeps the node from nothing: the next object records
+/// it.
 async fn delete_ended(ctx: &Context, allocation: &NodeIPAllocation, absences: &mut Absences) {
     let wishes = ctx.cluster.wishes(&allocation.name_any());
     let asks = |uid: &str| wishes.get(uid).is_some_and(Wish::asks_for_public_address);
