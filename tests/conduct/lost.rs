@@ -47,7 +47,8 @@ async fn a_write_whose_answer_is_cut_off_is_found_and_used(plane: &ControlPlane)
 async fn a_write_that_azure_has_asked_to_put_off_waits_and_its_nic_is_read_at_once(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let stage = Stage::set(plane, quick(), json!({ "sizing": { "minimum": 2, "warm": 0 } })).await?;
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 2 });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
     let body = json!({ "error": { "code": "ServerBusy", "message": "Later." } });
     let headers = [("Retry-After".to_owned(), "10".to_owned())].into();
     stage.fault("PUT", "/n1-nic", Some(1), Effect::Status { status: 503, body, headers });
