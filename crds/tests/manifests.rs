@@ -1,5 +1,7 @@
 //! The committed CustomResourceDefinitions are the ones these types generate, here and in the chart.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -76,8 +76,8 @@ impl Installer {
         let put_back = Arc::new(AtomicU32::new(0));
         let keeper = Keeper { mesh, folder: folder.clone(), put_back: Arc::clone(&put_back) };
         let task = match mesh {
-            Mesh::Istio | Mesh::IstioInFront => tokio::spawn(keeper.as_istio_does()),
-            Mesh::Linkerd => tokio::spawn(keeper.as_linkerd_does()),
+            Mesh::Istio | Mesh::IstioInFront => tokio::spawn(keeper.keep_like_istio()),
+            Mesh::Linkerd => tokio::spawn(keeper.keep_like_linkerd()),
         };
         Ok(Self { mesh, folder, put_back, task })
     }
@@ -142,7 +142,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn as_istio_does(self) -> Result<()> {
+    async fn keep_like_istio(self) -> Result<()> {
         loop {
             // A watch for each wait, so that it isn't woken by what it has written itself. It is there before
             // the check, so that nothing in between is missed.
@@ -168,7 +168,7 @@ impl Keeper {
         (!is_right).then_some(wanted)
     }
 
-    async fn as_linkerd_does(self) -> Result<()> {
+    async fn keep_like_linkerd(self) -> Result<()> {
         let mut events = watch(&self.folder, WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::MODIFY)?;
         let path = self.folder.join(OURS);
         // At its start it moves each file to where it is, for the events of it.

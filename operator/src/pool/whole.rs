@@ -15,7 +15,7 @@ use crate::node_object::Node;
 
 /// What a tool that waits for objects makes of one.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Progress {
+enum Judged {
     InProgress,
     Failed,
     Current,
@@ -24,22 +24,22 @@ enum Progress {
 /// By the rules of kstatus (`sigs.k8s.io/cli-utils/pkg/kstatus/status`, `Compute`) for a kind that it has no
 /// rules of its own for: the generation first, then `Reconciling` and `Stalled`, then `Ready`. What isn't
 /// there holds nothing up.
-fn compute(object: &Value) -> Progress {
+fn compute(object: &Value) -> Judged {
     let (generation, status) = (&object["metadata"]["generation"], &object["status"]);
     if status.get("observedGeneration").is_some_and(|observed| observed != generation) {
-        return Progress::InProgress;
+        return Judged::InProgress;
     }
     let conditions: Vec<&Value> = status["conditions"].as_array().into_iter().flatten().collect();
     for one in &conditions {
         match (one["type"].as_str(), one["status"].as_str()) {
-            (Some("Reconciling"), Some("True")) => return Progress::InProgress,
-            (Some("Stalled"), Some("True")) => return Progress::Failed,
+            (Some("Reconciling"), Some("True")) => return Judged::InProgress,
+            (Some("Stalled"), Some("True")) => return Judged::Failed,
             _ => {}
         }
     }
     match conditions.iter().find(|one| one["type"] == "Ready") {
-        Some(ready) if ready["status"] != "True" => Progress::InProgress,
-        _ => Progress::Current,
+        Some(ready) if ready["status"] != "True" => Judged::InProgress,
+        _ => Judged::Current,
     }
 }
 
@@ -77,7 +77,7 @@ fn ctx(nodes: Vec<Node>, allocations: Vec<NodeIPAllocation>, pools: Vec<NodeIPPo
     Context::sample_of(Cluster::sample(nodes, allocations, pools), None)
 }
 
-fn progress_of(pool: &NodeIPPool, generation: i64) -> Progress {
+fn judge(pool: &NodeIPPool, generation: i64) -> Judged {
     let mut object = json!(pool);
     object["metadata"]["generation"] = json!(generation);
     compute(&object)
@@ -85,7 +85,7 @@ fn progress_of(pool: &NodeIPPool, generation: i64) -> Progress {
 
 #[tokio::test]
 async fn every_status_of_a_pool_is_by_kstatus_rules_what_it_means() {
-    use Progress::{Current, Failed, InProgress};
+    use Judged::{Current, Failed, InProgress};
     let ready = |name| node(name, "s", 8, "Ready");
     let (updating, waits) = (|name| behind(name, "Ready", true), |name| behind(name, "Ready", false));
     let stuck = |name| behind(name, "SubnetFull", true);
@@ -117,7 +117,7 @@ async fn every_status_of_a_pool_is_by_kstatus_rules_what_it_means() {
         situations.push((ctx, made("p", spec, *is_paused), expected));
     }
     let fresh = made("p", WELL, false);
-    assert_eq!(progress_of(&fresh, 1), InProgress, "no operator has seen it");
+    assert_eq!(judge(&fresh, 1), InProgress, "no operator has seen it");
     let first = situations.iter().map(|(ctx, pool, _)| status_of(ctx, pool, Timestamp::UNIX_EPOCH).0);
     let before: Vec<_> = first.chain(fresh.status).collect();
     for (ctx, pool, expected) in &mut situations {
@@ -126,8 +126,8 @@ async fn every_status_of_a_pool_is_by_kstatus_rules_what_it_means() {
             let (status, _) = status_of(ctx, pool, Timestamp::UNIX_EPOCH);
             pool.status = Some(status.clone());
             let conditions = &status.conditions;
-            assert_eq!(progress_of(pool, 2), *expected, "{conditions:?}\nafter {:?}", before.conditions);
-            assert_eq!(progress_of(pool, 3), InProgress, "an edit that hasn't been seen");
+            assert_eq!(judge(pool, 2), *expected, "{conditions:?}\nafter {:?}", before.conditions);
+            assert_eq!(judge(pool, 3), InProgress, "an edit that hasn't been seen");
             let found = |type_: Type| condition::find(conditions, type_);
             let abnormal: Vec<_> = [RECONCILING, STALLED].into_iter().filter_map(found).collect();
             assert!(abnormal.len() <= 1 && abnormal.iter().all(|one| one.status == "True"), "{abnormal:?}");

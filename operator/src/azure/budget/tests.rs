@@ -637,7 +637,7 @@ fn shared(is_counted: bool) -> [(usize, usize); 2] {
 /// All of them, another one first each time.
 fn rotated<T>(all: &mut [T; 2], step: usize) -> [&mut T; 2] {
     let [one, other] = all;
-    if step % 2 == 0 { [one, other] } else { [other, one] }
+    if step.is_multiple_of(2) { [one, other] } else { [other, one] }
 }
 
 #[test]
