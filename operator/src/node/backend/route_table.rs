@@ -300,6 +300,7 @@ fn cidr(route: &PodRoute) -> Option<(Ipv4Net, u8)> {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use vnetpool_azure_sim::{Config, Sim};
 
     const TABLES: &str = "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/vnetpool/providers/\
@@ -331,14 +332,22 @@ mod tests {
         let hold = json!({ "path_contains": "routeTables/held", "effect": { "kind": "hold_before" } });
         sim.order_fault(serde_json::from_value(hold).unwrap());
         let azure = Context::sample_at(Some(sim.arm_url().parse().unwrap())).azure;
+        // A minute that passes while an answer is on its way would be that request's time-out.
+        let answered = Arc::new(AtomicUsize::new(0));
+        let answers = answered.clone();
+        azure.on_request(move |one| {
+            answers.fetch_add(usize::from(one.status.is_some()), Ordering::Relaxed);
+        });
         tokio::spawn(async move { watch(&azure, || vec![in_table("held"), in_table("read")], |_| {}).await });
         let begun = std::time::Instant::now();
         for count in 1..=2 {
             let asked = || sim.log().iter().filter(|one| one.path.ends_with("/read")).count();
-            while sim.faults()[0].hits < 1 || asked() < count {
+            while sim.faults()[0].hits < 1 || asked() < count || answered.load(Ordering::Relaxed) < count {
                 assert!(begun.elapsed().as_secs() < 20, "asked {} times, not {count}", asked());
                 sleep(Duration::from_millis(5)).await;
             }
+            // The round's own pause, of no length, ends by an earlier timer than this.
+            sleep(Duration::from_millis(5)).await;
             tokio::time::pause();
             tokio::time::advance(CHECK_EVERY).await;
             tokio::time::resume();
