@@ -198,6 +198,7 @@ mod tests {
 
     mod tenants {
         use super::*;
+        use crate::sample;
         use std::time::Duration;
         use vnetpool_plugin::ledger::{Claim, Entry, Pod, Sandbox, Supply};
 
@@ -205,14 +206,7 @@ mod tests {
 
         fn ledger() -> Ledger {
             let entry = Entry { name: "vnp-5".into(), address: ADDRESS, attached_to: None };
-            let supply = Supply {
-                object: "o".into(),
-                generation: 1,
-                node_uid: "n".into(),
-                boot_id: "b".into(),
-                cooldown: Duration::ZERO,
-                entries: vec![entry],
-            };
+            let supply = Supply { cooldown: Duration::ZERO, ..sample::supply(vec![entry]) };
             Ledger::rebuild("b", &[], &[], &supply, None, 0, true)
         }
 

@@ -95,6 +95,7 @@ fn tenant(sandbox: &Sandbox, pod: &Pod) -> inspection::Tenant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample;
     use std::time::Duration;
     use vnetpool_plugin::ledger::{Claim, Entry, Sandbox, Supply};
 
@@ -130,14 +131,8 @@ mod tests {
 
     #[test]
     fn programs_get_the_ledger_and_the_wiring_though_they_disagree() {
-        let supply = Supply {
-            object: "o".into(),
-            generation: 7,
-            node_uid: "n".into(),
-            boot_id: "boot".into(),
-            cooldown: Duration::from_secs(30),
-            entries: vec![Entry { name: "vnp-5".into(), address: [10, 240, 0, 5].into(), attached_to: None }],
-        };
+        let entry = Entry { name: "vnp-5".into(), address: [10, 240, 0, 5].into(), attached_to: None };
+        let supply = Supply { generation: 7, boot_id: "boot".into(), ..sample::supply(vec![entry]) };
         let mut ledger = Ledger::rebuild("boot", &[], &[], &supply, None, 0, true);
         let sandbox = Sandbox { container_id: "web".into(), ifname: "eth0".into() };
         let pod = Pod { namespace: "shop".into(), name: "cart".into(), uid: "u".into() };

@@ -10,7 +10,7 @@ use tokio::{
     sync::watch,
     time::{sleep, sleep_until},
 };
-use vnetpool_apiserver::reading::Reading;
+use vnetpool_apiserver::answer;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_plugin::ledger::file;
 
@@ -99,9 +99,7 @@ impl Source {
     pub async fn read(&self, objects: &Objects) -> anyhow::Result<Option<NodeIPAllocation>> {
         match self {
             Source::Cluster { client, name } => {
-                let api = Api::<Reading<NodeIPAllocation>>::all(client.clone());
-                let found = api.get_opt(name).await;
-                let found = found.and_then(|found| found.map(Reading::readable).transpose());
+                let found = answer::read(client, name).await;
                 found.with_context(|| format!("can't read NodeIPAllocation {name}"))
             }
             Source::Metadata { state_dir, .. } => {

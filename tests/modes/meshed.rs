@@ -60,15 +60,9 @@ impl World {
         self.shell(&format!("chmod 755 /opt/cni/bin/{name}")).await.map(drop)
     }
 
-    /// Has the agent inspect its node now, by some event of the network, instead of half a minute later.
-    async fn have_inspected(&self) -> Result<()> {
-        let event = "ip address add 192.0.2.1/32 dev lo; ip address delete 192.0.2.1/32 dev lo";
-        self.shell(event).await.map(drop)
-    }
-
     /// Waits until the agent reports of the configuration with this reason and these words.
     async fn until_installed_is(&self, status: &str, reason: &str, words: &str) -> Result<()> {
-        self.have_inspected().await?;
+        self.cluster.have_inspected(NODE).await?;
         eventually(&format!("CNIInstalled of {NODE} is {status}, {reason}"), PATIENCE, || async {
             let seen = self.cluster.allocation(NODE).await?.status.context("no status")?.conditions;
             let found = condition::find(&seen, condition::CNI_INSTALLED).context("no condition")?;
@@ -132,14 +126,7 @@ pub async fn a_mesh_behind_ours_sees_every_pod_and_without_its_program_no_pod_st
     world.shell("mv /opt/cni/bin/linkerd-cni /opt/cni").await?;
     world.until_installed_is("False", "OthersPluginMissing", "linkerd-cni").await?;
     world.cluster.deploy("outside", 1, Some(NODE)).await?;
-    eventually("the runtime misses the mesh's plugin", PATIENCE, || async {
-        let pods = world.cluster.pods("outside").await?;
-        let pod = pods.first().and_then(|pod| pod.metadata.name.as_deref()).context("no pod")?;
-        let about = format!("involvedObject.name={pod},reason=FailedCreatePodSandBox");
-        let events = ["get", "events", "--field-selector", &about, "--output=jsonpath={.items[*].message}"];
-        Ok(world.cluster.kubectl(&events).await?.contains("linkerd-cni").then_some(()))
-    })
-    .await?;
+    world.cluster.until_plugin_is_missed("outside", "linkerd-cni", PATIENCE).await?;
     let pods = world.cluster.pods("outside").await?;
     if let Some(pod) = pods.iter().find_map(ProbePod::of) {
         bail!("{} runs outside of the mesh", pod.name);
@@ -182,7 +169,7 @@ pub async fn an_installer_that_watches_our_file_is_not_fought_and_no_pod_starts_
             until_last_is(&installer, plugin).await?;
         }
         let agreed = installer.configuration()?;
-        world.have_inspected().await?;
+        world.cluster.have_inspected(NODE).await?;
         throughout("the file stays", QUIET, || async {
             ensure!(installer.configuration()? == agreed, "{mesh:?}: {:?}", installer.plugins());
             Ok(())
@@ -193,7 +180,7 @@ pub async fn an_installer_that_watches_our_file_is_not_fought_and_no_pod_starts_
             ensure!(times == 1, "{mesh:?}: its entry wasn't there, {times} times with the first");
             // Somebody removes the file: the agent makes it anew, and the installer finds it.
             world.shell("rm /etc/cni/net.d/10-vnetpool.conflist").await?;
-            world.have_inspected().await?;
+            world.cluster.have_inspected(NODE).await?;
             until_last_is(&installer, plugin).await?;
             let pods = world.start("made-anew", NODE, 1).await?;
             world.each_was_called_for(&pods).await.with_context(|| format!("{mesh:?}, made anew"))?;

@@ -81,22 +81,14 @@ pub async fn a_further_plugin_of_the_values_is_run_for_each_pod_and_none_starts_
         let set = setting(pod).await?;
         ensure!(set.trim() == SET, "{} has {set:?}", pod.name);
     }
-    // Some event of the network has the agent inspect its node now, instead of half a minute later.
-    let inspected = "ip address add 192.0.2.1/32 dev lo; ip address delete 192.0.2.1/32 dev lo";
-    let on_node =
-        async |script: String| world.cluster.run_on("node-2", &["sh", "-euc", &script]).await.map(drop);
-    on_node(format!("mv {BIN}/tuning {RELEASE}/aside; {inspected}")).await?;
+    let (plugin, aside) = (format!("{BIN}/tuning"), format!("{RELEASE}/aside"));
+    world.cluster.run_on("node-2", &["mv", &plugin, &aside]).await?;
+    world.cluster.have_inspected("node-2").await?;
     until_installed_is(world, "node-2", "OthersPluginMissing", "tuning").await?;
     world.cluster.deploy("untuned", 1, Some("node-2")).await?;
-    eventually("the runtime misses the plugin", PATIENCE, || async {
-        let pods = world.cluster.pods("untuned").await?;
-        let pod = pods.first().and_then(|pod| pod.metadata.name.as_deref()).context("no pod")?;
-        let about = format!("involvedObject.name={pod},reason=FailedCreatePodSandBox");
-        let events = ["get", "events", "--field-selector", &about, "--output=jsonpath={.items[*].message}"];
-        Ok(world.cluster.kubectl(&events).await?.contains("tuning").then_some(()))
-    })
-    .await?;
-    on_node(format!("mv {RELEASE}/aside {BIN}/tuning; {inspected}")).await?;
+    world.cluster.until_plugin_is_missed("untuned", "tuning", PATIENCE).await?;
+    world.cluster.run_on("node-2", &["mv", &aside, &plugin]).await?;
+    world.cluster.have_inspected("node-2").await?;
     until_installed_is(world, "node-2", "Installed", "").await?;
     let pods = world.cluster.running("untuned", 1, PATIENCE).await?;
     let set = setting(pods.first().context("no pod")?).await?;

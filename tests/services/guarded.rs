@@ -63,17 +63,10 @@ async fn restored(world: &World) -> Result<u32> {
     world.repairs("node-1").await?.remove("table").context("the agent doesn't count tables")
 }
 
-/// Has the agent of node-1 inspect its node now, by some event of the network, instead of half a minute
-/// later.
-async fn have_inspected(world: &World) -> Result<()> {
-    let event = "ip address add 192.0.2.1/32 dev lo; ip address delete 192.0.2.1/32 dev lo";
-    world.nodes[0].run("sh", &["-euc", event]).await.map(drop)
-}
-
 /// Until the condition of the node's object has this status and these words.
 async fn until_reported(world: &World, status: &str, words: &str) -> Result<()> {
     eventually(&format!("the node's object is {status} and has {words:?}"), 3 * SOON, || async {
-        have_inspected(world).await?;
+        world.cluster.have_inspected("node-1").await?;
         let seen = world.cluster.allocation("node-1").await?.status.context("no status")?;
         let found = condition::find(&seen.conditions, condition::UNDISTURBED).context("no condition")?;
         ensure!(found.status == status && found.message.contains(words), "{}", found.message);
@@ -144,7 +137,7 @@ pub async fn after_a_flush_of_all_tables_ours_is_back_within_a_second_and_lost_h
     start_with_host_port(world).await?;
     let known = world.cluster.host("node-1")?.path("/run/vnetpool/host-ports");
     eventually("the agent knows of the host port", 3 * SOON, || async {
-        have_inspected(world).await?;
+        world.cluster.have_inspected("node-1").await?;
         Ok(std::fs::read_to_string(&known).is_ok_and(|marks| !marks.is_empty()).then_some(()))
     })
     .await?;

@@ -217,6 +217,12 @@ impl Cluster {
         self.output(self.exec(host, command)).await
     }
 
+    /// Has the agent of a node inspect it now, by some event of the network, instead of half a minute later.
+    pub async fn have_inspected(&self, node: &str) -> Result<()> {
+        let event = "ip address add 192.0.2.1/32 dev lo; ip address delete 192.0.2.1/32 dev lo";
+        self.run_on(node, &["sh", "-euc", event]).await.map(drop)
+    }
+
     /// Starts a program in the namespaces of a machine; its output goes to `logs/HOST.NAME.log` of the
     /// cluster's folder.
     ///

@@ -98,6 +98,19 @@ impl Cluster {
         Ok(api.list(&ListParams::default().labels(&format!("app={name}"))).await?.items)
     }
 
+    /// Waits until the runtime reports that a pod of the deployment can't start for want of this plugin.
+    pub async fn until_plugin_is_missed(&self, name: &str, plugin: &str, within: Duration) -> Result<()> {
+        eventually(&format!("the runtime misses {plugin}"), within, || async {
+            let pods = self.pods(name).await?;
+            let pod = pods.first().and_then(|pod| pod.metadata.name.as_deref()).context("no pod")?;
+            let about = format!("involvedObject.name={pod},reason=FailedCreatePodSandBox");
+            let events =
+                ["get", "events", "--field-selector", &about, "--output=jsonpath={.items[*].message}"];
+            Ok(self.kubectl(&events).await?.contains(plugin).then_some(()))
+        })
+        .await
+    }
+
     /// Waits until `count` pods of the deployment are Running, and gives them.
     pub async fn running(&self, name: &str, count: usize, within: Duration) -> Result<Vec<ProbePod>> {
         eventually(&format!("{count} pods of {name} Running"), within, || async {

@@ -17,15 +17,26 @@ pub fn is_status(error: &kube::Error, code: u16) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == code)
 }
 
-/// This object as the API server has it now; `None` if it is gone, also where another has its name.
+/// The object of this name as the API server has it now; `None` if there is none.
 ///
 /// # Errors
 /// The API server's, and those of the way there.
+pub async fn read<K>(client: &Client, name: &str) -> kube::Result<Option<K>>
+where
+    K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    let found = Api::<Reading<K>>::all(client.clone()).get_opt(name).await?;
+    found.map(Reading::readable).transpose()
+}
+
+/// This object as the API server has it now; `None` if it is gone, also where another has its name.
+///
+/// # Errors
+/// As [`read`].
 pub async fn read_again<K>(client: &Client, object: &K) -> kube::Result<Option<K>>
 where
     K: Resource<DynamicType = (), Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned,
 {
-    let found = Api::<Reading<K>>::all(client.clone()).get_opt(&object.name_any()).await?;
-    let found = found.map(Reading::readable).transpose()?;
+    let found: Option<K> = read(client, &object.name_any()).await?;
     Ok(found.filter(|found| found.uid() == object.uid()))
 }

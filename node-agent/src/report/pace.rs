@@ -234,7 +234,7 @@ mod tests {
     use vnetpool_crds::reason::Reason;
     use vnetpool_crds::refusal::{Refusal, Service};
     use vnetpool_crds::verdict::Verdict;
-    use vnetpool_plugin::ledger::{Claim, Entry, Ledger, Millis, Pod, Sandbox, Supply};
+    use vnetpool_plugin::ledger::{Claim, Entry, Ledger, Millis, Pod, Sandbox};
 
     const LITTLE: Difference = Difference::Unhurried { counts: Moved::Little, names: Moved::Not };
     const MUCH: Difference = Difference::Unhurried { counts: Moved::Much, names: Moved::Not };
@@ -411,14 +411,7 @@ mod tests {
                 address: Ipv4Addr::new(10, 0, 0, n),
                 attached_to: None,
             };
-            let supply = Supply {
-                object: "o".into(),
-                generation: 1,
-                node_uid: "n".into(),
-                boot_id: "b".into(),
-                cooldown: Duration::from_secs(30),
-                entries: (1..=addresses).map(entry).collect(),
-            };
+            let supply = sample::supply((1..=addresses).map(entry).collect());
             let ledger = Ledger::rebuild("b", &[], &[], &supply, None, 0, true);
             let mut churn = Churn { warm, ledger, pods: 0, at: 0, refusals, asked: vec![] };
             (0..pods).for_each(|_| churn.start());

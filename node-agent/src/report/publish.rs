@@ -180,7 +180,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
-    use vnetpool_plugin::ledger::{Ledger, Supply};
+    use vnetpool_plugin::ledger::Ledger;
 
     use super::*;
     use crate::sample;
@@ -220,16 +220,8 @@ mod tests {
     }
 
     fn report() -> Report {
-        let supply = Supply {
-            object: "o".into(),
-            generation: 1,
-            node_uid: "n".into(),
-            boot_id: "b".into(),
-            cooldown: Duration::from_secs(30),
-            entries: vec![],
-        };
         Report {
-            ledger: Ledger::rebuild("b", &[], &[], &supply, None, 0, true),
+            ledger: Ledger::rebuild("b", &[], &[], &sample::supply(vec![]), None, 0, true),
             at: 0,
             time: Timestamp::UNIX_EPOCH,
             generation: Some(1),

@@ -129,10 +129,10 @@ impl Transport {
         body: Option<Vec<u8>>,
     ) -> Result<Answer, Error> {
         self.trust(call, &url)?;
-        if self.0.dry_run && call.effect() == Effect::Write {
-            return Err(Error::DryRun { resource: call.resource.clone() });
-        }
         if call.effect() == Effect::Write {
+            if self.0.dry_run {
+                return Err(Error::DryRun { resource: call.resource.clone() });
+            }
             self.0.not_before.may_write(&call.resource, tokio::time::Instant::now())?;
         }
         let lane = call.lane(&url);

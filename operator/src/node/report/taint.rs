@@ -8,6 +8,7 @@ use tracing::info;
 use vnetpool_apiserver::reading::Reading;
 use vnetpool_crds::names;
 
+use crate::api_server::read;
 use crate::context::Context;
 use crate::node::error::Error;
 use crate::node_object::Node;
@@ -22,10 +23,8 @@ pub async fn set(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
 }
 
 async fn write(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
-    let api = Api::<Reading<v1::Node>>::all(ctx.client.clone());
-    let found = api.get_opt(&node.name_any()).await.map_err(Error::Taint)?;
+    let found: Option<v1::Node> = read(&ctx.client, &node.name_any()).await.map_err(Error::Taint)?;
     let Some(found) = found else { return Ok(()) };
-    let found = found.readable().map_err(Error::Taint)?;
     let mut taints = found.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
     if taints.iter().any(|taint| taint.key == names::FULL_TAINT) == full {
         return Ok(());
@@ -41,6 +40,7 @@ async fn write(ctx: &Context, node: &Node, full: bool) -> Result<(), Error> {
     let patch =
         json!({"metadata": {"resourceVersion": found.resource_version()}, "spec": {"taints": taints}});
     let params = PatchParams { field_manager: Some(names::OPERATOR.into()), ..Default::default() };
+    let api = Api::<Reading<v1::Node>>::all(ctx.client.clone());
     api.patch(&found.name_any(), &params, &Patch::Merge(patch)).await.map_err(Error::Taint)?;
     info!(full, "taint changed");
     Ok(())
