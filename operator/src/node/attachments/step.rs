@@ -36,16 +36,8 @@ fn nic(progress: &Progress, attaching: &Attaching, now: Instant) -> Option<Resou
     seen.nic.as_ref()?.id.parse().ok()
 }
 
-/// Whether the step writes the NIC, which the condition `Writing` must announce.
-pub fn writes_nic(step: &Step) -> bool {
-    match step {
-        Step::Detach(_) | Step::Attach(_) => true,
-        Step::Read(_) => false,
-    }
-}
-
-/// The rank of what is attached to an address, and of a public address that is made for one: a pod that asks
-/// for them has its address, so they come after pods that have none.
+/// The rank of what is attached to an address, and of a public address that is made or read for one: a pod
+/// that asks for them has its address, so they come after pods that have none.
 const ATTACHED: Priority = Priority::WarmRefill;
 
 /// Carries out a step. The plan has been published before, and a write of the NIC announced.
@@ -67,7 +59,6 @@ pub async fn carry_out(
             memory.nic.wrote(&result);
             result.and_then(|written| detached(&written, &names))
         }
-        Step::Read(ids) => read_public(ctx, attaching, ids, urgency(Priority::WarmRefill)).await,
         Step::Attach(attach) => {
             return attach_all(ctx, &nic, attach, urgency(ATTACHED), memory).await;
         }
@@ -93,29 +84,6 @@ fn detached(nic: &Nic, names: &[String]) -> Result<(), azure::Error> {
         }
         None => Ok(()),
     }
-}
-
-/// Each answer is remembered, whatever became of the others. One that isn't found, or that only a person can
-/// help to, waits alone.
-///
-/// # Errors
-/// The last that may pass.
-async fn read_public(
-    ctx: &Context,
-    attaching: &mut Attaching,
-    ids: Vec<ResourceId>,
-    urgency: Urgency,
-) -> Result<(), azure::Error> {
-    let mut outcome = Ok(());
-    for (id, error) in read_all(ctx, attaching, ids, &urgency).await {
-        if is_for_a_person(&error) {
-            let is_shared = ctx.azure.refusal_of_public_address(azure::Kind::Read, &id).is_some();
-            attaching.not_read(&id, &error, is_shared, Instant::now());
-        } else {
-            outcome = Err(error);
-        }
-    }
-    outcome
 }
 
 /// Reads public addresses, all at once, and remembers those that are there. Returns the errors of the others.
@@ -229,14 +197,16 @@ impl<'a> From<&'a Make> for Sought<'a> {
     }
 }
 
-/// Begins to make the public addresses that pods of the node are to have, and to delete those that no pod has
-/// any more: beside its reconciles, for each takes Azure some seconds, and the node's addresses must not wait
-/// for it. What the plan records has been published.
+/// Begins to make the public addresses that pods of the node are to have, to read those of which only the id
+/// is known, and to delete those that no pod has any more: beside its reconciles, for each takes Azure some
+/// seconds, and neither the node's addresses nor what is attached to others must wait for it. What the plan
+/// records has been published.
 pub async fn order(ctx: &Context, progress: &Progress, attaching: &mut Attaching, now: Instant) {
     if let Some(plan) = &progress.attachments
         && progress.may_write()
         && !attaching.holds(now)
     {
+        plan.read.iter().for_each(|id| read(ctx, progress, attaching, id));
         plan.delete.iter().for_each(|id| delete(ctx, progress, attaching, id));
         for asked in &plan.make {
             make(ctx, progress, attaching, asked, now).await;
@@ -258,6 +228,14 @@ async fn make(ctx: &Context, progress: &Progress, attaching: &mut Attaching, ask
         presence.made(&azure, &reserved, &new, urgency).await.map(Some)
     };
     beside(ctx, progress, begun, Order::Make(asked.clone()), work);
+}
+
+fn read(ctx: &Context, progress: &Progress, attaching: &Attaching, id: &ResourceId) {
+    let Some(begun) = attaching.orders.begin(id) else { return };
+    let urgency = pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, ATTACHED);
+    let (azure, public) = (ctx.azure.clone(), id.clone());
+    let work = async move { azure.public_address(&public, urgency).await.map(Some) };
+    beside(ctx, progress, begun, Order::Read(id.clone()), work);
 }
 
 fn delete(ctx: &Context, progress: &Progress, attaching: &mut Attaching, id: &ResourceId) {
@@ -369,6 +347,7 @@ pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone
             (Err(error), Order::Make(asked)) => {
                 refuse(ctx, &[Sought::from(&asked)], &error, attaching);
             }
+            (Err(error), Order::Read(id)) => attaching.not_read(&id, &error, is_shared, Instant::now()),
             (Err(error @ azure::Error::InUse { .. }), Order::Delete(id)) if is_confirmed_gone => {
                 warn!(public_address = %id, %error, "given up on a person's word");
                 attaching.ended(&id, None);
