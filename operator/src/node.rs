@@ -465,14 +465,14 @@ async fn attach(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     let now = Instant::now();
-    step::order(ctx, progress, &mut memory.attaching, now).await;
+    step::order(ctx, progress, &mut memory.attaching, now);
     let Some((nic, next)) = step::next(progress, &memory.attaching, now) else { return Ok(()) };
     report::announce_write(ctx, progress, node, memory).await?;
     let urgency = |priority| beside_need(ctx, progress, priority);
     step::carry_out(ctx, (nic, next), urgency, memory).await.map_err(Error::Write)?;
     observe_again(ctx, progress, node, memory).await?;
     publish(ctx, progress, node, memory).await?;
-    step::order(ctx, progress, &mut memory.attaching, Instant::now()).await;
+    step::order(ctx, progress, &mut memory.attaching, Instant::now());
     Ok(())
 }
 

@@ -146,7 +146,8 @@ async fn a_nic_beside_the_one_that_serves_that_gets_no_answer_holds_up_no_addres
 ) -> Result<()> {
     let stage = with_stray(plane).await?;
     let fault = stage.fault("GET", "/n1-second", None, Effect::HoldBefore);
-    stage.start().await?;
+    // All of the VM's NICs are read once more when that has passed.
+    stage.start_with(|config| config.waits.late = Duration::from_secs(120)).await?;
     stage.until_struck(fault, 1).await?;
     stage.bind("n1", 3).await?;
     stage.until_assigned("n1", 3).await?;

@@ -201,29 +201,28 @@ impl<'a> From<&'a Make> for Sought<'a> {
 /// is known, and to delete those that no pod has any more: beside its reconciles, for each takes Azure some
 /// seconds, and neither the node's addresses nor what is attached to others must wait for it. What the plan
 /// records has been published.
-pub async fn order(ctx: &Context, progress: &Progress, attaching: &mut Attaching, now: Instant) {
+pub fn order(ctx: &Context, progress: &Progress, attaching: &mut Attaching, now: Instant) {
     if let Some(plan) = &progress.attachments
         && progress.may_write()
         && !attaching.holds(now)
     {
         plan.read.iter().for_each(|id| read(ctx, progress, attaching, id));
         plan.delete.iter().for_each(|id| delete(ctx, progress, attaching, id));
-        for asked in &plan.make {
-            make(ctx, progress, attaching, asked, now).await;
-        }
+        plan.make.iter().for_each(|asked| make(ctx, progress, attaching, asked, now));
     }
 }
 
-async fn make(ctx: &Context, progress: &Progress, attaching: &mut Attaching, asked: &Make, now: Instant) {
+fn make(ctx: &Context, progress: &Progress, attaching: &mut Attaching, asked: &Make, now: Instant) {
     let Some(nic) = nic(progress, attaching, now) else { return };
     let Some(begun) = attaching.orders.begin(&asked.id) else { return };
-    let reserved = ctx.azure.reserve_public_address(&asked.id).await;
     let presence = Presence::of(attaching, asked);
     // If its answer is lost, it may be there all the same.
     attaching.public.retain(|id, public| public.is_some() || *id != asked.id);
     let urgency = pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, ATTACHED);
     let (azure, for_pod) = (ctx.azure.clone(), asked.clone());
     let work = async move {
+        // Another node's object may be about to delete it, and gets no answer.
+        let reserved = azure.reserve_public_address(&for_pod.id).await;
         let new = new(&azure, &nic, &for_pod, &urgency).await?;
         presence.made(&azure, &reserved, &new, urgency).await.map(Some)
     };
