@@ -20,6 +20,7 @@ pub const TESTS: &[Test] = crate::tests![
     addresses_of_a_late_write_on_a_former_serving_nic_go_back_without_a_boot,
     what_a_nic_beside_the_one_that_serves_holds_goes_back_though_its_node_goes_while_nobody_leads,
     a_nic_beside_the_one_that_serves_that_gets_no_answer_holds_up_no_address_of_its_node,
+    a_nic_beside_the_one_that_serves_that_azure_does_not_show_keeps_no_address_from_its_node,
     a_nic_that_cannot_be_read_keeps_no_other_of_a_gone_node_from_being_emptied,
 ];
 
@@ -155,14 +156,31 @@ async fn a_nic_beside_the_one_that_serves_that_gets_no_answer_holds_up_no_addres
     Ok(())
 }
 
+/// Azure answers 503 whenever it is to show a NIC.
+fn not_shown(stage: &Stage<'_>, nic: &str) -> u64 {
+    let away = Effect::Status { status: 503, body: Value::Null, headers: BTreeMap::new() };
+    stage.fault("GET", nic, None, away)
+}
+
+async fn a_nic_beside_the_one_that_serves_that_azure_does_not_show_keeps_no_address_from_its_node(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = with_stray(plane).await?;
+    let fault = not_shown(&stage, "/n1-second");
+    stage.start().await?;
+    // By itself, and with all of the VM's NICs.
+    stage.until_struck(fault, 2).await?;
+    stage.bind("n1", 3).await?;
+    stage.until_assigned("n1", 3).await
+}
+
 async fn a_nic_that_cannot_be_read_keeps_no_other_of_a_gone_node_from_being_emptied(
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = with_stray(plane).await?;
     stage.sim.delete_vm("n1", true).await?;
     stage.delete_node("n1").await?;
-    let away = Effect::Status { status: 503, body: Value::Null, headers: BTreeMap::new() };
-    let fault = stage.fault("GET", "/n1-nic", None, away);
+    let fault = not_shown(&stage, "/n1-nic");
     stage.start().await?;
     eventually("the second NIC is emptied", Duration::from_secs(30), || async {
         Ok((second(&stage, "n1") == 0).then_some(()))
