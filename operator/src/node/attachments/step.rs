@@ -307,8 +307,10 @@ impl Presence {
         match attaching.public.get(&asked.id) {
             Some(Some(_)) => Presence::There,
             // Whether it is there was found out before it was refused, unless another was asked for.
-            _ if attaching.refused.get(&asked.uid).is_some_and(|(_, one)| !one.is_shared) => Presence::Absent,
-            _ => Presence::Unknown,
+            _ => match attaching.refused.get(&asked.uid) {
+                Some((_, one)) if one.needs_change && !one.is_shared => Presence::Absent,
+                _ => Presence::Unknown,
+            },
         }
     }
 
@@ -334,17 +336,15 @@ impl Presence {
     }
 }
 
-/// Takes in the outcomes of the orders that have ended. A public address that isn't deleted holds nothing
-/// else up. One that something else has is given up if a person has confirmed that nothing is left.
+/// Takes in the outcomes of the orders that have ended. A public address that isn't made, read or deleted
+/// holds nothing else up. One that something else has is given up if a person has confirmed that nothing is
+/// left.
 pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone: bool) {
     for Done { order, result, is_shared } in attaching.orders.take() {
         match (result, order) {
             (Ok(public), order) => attaching.ended(order.id(), public.map(shown)),
-            (Err(error), Order::Make(asked)) if is_shared => {
-                refuse_one(ctx, &Sought::from(&asked), &error, true, attaching);
-            }
             (Err(error), Order::Make(asked)) => {
-                refuse(ctx, &[Sought::from(&asked)], &error, attaching);
+                refuse_one(ctx, &Sought::from(&asked), &error, is_shared, attaching);
             }
             (Err(error), Order::Read(id)) => attaching.not_read(&id, &error, is_shared, Instant::now()),
             (Err(error @ azure::Error::InUse { .. }), Order::Delete(id)) if is_confirmed_gone => {
@@ -397,7 +397,7 @@ fn refuse_one(
     let last = attaching.refused.get(asked.uid).map(|(_, setback)| setback);
     let is_news = last.is_none_or(|last| last.reason != error.reason());
     let own = Setback::of_many(last, Stage::Write, error, is_shared, Instant::now());
-    if is_news {
+    if is_news && own.needs_change {
         let event = events::stuck(own.reason, "Attach", &own.message);
         ctx.events.report(&[about(asked.pod, asked.uid)], event);
     }
@@ -463,6 +463,7 @@ fn about(pod: &str, uid: &str) -> ObjectReference {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource_id::sample_public_address;
 
     fn pool(name: &str) -> ResourceId {
         let network = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network";
@@ -483,6 +484,22 @@ mod tests {
         // It may be any of them, or the only one.
         assert_eq!(refused(&asked, &pool("third")), [""; 0]);
         assert_eq!(refused(&asked[..1], &pool("third")), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn a_public_address_that_is_not_made_keeps_only_its_own_pod_waiting() {
+        let (ctx, mut attaching) = (Context::sample(), Attaching::default());
+        let id = sample_public_address("a");
+        let (resource, message) = (id.to_string(), "m".to_owned());
+        let conflict = azure::Error::Conflict { resource, code: "c".into(), message };
+        for _ in 0..2 {
+            let asked = Make { id: id.clone(), uid: "a".into(), pod: "default/a".into(), dns_label: None };
+            let begun = attaching.orders.begin(&id).unwrap();
+            begun.ended(Done { order: Order::Make(asked), result: Err(conflict.clone()), is_shared: false });
+            take_outcomes(&ctx, &mut attaching, false);
+            assert!(attaching.setback.is_none() && attaching.refused["a"].1.holds(Instant::now()));
+        }
+        assert_eq!(attaching.refused["a"].1.strikes(), 1, "ever less often");
     }
 
     #[test]
