@@ -1,5 +1,5 @@
-//! An object that somebody has deleted is made again. In between there is none, and the operator may end: then
-//! nothing would name a public address that no NIC has.
+//! An object that somebody has deleted is made again. In between there is none, and the operator may end:
+//! then nothing would name a public address that no NIC has.
 
 use crate::Test;
 use crate::attachments::{deletions, detached, kept, refused_for_a_second, until_deleted};

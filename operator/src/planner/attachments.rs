@@ -84,8 +84,8 @@ pub struct Plan {
     pub step: Option<Step>,
     /// Public addresses to make beside that, likewise. Some may be under way already.
     pub make: Vec<Make>,
-    /// Public addresses to read in Azure beside that: what a NIC has attached isn't known. Some may be under way
-    /// already.
+    /// Public addresses to read in Azure beside that: NICs have them, and more than the id isn't known. Some
+    /// may be under way already.
     pub read: Vec<ResourceId>,
     /// Public addresses to delete beside that, which no ipConfiguration uses any more. Some may be under way
     /// already.
