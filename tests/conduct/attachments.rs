@@ -453,7 +453,7 @@ pub async fn until_deleted(stage: &Stage<'_>, public: &str) -> Result<()> {
 pub fn refused_for_a_second(stage: &Stage<'_>, public: &str) -> u64 {
     let error =
         json!({ "code": "AnotherOperationInProgress", "message": "Another operation is in progress." });
-    let (body, headers) = (json!({ "error": error }), [("retry-after".into(), "1".into())].into());
+    let (body, headers) = (json!({ "error": error }), [("retry-after".to_owned(), "1".to_owned())].into());
     stage.fault("DELETE", public, None, Effect::Status { status: 409, body, headers })
 }
 
