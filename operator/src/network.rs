@@ -1,17 +1,17 @@
 //! The virtual networks around the nodes' subnets, and how full these are: read once a minute for each VNet,
-//! not once for each node.
+//! not once for each node. Each VNet has clocks of its own, and none waits for Azure's answer about another.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::azure::{self, Azure, Error, NETWORK_KEPT, Network, Priority, ResourceId, Usages};
 use crate::lock::lock;
+use crate::rounds::Rounds;
 use vnetpool_crds::reason::Reason;
 
 /// Of reading a network: all nodes of a subnet need it before their first address, and all pods go by it from
@@ -30,7 +30,7 @@ pub struct Networks {
 
 struct Known {
     network: Arc<Network>,
-    /// When the virtual network was last read, see [`asked_at`].
+    /// When the virtual network was last read, or began to be.
     read_at: Instant,
     free: FreeAddresses,
 }
@@ -114,31 +114,39 @@ impl Networks {
     }
 
     async fn follow(&self, in_use: impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
+        let mut reads = Rounds::new();
         loop {
-            let wait = until_due(self.lock().values().map(|known| known.read_at));
-            sleep(wait).await;
+            let read_at = self.read_at();
+            let wait = until_due(read_at.iter().filter(|(vnet, _)| !reads.has(vnet)).map(|(_, at)| *at));
+            tokio::select! {
+                () = reads.ended() => continue,
+                () = sleep(wait) => {}
+            }
             let in_use = in_use();
             self.lock().retain(|subnet, _| in_use.contains(subnet));
-            let reads = self.due().into_iter().map(|subnets| self.read(subnets, changed));
-            join_all(reads).await;
+            for (vnet, _) in self.read_at().into_iter().filter(|(_, at)| at.elapsed() >= NETWORK_KEPT) {
+                reads.begin(vnet, |vnet| async move {
+                    self.read(&vnet, changed).await;
+                    vnet
+                });
+            }
         }
     }
 
-    /// The subnets of each virtual network that is due to be read again.
-    fn due(&self) -> Vec<Vec<ResourceId>> {
-        let mut due = HashMap::<_, (_, Vec<_>)>::new();
-        for (subnet, known) in self.lock().iter() {
-            let (read_at, subnets) = due.entry(known.network.id.clone()).or_insert((known.read_at, vec![]));
-            *read_at = known.read_at.min(*read_at);
-            subnets.push(subnet.clone());
+    /// When each virtual network was last read. One that a new subnet has shown is due with the others.
+    fn read_at(&self) -> HashMap<ResourceId, Instant> {
+        let mut all = HashMap::new();
+        for known in self.lock().values() {
+            let at = all.entry(known.network.id.clone()).or_insert(known.read_at);
+            *at = known.read_at.min(*at);
         }
-        due.retain(|_, (read_at, _)| read_at.elapsed() >= NETWORK_KEPT);
-        due.into_values().map(|(_, subnets)| subnets).collect()
+        all
     }
 
-    async fn read(&self, subnets: Vec<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
-        for subnet in subnets.clone() {
-            // One request for all subnets of a virtual network.
+    /// Reads a virtual network, and leaves Azure the pause that it asks for.
+    async fn read(&self, vnet: &ResourceId, changed: &impl Fn(&ResourceId, News)) {
+        for subnet in self.begin_to_read(vnet) {
+            // One request for all of them.
             match self.azure.network(&subnet, URGENCY).await {
                 Ok(network) => {
                     if self.keep(&subnet, Arc::new(network)) {
@@ -149,66 +157,74 @@ impl Networks {
                 Err(error) => {
                     // What was read before stays good: a range is rarely taken from a network.
                     warn!(%subnet, reason = %error.reason(), %error, "virtual network not read");
-                    let pause = error.pause();
-                    // All subnets of a virtual network ask for the same.
-                    let all = if pause.is_zero() { std::slice::from_ref(&subnet) } else { &subnets };
-                    self.put_off(all, pause);
-                    if !pause.is_zero() {
-                        return;
+                    if !error.pause().is_zero() {
+                        // All subnets of it would ask for the same.
+                        return sleep(error.pause()).await;
                     }
                 }
             }
         }
     }
 
-    fn put_off(&self, subnets: &[ResourceId], pause: Duration) {
-        let mut known = self.lock();
-        for subnet in subnets {
-            if let Some(known) = known.get_mut(subnet) {
-                known.read_at = asked_at(pause);
-            }
-        }
+    /// The subnets of a virtual network that is read now. If that fails, it is due again in a minute.
+    fn begin_to_read(&self, vnet: &ResourceId) -> Vec<ResourceId> {
+        let (mut all, now) = (self.lock(), Instant::now());
+        let own = all.iter_mut().filter(|(_, known)| known.network.id == *vnet);
+        own.map(|(subnet, known)| {
+            known.read_at = now;
+            subnet.clone()
+        })
+        .collect()
     }
 
     async fn count(&self, changed: &impl Fn(&ResourceId, News)) {
+        let mut counts = Rounds::new();
         loop {
-            // How full a new subnet is isn't read on its first node's way to its addresses, but right after.
-            let wait = until_due(lock(&self.counts).values().map(|(at, _)| *at));
+            let vnets: HashSet<ResourceId> =
+                self.subnets().iter().filter_map(|subnet| azure::vnet_of(subnet).ok()).collect();
+            lock(&self.counts).retain(|vnet, _| vnets.contains(vnet));
+            for vnet in vnets.into_iter().filter(|vnet| self.is_to_count(vnet)) {
+                counts.begin(vnet, |vnet| async move {
+                    self.count_one(&vnet, changed).await;
+                    vnet
+                });
+            }
+            let wait = {
+                let known = lock(&self.counts);
+                until_due(known.iter().filter(|(vnet, _)| !counts.has(vnet)).map(|(_, (at, _))| *at))
+            };
             tokio::select! {
-                () = self.arrived.notified() => {}
+                // How full a new subnet is isn't read on its first node's way to its addresses, but right
+                // after; and if its network has been counted, that is known.
+                () = self.arrived.notified() => self.report(None, changed),
+                () = counts.ended() => {}
                 () = sleep(wait) => {}
             }
-            let news = self.count_due().await;
-            self.report(&news, changed);
         }
     }
 
-    /// Returns the virtual networks whose counts have changed.
-    async fn count_due(&self) -> HashSet<ResourceId> {
-        let vnets: HashSet<ResourceId> =
-            self.subnets().iter().filter_map(|subnet| azure::vnet_of(subnet).ok()).collect();
-        lock(&self.counts).retain(|vnet, _| vnets.contains(vnet));
-        let mut news = HashSet::new();
-        for vnet in vnets {
-            let last = lock(&self.counts).get(&vnet).map(|(last, _)| *last);
-            if last.is_none_or(|last| last.elapsed() >= NETWORK_KEPT) {
-                let (usages, pause) = match self.azure.usages(&vnet, Priority::GiveBack).await {
-                    Ok(usages) => (Hint::Counted(Arc::new(usages)), Duration::ZERO),
-                    Err(error) => {
-                        let (reason, message) = (error.reason(), error.to_string());
-                        (Hint::Unreadable { reason, message }, error.pause())
-                    }
-                };
-                let before = lock(&self.counts).insert(vnet.clone(), (asked_at(pause), usages.clone()));
-                if before.is_none_or(|(_, before)| before != usages) {
-                    news.insert(vnet);
-                }
+    fn is_to_count(&self, vnet: &ResourceId) -> bool {
+        lock(&self.counts).get(vnet).is_none_or(|(last, _)| last.elapsed() >= NETWORK_KEPT)
+    }
+
+    /// Counts a virtual network, and leaves Azure the pause that it asks for.
+    async fn count_one(&self, vnet: &ResourceId, changed: &impl Fn(&ResourceId, News)) {
+        let (usages, pause) = match self.azure.usages(vnet, Priority::GiveBack).await {
+            Ok(usages) => (Hint::Counted(Arc::new(usages)), Duration::ZERO),
+            Err(error) => {
+                let (reason, message) = (error.reason(), error.to_string());
+                (Hint::Unreadable { reason, message }, error.pause())
             }
-        }
-        news
+        };
+        let before = lock(&self.counts).insert(vnet.clone(), (Instant::now(), usages.clone()));
+        let is_news = before.is_none_or(|(_, before)| before != usages);
+        self.report(is_news.then_some(vnet), changed);
+        sleep(pause).await;
     }
 
-    fn report(&self, news: &HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
+    /// Reports what is known by now of how full each subnet is, and that the count of a virtual network has
+    /// changed.
+    fn report(&self, counted: Option<&ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         for subnet in self.subnets() {
             let Ok(vnet) = azure::vnet_of(&subnet) else { continue };
             let free = match self.usages(&vnet) {
@@ -225,7 +241,7 @@ impl Networks {
                     warn!(%subnet, %reason, message, "free addresses not read");
                 }
                 changed(&subnet, News::Free);
-            } else if news.contains(&vnet) {
+            } else if counted == Some(&vnet) {
                 changed(&subnet, News::Around);
             }
         }
@@ -273,12 +289,6 @@ impl Networks {
 fn until_due(times: impl Iterator<Item = Instant>) -> Duration {
     let now = Instant::now();
     (times.min().unwrap_or(now) + NETWORK_KEPT).saturating_duration_since(now)
-}
-
-/// When something was asked for, for the time until it is asked for again: now, or so much later that Azure
-/// has its pause.
-fn asked_at(pause: Duration) -> Instant {
-    Instant::now() + pause.saturating_sub(NETWORK_KEPT)
 }
 
 /// Azure keeps the first four addresses of each prefix and the last (learn.microsoft.com, "Azure Virtual

@@ -63,7 +63,7 @@ use kube::{Resource, ResourceExt};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::NodeIPAllocationSpec;
 
-use crate::azure;
+use crate::azure::{self, Priority, Urgency};
 use crate::cluster::proof::Unproved;
 use crate::context::Context;
 use crate::events;
@@ -103,7 +103,7 @@ async fn reconcile_one(
 ) -> Result<Next, Error> {
     let allocation = Box::pin(report::settle_unanswered(ctx, allocation, memory)).await?;
     let node = match ctx.cluster.node(&allocation.name_any()) {
-        Some(node) if allocation.metadata.deletion_timestamp.is_none() => node,
+        Some(node) if is_served(&allocation, memory) => node,
         node => return Box::pin(let_go(ctx, &allocation, memory, node.is_none())).await,
     };
     memory.vacant_since = None;
@@ -154,6 +154,13 @@ async fn reconcile_one(
     let recheck = Recheck::of(&progress.allocation, &memory.nic, ctx.started, ctx.waits.unlisted)
         .due_in(progress.observed_at);
     Ok(Next::After(progress.requeue_in(memory, report_again, recheck, Instant::now())))
+}
+
+/// Whether a node is served with this object: it is to stay, or can't go yet.
+fn is_served(allocation: &NodeIPAllocation, memory: &Memory) -> bool {
+    let spec = &allocation.spec;
+    let is_to_go = allocation.metadata.deletion_timestamp.is_some();
+    !is_to_go || memory.serves_on && publish::on_no_nic(spec, &spec.interfaces).next().is_some()
 }
 
 /// The object of a Node that is gone, or one that was deleted.
@@ -228,8 +235,9 @@ async fn serve(
     }
     Box::pin(publish(ctx, progress, node, memory)).await?;
     if progress.pause.is_none() {
-        memory.nic.must_choose |=
-            Box::pin(strays::settle(ctx, &progress.allocation, node, &mut memory.strays)).await;
+        let (allocation, known) = (&progress.allocation, &mut memory.strays);
+        let urgency = beside_need(ctx, progress, Priority::GiveBack);
+        memory.nic.must_choose |= Box::pin(strays::settle(ctx, allocation, node, &urgency, known)).await;
     }
     outcome?;
     Box::pin(attach(ctx, progress, node, memory)).await
@@ -457,23 +465,25 @@ async fn attach(
     memory: &mut Memory,
 ) -> Result<(), Error> {
     let now = Instant::now();
-    step::order(ctx, progress, &mut memory.attaching, now).await;
+    step::order(ctx, progress, &mut memory.attaching, now);
     let Some((nic, next)) = step::next(progress, &memory.attaching, now) else { return Ok(()) };
-    if step::writes_nic(&next) {
-        report::announce_write(ctx, progress, node, memory).await?;
-    }
-    let urgency = |priority| {
-        let urgency = match &progress.seen {
-            Some(seen) => progress.need.of_write(&seen.observed, priority),
-            None => priority.into(),
-        };
-        pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, urgency)
-    };
+    report::announce_write(ctx, progress, node, memory).await?;
+    let urgency = |priority| beside_need(ctx, progress, priority);
     step::carry_out(ctx, (nic, next), urgency, memory).await.map_err(Error::Write)?;
     observe_again(ctx, progress, node, memory).await?;
     publish(ctx, progress, node, memory).await?;
-    step::order(ctx, progress, &mut memory.attaching, Instant::now()).await;
+    step::order(ctx, progress, &mut memory.attaching, Instant::now());
     Ok(())
+}
+
+/// The urgency of what isn't for the node's addresses: until these need something more urgent, or the node is
+/// paused.
+fn beside_need(ctx: &Context, progress: &Progress, priority: Priority) -> Urgency {
+    let urgency = match &progress.seen {
+        Some(seen) => progress.need.of_write(&seen.observed, priority),
+        None => priority.into(),
+    };
+    pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, urgency)
 }
 
 /// NICs that `spec` names and that aren't the node's any more: our reservations on them are given back before

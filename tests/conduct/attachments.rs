@@ -2,14 +2,12 @@
 //! detached when they go.
 
 use crate::Test;
-use crate::gateway::{Gateway, Trouble};
 use crate::stage::{Stage, quick};
 use crate::wiped::wipe;
 use anyhow::{Context, Result, ensure};
-use axum::http::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use std::time::Duration;
 use vnetpool_azure_sim::{Effect, LogEntry, NewVm};
@@ -17,7 +15,7 @@ use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::IpConfiguration;
 use vnetpool_crds::condition::{ATTACHED, READY};
 use vnetpool_crds::names::GONE;
-use vnetpool_tests::control_plane::{ControlPlane, User};
+use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
@@ -33,8 +31,8 @@ pub const TESTS: &[Test] = crate::tests![
     a_right_to_make_public_addresses_that_is_granted_serves_all_pools_once_one_has_made_one,
     a_public_address_that_lost_its_ip_configuration_is_deleted_though_another_operator_leads_by_then,
     a_public_address_that_lost_its_ip_configuration_goes_with_its_node,
-    a_public_address_on_no_nic_is_not_forgotten_by_an_operator_that_dies_between_two_objects,
-    a_living_pod_keeps_its_public_address_that_no_nic_has_while_its_object_is_made_again,
+    a_public_address_that_azure_refuses_to_delete_is_deleted_by_the_next_leader,
+    a_public_address_whose_read_gets_no_answer_holds_up_no_other_attachment_and_no_address,
     a_public_address_that_is_made_after_its_deletion_has_found_none_is_deleted_once_more,
     public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_node,
     public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the_node,
@@ -306,7 +304,7 @@ fn all_made(seen: &NodeIPAllocation, count: usize) -> Option<Vec<String>> {
 }
 
 /// The public addresses whose deletion Azure was asked for.
-fn deletions(stage: &Stage<'_>) -> Vec<String> {
+pub fn deletions(stage: &Stage<'_>) -> Vec<String> {
     stage.asked().into_iter().filter(|one| one.method == "DELETE").map(|one| one.path).collect()
 }
 
@@ -444,49 +442,63 @@ async fn a_public_address_that_lost_its_ip_configuration_goes_with_its_node(
     stage.nothing_was_listed()
 }
 
-/// An object that somebody has deleted is made again. In between there is none, and the operator may end.
-async fn a_public_address_on_no_nic_is_not_forgotten_by_an_operator_that_dies_between_two_objects(
-    plane: &ControlPlane,
-) -> Result<()> {
-    let (mut stage, pod, public, fault) = detached(plane).await?;
-    stage.kill().await?;
-    stage.sim.lift_fault(fault)?;
-    stage.remove("n1", &pod).await?;
-    let gateway = Gateway::start(plane, User::Operator).await?;
-    stage.api_server_at(format!("http://{}", gateway.address).parse()?);
-    gateway.trouble(Trouble::RefuseToMake(StatusCode::INTERNAL_SERVER_ERROR), usize::MAX);
-    stage.delete_allocation("n1").await?;
-    stage.start().await?;
-    stage.until_gone("n1").await?;
-    stage.kill().await?;
-    gateway.trouble(Trouble::RefuseToMake(StatusCode::INTERNAL_SERVER_ERROR), 0);
-    stage.start().await?;
-    stage.until_holds("n1", 4).await?;
-    let named: Vec<String> =
-        stage.allocation("n1").await?.spec.public_addresses().map(str::to_owned).collect();
-    ensure!(
-        named.is_empty() && !stage.exists(&public).await?,
-        "{public} costs money still; spec names {named:?}"
-    );
-    stage.nothing_was_listed()
+pub async fn until_deleted(stage: &Stage<'_>, public: &str) -> Result<()> {
+    eventually("the public address is deleted", Duration::from_secs(30), || async {
+        Ok((!stage.exists(public).await?).then_some(()))
+    })
+    .await
 }
 
-async fn a_living_pod_keeps_its_public_address_that_no_nic_has_while_its_object_is_made_again(
+/// Azure refuses to delete a public address, and may be asked again in a second.
+pub fn refused_for_a_second(stage: &Stage<'_>, public: &str) -> u64 {
+    let error =
+        json!({ "code": "AnotherOperationInProgress", "message": "Another operation is in progress." });
+    let (body, headers) = (json!({ "error": error }), [("retry-after".into(), "1".into())].into());
+    stage.fault("DELETE", public, None, Effect::Status { status: 409, body, headers })
+}
+
+async fn a_public_address_that_azure_refuses_to_delete_is_deleted_by_the_next_leader(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let (stage, _, public, fault) = detached(plane).await?;
+    let (stage, pod, public) = with_public_address(plane).await?;
+    let fault = refused_for_a_second(&stage, &public);
+    stage.remove("n1", &pod).await?;
+    stage.until_struck(fault, 1).await?;
     stage.kill().await?;
     stage.sim.lift_fault(fault)?;
-    let before = stage.allocation("n1").await?.uid();
-    stage.delete_allocation("n1").await?;
-    stage.sim.clear_log();
     stage.start().await?;
-    let again = |seen: &NodeIPAllocation| (seen.uid() != before).then_some(());
-    stage.until("it is made again", "n1", again).await?;
-    let has = |seen: &NodeIPAllocation| kept(seen)?.public_address.filter(|one| one.address.is_some());
-    let has = stage.until("the pod has a public address again", "n1", has).await?;
-    ensure!(has.id == public && deletions(&stage).is_empty(), "it has {has:?}");
-    Ok(())
+    until_deleted(&stage, &public).await
+}
+
+async fn a_public_address_whose_read_gets_no_answer_holds_up_no_other_attachment_and_no_address(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::empty(plane, quick()).await?;
+    balancer(&stage, "web", json!([])).await?;
+    let mut spec = pool();
+    spec["sizing"] = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    stage.pool("default", spec).await?;
+    stage.start().await?;
+    stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    let fault = stage.fault("PUT", "/networkInterfaces/", None, Effect::Hold);
+    stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
+    stage.until_struck(fault, 1).await?;
+    // The next leader finds it attached, and doesn't know what it is.
+    stage.kill().await?;
+    stage.sim.lift_fault(fault)?;
+    let fault = stage.fault("GET", "/publicIPAddresses/", None, Effect::HoldBefore);
+    stage.start().await?;
+    stage.until_struck(fault, 1).await?;
+    stage.pod("n1", json!({ "vnetpool.io/backend-pools": "web" })).await?;
+    let in_web = |seen: &NodeIPAllocation| {
+        seen.spec.ip_configurations().any(|one| one.backend_pools == [backend_pool("web")]).then_some(())
+    };
+    stage.until("the other pod is attached", "n1", in_web).await?;
+    stage.bind("n1", 2).await?;
+    stage.until_assigned("n1", 4).await?;
+    stage.sim.lift_fault(fault)?;
+    stage.until("the first pod's is known", "n1", |seen| all_made(seen, 1)).await.map(drop)
 }
 
 async fn a_public_address_that_is_made_after_its_deletion_has_found_none_is_deleted_once_more(

@@ -15,6 +15,7 @@
 mod absent;
 mod agent;
 mod attachments;
+mod between;
 mod budget;
 mod churn;
 mod concurrency;
@@ -151,6 +152,7 @@ fn main() -> ExitCode {
     let nightly = nightly.into_iter().flatten().map(|test| test.trial(&planes, silent::LONGEST));
     let trials = [
         attachments::TESTS,
+        between::TESTS,
         budget::TESTS,
         churn::TESTS,
         concurrency::TESTS,

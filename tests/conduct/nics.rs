@@ -10,6 +10,7 @@ use vnetpool_azure_sim::{Effect, NewVm};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::INTERFACE_FOUND;
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::eventually;
 
 pub const TESTS: &[Test] = crate::tests![
     a_pool_uses_the_nodes_nic_in_its_subnet_and_reads_each_nic_once,
@@ -18,6 +19,9 @@ pub const TESTS: &[Test] = crate::tests![
     our_addresses_on_a_nic_that_does_not_serve_go_back,
     addresses_of_a_late_write_on_a_former_serving_nic_go_back_without_a_boot,
     what_a_nic_beside_the_one_that_serves_holds_goes_back_though_its_node_goes_while_nobody_leads,
+    a_nic_beside_the_one_that_serves_that_gets_no_answer_holds_up_no_address_of_its_node,
+    a_nic_beside_the_one_that_serves_that_azure_does_not_show_keeps_no_address_from_its_node,
+    a_nic_that_cannot_be_read_keeps_no_other_of_a_gone_node_from_being_emptied,
 ];
 
 /// A VM with its primary NIC in `first` and a second one, `NAME-second`, in `second`, that holds `others`
@@ -119,9 +123,9 @@ async fn our_addresses_on_a_nic_that_does_not_serve_go_back(plane: &ControlPlane
     stage.until_holds("n1", 2).await
 }
 
-async fn what_a_nic_beside_the_one_that_serves_holds_goes_back_though_its_node_goes_while_nobody_leads(
-    plane: &ControlPlane,
-) -> Result<()> {
+/// A node whose second NIC, in another subnet, holds two reservations of ours. Its object names that NIC, and
+/// nobody leads.
+async fn with_stray(plane: &ControlPlane) -> Result<Stage<'_>> {
     let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
     node(&stage, "n1", "nodes", "small", 0).await?;
@@ -134,9 +138,67 @@ async fn what_a_nic_beside_the_one_that_serves_holds_goes_back_though_its_node_g
     // The VM's NICs are read when it boots, and can't be once it is gone.
     stage.until_struck(fault, 1).await?;
     stage.kill().await?;
+    stage.sim.lift_fault(fault)?;
+    Ok(stage)
+}
+
+async fn a_nic_beside_the_one_that_serves_that_gets_no_answer_holds_up_no_address_of_its_node(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = with_stray(plane).await?;
+    let fault = stage.fault("GET", "/n1-second", None, Effect::HoldBefore);
+    // All of the VM's NICs are read once more when that has passed.
+    stage.start_with(|config| config.waits.late = Duration::from_secs(120)).await?;
+    stage.until_struck(fault, 1).await?;
+    stage.bind("n1", 3).await?;
+    stage.until_assigned("n1", 3).await?;
+    ensure!(second(&stage, "n1") == 2, "released without a read");
+    Ok(())
+}
+
+/// Azure answers 503 whenever it is to show a NIC.
+fn not_shown(stage: &Stage<'_>, nic: &str) -> u64 {
+    let away = Effect::Status { status: 503, body: Value::Null, headers: BTreeMap::new() };
+    stage.fault("GET", nic, None, away)
+}
+
+async fn a_nic_beside_the_one_that_serves_that_azure_does_not_show_keeps_no_address_from_its_node(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = with_stray(plane).await?;
+    let fault = not_shown(&stage, "/n1-second");
+    stage.start().await?;
+    // By itself, and with all of the VM's NICs.
+    stage.until_struck(fault, 2).await?;
+    stage.bind("n1", 3).await?;
+    stage.until_assigned("n1", 3).await
+}
+
+async fn a_nic_that_cannot_be_read_keeps_no_other_of_a_gone_node_from_being_emptied(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = with_stray(plane).await?;
     stage.sim.delete_vm("n1", true).await?;
     stage.delete_node("n1").await?;
+    let fault = not_shown(&stage, "/n1-nic");
+    stage.start().await?;
+    eventually("the second NIC is emptied", Duration::from_secs(30), || async {
+        Ok((second(&stage, "n1") == 0).then_some(()))
+    })
+    .await?;
+    ensure!(stage.held("n1").len() == 2, "emptied without a read");
     stage.sim.lift_fault(fault)?;
+    stage.until_gone("n1").await?;
+    ensure!(stage.held("n1").is_empty(), "something is left");
+    Ok(())
+}
+
+async fn what_a_nic_beside_the_one_that_serves_holds_goes_back_though_its_node_goes_while_nobody_leads(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = with_stray(plane).await?;
+    stage.sim.delete_vm("n1", true).await?;
+    stage.delete_node("n1").await?;
     stage.start().await?;
     stage.until_gone("n1").await?;
     ensure!(stage.held("n1").is_empty() && second(&stage, "n1") == 0, "something is left");

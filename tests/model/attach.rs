@@ -194,7 +194,7 @@ impl State {
         self.write = match plan.step {
             Some(Step::Attach(all)) => Some((true, all.iter().map(|one| number(&one.name)).collect())),
             Some(Step::Detach(names)) => Some((false, names.iter().map(|name| number(name)).collect())),
-            Some(Step::Read(_)) | None => None,
+            None => None,
         };
     }
 

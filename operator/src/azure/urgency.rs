@@ -57,7 +57,7 @@ impl Urgency {
     }
 
     /// Ends when the call is no longer urgent enough. It may never end.
-    pub(super) async fn outgrown(&self) {
+    pub async fn outgrown(&self) {
         match &self.outgrown {
             Some(outgrown) => outgrown.clone().await,
             None => pending().await,

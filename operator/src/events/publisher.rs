@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 use vnetpool_apiserver::answer::{CONFLICT, NOT_FOUND, is_status};
-use vnetpool_apiserver::doubled;
+use vnetpool_apiserver::{doubled, jittered};
 use vnetpool_crds::names::OPERATOR;
 
 /// The same Event within this time is one more of a series, which `kubectl` shows as one with a count.
@@ -78,7 +78,7 @@ impl Publisher {
                 // Another has removed it.
                 next = self.first(event, about, now);
             }
-            sleep(doubled(FIRST, tries - 1, LONGEST)).await;
+            sleep(jittered(doubled(FIRST, tries - 1, LONGEST))).await;
         }
     }
 
@@ -263,7 +263,7 @@ mod tests {
         let (mut publisher, server) = publisher(&[Fate::Refused(503); 1000]);
         publisher.publish(&full("m"), &node()).await;
         let tried = lock(&server).asked;
-        assert!((20..30).contains(&tried), "{tried}");
+        assert!((20..50).contains(&tried), "{tried}");
         for _ in 0..10 {
             publisher.publish(&full("m"), &node()).await;
         }

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use serde_json::json;
 use vnetpool_azure_sim as sim;
 use vnetpool_azure_sim::Sim;
@@ -103,44 +105,67 @@ async fn pass(time: Duration) {
     tokio::time::resume();
 }
 
+/// Azure's answers, as they come.
+struct Answers(Arc<AtomicUsize>);
+
+impl Answers {
+    fn to(world: &World) -> Answers {
+        let answered = Arc::new(AtomicUsize::new(0));
+        let count = answered.clone();
+        world.azure.on_request(move |one| {
+            count.fetch_add(usize::from(one.status.is_some()), Ordering::Relaxed);
+        });
+        Answers(answered)
+    }
+
+    /// Waits until there were so many, and all has been done that follows from them.
+    async fn until(&self, world: &World, count: usize) {
+        world.until("so many are answered", |_| self.0.load(Ordering::Relaxed) == count).await;
+        // A round's pause, of no length, ends by an earlier timer than this.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_vnet_is_not_read_before_the_pause_that_azure_asks_for_and_no_other_waits() {
-    let (sim, azure) = azure(sim::Config::default()).await;
-    let networks = Networks::new(azure);
-    let of_one = [subnet("one", "a"), subnet("one", "b")];
-    for subnet in of_one.iter().chain([&subnet("two", "c")]) {
-        networks.around(subnet).await.unwrap();
-    }
-    pass(NETWORK_KEPT).await;
+    let world = World::start(sim::Config::default()).await;
+    let answers = Answers::to(&world);
+    let world = world.met().await;
+    answers.until(&world, 4).await;
     let body = json!({"error": {"code": "ServerBusy", "message": "later"}});
     let busy = json!({"kind": "status", "status": 503, "headers": {"retry-after": "290"}, "body": body});
     let fault = json!({"method": "GET", "path_contains": "virtualNetworks/one", "effect": busy});
-    sim.order_fault(serde_json::from_value(fault).unwrap());
-    for subnets in networks.due() {
-        networks.read(subnets, &|_, _| {}).await;
+    world.sim.order_fault(serde_json::from_value(fault).unwrap());
+    let hits = || world.sim.faults()[0].hits;
+    for count in [8, 10, 12, 14, 16] {
+        pass(NETWORK_KEPT).await;
+        answers.until(&world, count).await;
+        assert_eq!(hits(), 2, "one for all its subnets, and one for its usage");
     }
-    networks.count_due().await;
-    let hits = sim.faults()[0].hits;
-    assert_eq!(hits, 2, "one for all its subnets, and one for its usage");
-    let waits = |networks: &Networks| {
-        let known = networks.lock();
-        let of = |vnet: &str| {
-            let here = known.iter().filter(|(subnet, _)| subnet.as_str().contains(vnet));
-            let reads: Vec<Instant> = here.map(|(_, known)| known.read_at).collect();
-            let counts = lock(&networks.counts);
-            let counts = counts.iter().filter(|(id, _)| id.as_str().ends_with(vnet)).map(|(_, (at, _))| *at);
-            let all: Vec<Duration> =
-                reads.into_iter().chain(counts).map(|at| until_due([at].into_iter())).collect();
-            (all.iter().min().unwrap().as_secs(), all.iter().max().unwrap().as_secs(), all.len())
-        };
-        (of("virtualNetworks/one"), of("virtualNetworks/two"))
-    };
-    let (one, two) = waits(&networks);
-    assert!(one.0 > 230 && one.1 <= 290 && two.1 <= 60, "{one:?} {two:?}");
-    pass(4 * NETWORK_KEPT).await;
-    assert!(networks.due().iter().flatten().all(|subnet| !of_one.contains(subnet)));
     pass(NETWORK_KEPT).await;
-    assert!(networks.due().iter().flatten().any(|subnet| of_one.contains(subnet)));
+    answers.until(&world, 20).await;
+    assert_eq!(hits(), 4);
+}
+
+#[tokio::test]
+async fn a_vnet_from_which_no_answer_comes_keeps_no_other_from_being_read_and_counted() {
+    let world = World::start(sim::Config::default()).await;
+    let answers = Answers::to(&world);
+    world.networks.around(&subnet("one", "a")).await.unwrap();
+    answers.until(&world, 2).await;
+    pass(NETWORK_KEPT / 2).await;
+    world.networks.around(&subnet("two", "c")).await.unwrap();
+    answers.until(&world, 4).await;
+    let hold = json!({"path_contains": "virtualNetworks/one", "effect": {"kind": "hold_before"}});
+    world.sim.order_fault(serde_json::from_value(hold).unwrap());
+    let held = || world.sim.faults()[0].hits;
+    pass(NETWORK_KEPT / 2).await;
+    world.until("its read and its count are held", |_| held() == 2).await;
+    // Without an answer they end half a minute later than this.
+    pass(NETWORK_KEPT / 2).await;
+    answers.until(&world, 6).await;
+    assert_eq!((world.asked("/two"), world.asked("/two/usages")), (2, 2));
+    assert_eq!(held(), 2, "asked for once more while its answer is awaited");
 }
 
 #[tokio::test]

@@ -105,6 +105,10 @@ impl Absences {
         self.deleted.insert(id.to_lowercase());
     }
 
+    pub fn has_deleted(&self, id: &str) -> bool {
+        self.deleted.contains(&id.to_lowercase())
+    }
+
     /// Everything that was asked for has been found, or has been believed to be gone.
     pub fn clear(&mut self) {
         *self = Absences::default();

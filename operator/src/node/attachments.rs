@@ -99,7 +99,7 @@ pub fn plan(
 /// The plan without any effect: the marks and public addresses are those that `spec` shows.
 pub fn rehearsed(plan: Plan, allocation: &NodeIPAllocation) -> Plan {
     let (marks, recorded) = (marks(allocation), recorded(allocation));
-    Plan { marks, recorded, step: None, make: vec![], delete: vec![], ..plan }
+    Plan { marks, recorded, step: None, make: vec![], read: vec![], delete: vec![], ..plan }
 }
 
 /// Azure attaches to single addresses of ordinary NICs only.

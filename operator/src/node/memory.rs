@@ -64,6 +64,8 @@ pub struct Memory {
     pub lacks_pods_since: Option<tokio::time::Instant>,
     /// Since when the Node is gone.
     pub vacant_since: Option<Instant>,
+    /// The object was deleted, and serves its node until a NIC has each public address that it names.
+    pub serves_on: bool,
     /// The resources that Azure reports as absent.
     pub absences: Absences,
     /// What Azure has refused of the resources that it leaves behind.
@@ -94,6 +96,7 @@ impl Memory {
             knows_pods: false,
             lacks_pods_since: None,
             vacant_since: None,
+            serves_on: false,
             absences: Absences::of(allocation),
             pending: Pending::default(),
             failures: 0,

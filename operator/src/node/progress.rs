@@ -171,9 +171,12 @@ impl Progress {
         !is_known && !self.allocation.spec.interfaces.is_empty()
     }
 
-    /// Whether something is to be attached or taken off, made or deleted, and no error holds all of it back.
+    /// Whether something is to be attached or taken off, made, read or deleted, and no error holds all of it
+    /// back.
     fn wants_attachments(&self, attaching: &Attaching) -> bool {
-        let orders = |plan: &attachments::Plan| !plan.make.is_empty() || !plan.delete.is_empty();
+        let orders = |plan: &attachments::Plan| {
+            !(plan.make.is_empty() && plan.read.is_empty() && plan.delete.is_empty())
+        };
         let has_orders = self.may_write() && self.attachments.as_ref().is_some_and(orders);
         !attaching.holds(self.observed_at) && (self.has_step() || has_orders)
     }

@@ -86,6 +86,19 @@ fn detached<'a>(
     detached.into_iter().map(str::to_owned).collect()
 }
 
+/// The public addresses of ours that `spec` names and that are attached to none of these interfaces: the next
+/// object wouldn't find them. Each may be there, also one that is about to be made.
+pub fn on_no_nic<'a>(
+    spec: &'a NodeIPAllocationSpec,
+    interfaces: &[Interface],
+) -> impl Iterator<Item = &'a str> {
+    let all = interfaces.iter().flat_map(|one| &one.ip_configurations);
+    let attached = all.filter_map(|one| one.public_address.as_ref()).filter(|one| one.address.is_some());
+    let attached: HashSet<ResourceId> = attached.filter_map(|one| one.id.parse().ok()).collect();
+    let is_ours = move |id: &ResourceId| attachments::pod_of(id).is_some() && !attached.contains(id);
+    spec.public_addresses().filter(move |id| id.parse().is_ok_and(|id: ResourceId| is_ours(&id)))
+}
+
 /// Whether others' ipConfigurations are to leave the NIC, for which each pod must be known to have an address
 /// of ours.
 pub fn adopts(allocation: &NodeIPAllocation, seen: &Seen) -> bool {
@@ -379,6 +392,27 @@ mod tests {
         assert_eq!(detached(&["a", "b"]), [""; 0]);
         assert_eq!(detached(&["a"]), [public("b")]);
         assert_eq!(detached(&[]), [public("a"), public("b")]);
+    }
+
+    #[test]
+    fn a_public_address_is_on_no_nic_before_it_is_attached_and_after_its_ip_configuration_has_gone() {
+        let spec = |named: &Value| -> NodeIPAllocationSpec {
+            let entry = json!({"name": "vnp-1", "address": "10.0.0.5/32", "attachedTo": "a",
+                "publicAddress": named});
+            let interface = json!({"id": "i", "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"},
+                "ipConfigurations": [entry]});
+            serde_json::from_value(json!({"nodeUID": "u", "pool": "p", "cooldown": "30s",
+                "interfaces": [interface], "detachedPublicAddresses": [public("b"), "/subscriptions/s"]}))
+            .unwrap()
+        };
+        let none = |spec: &NodeIPAllocationSpec, interfaces: &[Interface]| -> Vec<String> {
+            on_no_nic(spec, interfaces).map(str::to_owned).collect()
+        };
+        let attached = spec(&json!({"id": public("a").to_uppercase(), "address": "20.0.0.1"}));
+        assert_eq!(none(&attached, &attached.interfaces), [public("b")]);
+        assert_eq!(none(&attached, &[]).len(), 2, "by a newer read");
+        let announced = spec(&json!({"id": public("a")}));
+        assert_eq!(none(&announced, &announced.interfaces), [public("a"), public("b")]);
     }
 
     /// What an API server has of one object.

@@ -51,6 +51,11 @@ impl<'a> Reads<'a> {
         Ok(urgency.clone().at_most_until(held))
     }
 
+    /// What was to be read so far wasn't shown, which shows nothing of refusals.
+    pub fn leave(&mut self) {
+        self.sites.clear();
+    }
+
     /// Whatever was to be read has been read: it is refused to no node.
     pub fn succeeded(&mut self, now: Instant) {
         let mut refusals = lock(&self.ctx.refusals.reads);

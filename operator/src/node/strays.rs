@@ -13,8 +13,7 @@ use vnetpool_crds::NodeIPAllocation;
 
 use super::asking::{Asking, Refused, Turns};
 use super::lag::{Lag, lag};
-use super::pause;
-use crate::azure::{self, Change, Freshness, Nic, Priority, ResourceId, VmId};
+use crate::azure::{self, Change, Freshness, Nic, ResourceId, Urgency, VmId};
 use crate::context::Context;
 use crate::events;
 use crate::node_object::Node;
@@ -101,8 +100,14 @@ impl Strays {
 }
 
 /// Releases the addresses that no pod has. Returns whether there were any: then the VM's NICs are to be read
-/// again. An error ends nothing but this.
-pub async fn settle(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, strays: &mut Strays) -> bool {
+/// again. An error ends nothing but this, and all of it waits while the node needs something more urgent.
+pub async fn settle(
+    ctx: &Context,
+    allocation: &NodeIPAllocation,
+    node: &Node,
+    urgency: &Urgency,
+    strays: &mut Strays,
+) -> bool {
     let waits = strays.nics.is_empty() || strays.wait(Instant::now()).is_some();
     if waits || ctx.azure.is_dry_run() || lag(allocation, node.boot_id()) != Lag::None {
         return false;
@@ -111,7 +116,7 @@ pub async fn settle(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, s
     let last = strays.refused.take().map(|(times, _)| times);
     let mut is_released = false;
     for id in strays.nics.clone() {
-        let released = release(ctx, allocation, &vm, &id).await;
+        let released = release(ctx, allocation, &vm, (&id, urgency)).await;
         if !matches!(&released, Err(Refused { error: azure::Error::NotFound { .. }, .. })) {
             strays.missing.remove(&id);
         }
@@ -126,8 +131,8 @@ pub async fn settle(ctx: &Context, allocation: &NodeIPAllocation, node: &Node, s
             Err(Refused { error: azure::Error::NotFound { .. }, .. }) => {
                 strays.missed(&id, ctx.waits.second_read, Instant::now());
             }
-            // A person has paused the node, or others were refused the same: the write is repeated when it
-            // goes on.
+            // The node needs something else by now, a person has paused it, or others were refused the same:
+            // it is repeated when it goes on.
             Err(Refused { error, .. }) if error.is_given_up() => return is_released,
             Err(Refused { error, .. }) => {
                 warn!(nic = %id, reason = %error.reason(), %error, "what it holds of ours stays there for now");
@@ -142,22 +147,29 @@ async fn release(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     vm: &VmId,
-    id: &ResourceId,
+    (id, urgency): (&ResourceId, &Urgency),
 ) -> Result<Outcome, Refused> {
     let asking = Asking::of(ctx, allocation, Turns::Left);
-    // What is known shows nothing of refusals.
-    let known = |urgency| ctx.azure.nic(id, Freshness::Cached, urgency);
-    let (reads, urgency) = (&ctx.refusals.reads, Priority::GiveBack.into());
-    let known = asking.ask(reads, &[id.key()], urgency, known, |_| false).await?;
-    if others(&known, vm).is_none() && idle(allocation, &known).is_empty() {
-        return Ok(Outcome::Nothing);
-    }
-    let nic = asking.read(id, Priority::GiveBack).await?;
+    let read = async {
+        // What is known shows nothing of refusals.
+        let known = |urgency| ctx.azure.nic(id, Freshness::Cached, urgency);
+        let known = asking.ask(&ctx.refusals.reads, &[id.key()], urgency.into(), known, |_| false).await?;
+        if others(&known, vm).is_none() && idle(allocation, &known).is_empty() {
+            return Ok(None);
+        }
+        asking.read(id, urgency).await.map(Some)
+    };
+    let nic = tokio::select! {
+        biased;
+        nic = read => nic?,
+        // A read changes nothing, and may never be answered.
+        () = urgency.outgrown() => return Err(azure::Error::Outgrown { resource: id.to_string() }.into()),
+    };
+    let Some(nic) = nic else { return Ok(Outcome::Nothing) };
     if let Some(other) = others(&nic, vm) {
         return Ok(Outcome::LeftTo(other.clone()));
     }
     let change = Change { release: idle(allocation, &nic), ..Change::default() };
-    let urgency = pause::while_not(&ctx.cluster, &ctx.waker, allocation, Priority::GiveBack);
     asking.write(&nic, &change, urgency).await?;
     info!(nic = %id, count = change.release.len(), "released what a NIC that doesn't serve its node held");
     Ok(Outcome::Released)

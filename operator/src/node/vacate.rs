@@ -189,14 +189,23 @@ pub async fn replace(
         return refused(ctx, allocation, memory, (refusal, WHY)).await;
     }
     delete_ended(ctx, allocation, &mut memory.absences).await;
+    // An object of another past serves nobody.
+    if !allocation.is_copy() && !allocation.is_set_back() {
+        let mut all = publish::on_no_nic(&allocation.spec, &interfaces);
+        memory.serves_on = all.any(|id| !memory.absences.has_deleted(id));
+        if memory.serves_on {
+            memory.nic.must_read = true;
+            return Ok(Next::After(SOON));
+        }
+    }
     publish::replace(ctx, allocation, interfaces).await?;
     Ok(Next::Gone)
 }
 
 /// Deletes the public addresses of pods that are gone, before the object goes: if this process ended before
-/// it has made the next object, nothing would name those that no NIC has. A living pod's is found by the pod,
-/// and one that a NIC has, by that. What Azure refuses keeps the node from nothing: the next object records
-/// it.
+/// it has made the next object, nothing would name those that no NIC has. Nor would anything name a living
+/// pod's, if the pod ended, too. So while Azure refuses one, or a living pod's is on no NIC, the object stays
+/// and serves its node.
 async fn delete_ended(ctx: &Context, allocation: &NodeIPAllocation, absences: &mut Absences) {
     let wishes = ctx.cluster.wishes(&allocation.name_any());
     let asks = |uid: &str| wishes.get(uid).is_some_and(Wish::asks_for_public_address);
@@ -294,9 +303,7 @@ impl<'a> Attempt<'a> {
             self.absences.note(id, error, now);
         }
         match error {
-            azure::Error::Throttled { .. }
-            | azure::Error::Unavailable { .. }
-            | azure::Error::Credential { .. } => Err(refused.error),
+            azure::Error::Throttled { .. } | azure::Error::Credential { .. } => Err(refused.error),
             _ => {
                 let wait = recorded.lacks_second_read(error).then_some(second_read);
                 self.pending.refused(id, &refused, wait, now);

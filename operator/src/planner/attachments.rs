@@ -84,6 +84,9 @@ pub struct Plan {
     pub step: Option<Step>,
     /// Public addresses to make beside that, likewise. Some may be under way already.
     pub make: Vec<Make>,
+    /// Public addresses to read in Azure beside that: NICs have them, and more than the id isn't known. Some
+    /// may be under way already.
+    pub read: Vec<ResourceId>,
     /// Public addresses to delete beside that, which no ipConfiguration uses any more. Some may be under way
     /// already.
     pub delete: Vec<ResourceId>,
@@ -102,8 +105,6 @@ pub struct Plan {
 pub enum Step {
     /// Take everything off these ipConfigurations.
     Detach(Vec<String>),
-    /// Read these public addresses in Azure.
-    Read(Vec<ResourceId>),
     /// Attach all in one write.
     Attach(Vec<Attach>),
 }
@@ -369,12 +370,12 @@ impl Plan {
     /// Takes in what is next for each: the kind of step that comes first, for all that need it, and what is
     /// done beside it.
     fn take(&mut self, next: Vec<Next>, batch: usize) {
-        let (mut detach, mut unknown, mut attach) = (vec![], vec![], vec![]);
+        let (mut detach, mut attach) = (vec![], vec![]);
         for one in next {
             match one {
                 Next::Detach(name) => detach.push(name),
                 Next::Delete(id) => self.delete.push(id),
-                Next::Read(id) => unknown.push(id),
+                Next::Read(id) => self.read.push(id),
                 Next::Make(one) => self.make.push(one),
                 Next::Attach(one) => attach.push(one),
             }
@@ -386,8 +387,6 @@ impl Plan {
         attach.truncate(batch.max(1));
         self.step = if !detach.is_empty() {
             Some(Step::Detach(detach))
-        } else if !unknown.is_empty() {
-            Some(Step::Read(unknown))
         } else {
             (!attach.is_empty()).then_some(Step::Attach(attach))
         };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 
-use super::meter::Meter;
+use super::meter::{self, Meter};
 use crate::azure::error::{Error, Limit};
 
 /// What an answer shows of the meters that its call drew on.
@@ -58,6 +58,10 @@ impl Lesson {
                 closed_for: Some(*retry_after),
                 by: match limit {
                     Limit::Arm => Throttler::Arm,
+                    // A limit as high as that of all the provider's calls is no action's own.
+                    Limit::Action if allowed(message) >= Some(meter::of_network(writes)) => {
+                        Throttler::Provider
+                    }
                     Limit::Action => Throttler::Action,
                     // Compute's words; the other kind is "for this subscription".
                     Limit::Provider if message.contains("for this resource") => Throttler::Resource,
@@ -90,6 +94,13 @@ impl Lesson {
             Meter::Action { .. } => self.by == Throttler::Action,
         }
     }
+}
+
+/// How many calls a provider allows by its words: "The operation PutNicOperation exceeded throttling limit of
+/// 100 calls within last 5 minutes."
+fn allowed(message: &str) -> Option<f64> {
+    let (_, after) = message.split_once("limit of ")?;
+    after.split_once(" calls")?.0.parse().ok()
 }
 
 /// The counters in one header, by the rest of its name, that count this sort of call.
@@ -248,17 +259,36 @@ mod tests {
         );
     }
 
+    fn network(writes: bool) -> Meter {
+        Meter::Network { subscription: SUBSCRIPTION.into(), region: "westeurope".into(), writes }
+    }
+
+    fn action() -> Meter {
+        let (subscription, region) = (SUBSCRIPTION.into(), "westeurope".into());
+        Meter::Action { subscription, region, action: "a".into(), writes: true }
+    }
+
     #[test]
     fn a_limit_of_one_action_closes_neither_arms_nor_a_providers_meter() {
         let message =
             "Number of requests for action 'Microsoft.Network/networkInterfaces/write' exceeded the limit";
         let lesson = Lesson::of(&HeaderMap::new(), true, Some(&throttled(message, Limit::Action)));
-        let (subscription, region) = (SUBSCRIPTION.to_owned(), "westeurope".to_owned());
-        let network =
-            Meter::Network { subscription: subscription.clone(), region: region.clone(), writes: true };
-        let action = Meter::Action { subscription, region, action: "a".into(), writes: true };
         assert_eq!(lesson.closed_for, Some(Duration::from_secs(9)));
-        let closed = [action, network, arm(true), compute(), vm()].map(|meter| lesson.closes(&meter));
+        let closed = [action(), network(true), arm(true), compute(), vm()].map(|meter| lesson.closes(&meter));
         assert_eq!(closed, [true, false, false, false, false]);
+    }
+
+    #[test]
+    fn an_operation_that_has_a_lower_limit_than_all_of_the_provider_closes_that_action_alone() {
+        let closed = |writes, calls: &str| {
+            let message =
+                format!("PutNicOperation exceeded throttling limit of {calls} within last 5 minutes.");
+            let lesson = Lesson::of(&HeaderMap::new(), writes, Some(&throttled(&message, Limit::Action)));
+            [action(), network(writes), arm(writes)].map(|meter| lesson.closes(&meter))
+        };
+        let (alone, all) = ([true, false, false], [false, true, false]);
+        assert_eq!([closed(true, "100 calls"), closed(true, "many calls"), closed(true, "100")], [alone; 3]);
+        assert_eq!([closed(true, "1000 calls"), closed(false, "1000 calls")], [all, alone]);
+        assert_eq!(closed(false, "10000 calls"), all);
     }
 }

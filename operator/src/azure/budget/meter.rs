@@ -149,6 +149,12 @@ const LEAST: f64 = 2.0;
 const FIVE_MINUTES: Duration = Duration::from_secs(300);
 /// So many writes the network resource provider takes of a subscription in a region, in five minutes.
 pub const NETWORK_WRITES: u32 = 1_000;
+const NETWORK_READS: u32 = 10_000;
+
+/// The network resource provider's limit of all its reads, or of all its writes.
+pub(super) fn of_network(writes: bool) -> f64 {
+    f64::from(if writes { NETWORK_WRITES } else { NETWORK_READS })
+}
 
 /// The meters that a call of this lane draws on: those that it shares with many others, ARM's first, and one
 /// of its own.
@@ -200,8 +206,7 @@ impl Meter {
         match self {
             Meter::Arm { writes: false, .. } => (250.0, 25.0),
             Meter::Arm { writes: true, .. } => (200.0, 10.0),
-            Meter::Network { writes: false, .. } => (10_000.0, 0.0),
-            Meter::Network { writes: true, .. } => (f64::from(NETWORK_WRITES), 0.0),
+            Meter::Network { writes, .. } => (of_network(*writes), 0.0),
             // The lowest of its limits for the calls we make: asking for an operation's status; VM updates.
             Meter::Compute { writes: false, .. } => a_minute(15_000.0, 5_000.0),
             Meter::Compute { writes: true, .. } => a_minute(1_500.0, 500.0),

@@ -128,9 +128,10 @@ const TABLE: &[Row] = &[
             applicationSecurityGroups, or make it in Azure.")),
     row(&["*QuotaExceeded", "*LimitReached", "*LimitExceeded", "SecondaryIpConfigurationCountPerVMSSVMExceeded"],
         Anywhere, Class::QuotaExceeded),
-    // Limits on requests. Compute's throttling goes by the code of anything it doesn't allow.
-    row(&["ResourceRequestsThrottled"], Anywhere, Class::Throttled(Limit::Action)),
-    row(&["RetryableErrorDueToTooManyCallsToThisOperation"], Anywhere, Class::Throttled(Limit::Provider)),
+    // Limits on requests. Compute's throttling goes by the code of anything it doesn't allow. The second code
+    // names an operation, and its words how many calls of it the provider takes.
+    row(&["ResourceRequestsThrottled", "RetryableErrorDueToTooManyCallsToThisOperation"], Anywhere,
+        Class::Throttled(Limit::Action)),
     row(&["OperationNotAllowed"], Answer(429), Class::Throttled(Limit::Provider)),
     // Causes that pass without help. "Conflict" isn't one of them: Compute answers so to a concurrent
     // request, but it is also the outer code of conflicts that last.

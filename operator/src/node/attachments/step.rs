@@ -36,16 +36,8 @@ fn nic(progress: &Progress, attaching: &Attaching, now: Instant) -> Option<Resou
     seen.nic.as_ref()?.id.parse().ok()
 }
 
-/// Whether the step writes the NIC, which the condition `Writing` must announce.
-pub fn writes_nic(step: &Step) -> bool {
-    match step {
-        Step::Detach(_) | Step::Attach(_) => true,
-        Step::Read(_) => false,
-    }
-}
-
-/// The rank of what is attached to an address, and of a public address that is made for one: a pod that asks
-/// for them has its address, so they come after pods that have none.
+/// The rank of what is attached to an address, and of a public address that is made or read for one: a pod
+/// that asks for them has its address, so they come after pods that have none.
 const ATTACHED: Priority = Priority::WarmRefill;
 
 /// Carries out a step. The plan has been published before, and a write of the NIC announced.
@@ -67,7 +59,6 @@ pub async fn carry_out(
             memory.nic.wrote(&result);
             result.and_then(|written| detached(&written, &names))
         }
-        Step::Read(ids) => read_public(ctx, attaching, ids, urgency(Priority::WarmRefill)).await,
         Step::Attach(attach) => {
             return attach_all(ctx, &nic, attach, urgency(ATTACHED), memory).await;
         }
@@ -93,29 +84,6 @@ fn detached(nic: &Nic, names: &[String]) -> Result<(), azure::Error> {
         }
         None => Ok(()),
     }
-}
-
-/// Each answer is remembered, whatever became of the others. One that isn't found, or that only a person can
-/// help to, waits alone.
-///
-/// # Errors
-/// The last that may pass.
-async fn read_public(
-    ctx: &Context,
-    attaching: &mut Attaching,
-    ids: Vec<ResourceId>,
-    urgency: Urgency,
-) -> Result<(), azure::Error> {
-    let mut outcome = Ok(());
-    for (id, error) in read_all(ctx, attaching, ids, &urgency).await {
-        if is_for_a_person(&error) {
-            let is_shared = ctx.azure.refusal_of_public_address(azure::Kind::Read, &id).is_some();
-            attaching.not_read(&id, &error, is_shared, Instant::now());
-        } else {
-            outcome = Err(error);
-        }
-    }
-    outcome
 }
 
 /// Reads public addresses, all at once, and remembers those that are there. Returns the errors of the others.
@@ -229,35 +197,44 @@ impl<'a> From<&'a Make> for Sought<'a> {
     }
 }
 
-/// Begins to make the public addresses that pods of the node are to have, and to delete those that no pod has
-/// any more: beside its reconciles, for each takes Azure some seconds, and the node's addresses must not wait
-/// for it. What the plan records has been published.
-pub async fn order(ctx: &Context, progress: &Progress, attaching: &mut Attaching, now: Instant) {
+/// Begins to make the public addresses that pods of the node are to have, to read those of which only the id
+/// is known, and to delete those that no pod has any more: beside its reconciles, for each takes Azure some
+/// seconds, and neither the node's addresses nor what is attached to others must wait for it. What the plan
+/// records has been published.
+pub fn order(ctx: &Context, progress: &Progress, attaching: &mut Attaching, now: Instant) {
     if let Some(plan) = &progress.attachments
         && progress.may_write()
         && !attaching.holds(now)
     {
+        plan.read.iter().for_each(|id| read(ctx, progress, attaching, id));
         plan.delete.iter().for_each(|id| delete(ctx, progress, attaching, id));
-        for asked in &plan.make {
-            make(ctx, progress, attaching, asked, now).await;
-        }
+        plan.make.iter().for_each(|asked| make(ctx, progress, attaching, asked, now));
     }
 }
 
-async fn make(ctx: &Context, progress: &Progress, attaching: &mut Attaching, asked: &Make, now: Instant) {
+fn make(ctx: &Context, progress: &Progress, attaching: &mut Attaching, asked: &Make, now: Instant) {
     let Some(nic) = nic(progress, attaching, now) else { return };
     let Some(begun) = attaching.orders.begin(&asked.id) else { return };
-    let reserved = ctx.azure.reserve_public_address(&asked.id).await;
     let presence = Presence::of(attaching, asked);
     // If its answer is lost, it may be there all the same.
     attaching.public.retain(|id, public| public.is_some() || *id != asked.id);
     let urgency = pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, ATTACHED);
     let (azure, for_pod) = (ctx.azure.clone(), asked.clone());
     let work = async move {
+        // Another node's object may be about to delete it, and gets no answer.
+        let reserved = azure.reserve_public_address(&for_pod.id).await;
         let new = new(&azure, &nic, &for_pod, &urgency).await?;
         presence.made(&azure, &reserved, &new, urgency).await.map(Some)
     };
     beside(ctx, progress, begun, Order::Make(asked.clone()), work);
+}
+
+fn read(ctx: &Context, progress: &Progress, attaching: &Attaching, id: &ResourceId) {
+    let Some(begun) = attaching.orders.begin(id) else { return };
+    let urgency = pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, ATTACHED);
+    let (azure, public) = (ctx.azure.clone(), id.clone());
+    let work = async move { azure.public_address(&public, urgency).await.map(Some) };
+    beside(ctx, progress, begun, Order::Read(id.clone()), work);
 }
 
 fn delete(ctx: &Context, progress: &Progress, attaching: &mut Attaching, id: &ResourceId) {
@@ -330,8 +307,10 @@ impl Presence {
         match attaching.public.get(&asked.id) {
             Some(Some(_)) => Presence::There,
             // Whether it is there was found out before it was refused, unless another was asked for.
-            _ if attaching.refused.get(&asked.uid).is_some_and(|(_, one)| !one.is_shared) => Presence::Absent,
-            _ => Presence::Unknown,
+            _ => match attaching.refused.get(&asked.uid) {
+                Some((_, one)) if one.needs_change && !one.is_shared => Presence::Absent,
+                _ => Presence::Unknown,
+            },
         }
     }
 
@@ -357,18 +336,17 @@ impl Presence {
     }
 }
 
-/// Takes in the outcomes of the orders that have ended. A public address that isn't deleted holds nothing
-/// else up. One that something else has is given up if a person has confirmed that nothing is left.
+/// Takes in the outcomes of the orders that have ended. A public address that isn't made, read or deleted
+/// holds nothing else up. One that something else has is given up if a person has confirmed that nothing is
+/// left.
 pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone: bool) {
     for Done { order, result, is_shared } in attaching.orders.take() {
         match (result, order) {
             (Ok(public), order) => attaching.ended(order.id(), public.map(shown)),
-            (Err(error), Order::Make(asked)) if is_shared => {
-                refuse_one(ctx, &Sought::from(&asked), &error, true, attaching);
-            }
             (Err(error), Order::Make(asked)) => {
-                refuse(ctx, &[Sought::from(&asked)], &error, attaching);
+                refuse_one(ctx, &Sought::from(&asked), &error, is_shared, attaching);
             }
+            (Err(error), Order::Read(id)) => attaching.not_read(&id, &error, is_shared, Instant::now()),
             (Err(error @ azure::Error::InUse { .. }), Order::Delete(id)) if is_confirmed_gone => {
                 warn!(public_address = %id, %error, "given up on a person's word");
                 attaching.ended(&id, None);
@@ -419,7 +397,7 @@ fn refuse_one(
     let last = attaching.refused.get(asked.uid).map(|(_, setback)| setback);
     let is_news = last.is_none_or(|last| last.reason != error.reason());
     let own = Setback::of_many(last, Stage::Write, error, is_shared, Instant::now());
-    if is_news {
+    if is_news && own.needs_change {
         let event = events::stuck(own.reason, "Attach", &own.message);
         ctx.events.report(&[about(asked.pod, asked.uid)], event);
     }
@@ -485,6 +463,7 @@ fn about(pod: &str, uid: &str) -> ObjectReference {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resource_id::sample_public_address;
 
     fn pool(name: &str) -> ResourceId {
         let network = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network";
@@ -505,6 +484,22 @@ mod tests {
         // It may be any of them, or the only one.
         assert_eq!(refused(&asked, &pool("third")), [""; 0]);
         assert_eq!(refused(&asked[..1], &pool("third")), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn a_public_address_that_is_not_made_keeps_only_its_own_pod_waiting() {
+        let (ctx, mut attaching) = (Context::sample(), Attaching::default());
+        let id = sample_public_address("a");
+        let (resource, message) = (id.to_string(), "m".to_owned());
+        let conflict = azure::Error::Conflict { resource, code: "c".into(), message };
+        for _ in 0..2 {
+            let asked = Make { id: id.clone(), uid: "a".into(), pod: "default/a".into(), dns_label: None };
+            let begun = attaching.orders.begin(&id).unwrap();
+            begun.ended(Done { order: Order::Make(asked), result: Err(conflict.clone()), is_shared: false });
+            take_outcomes(&ctx, &mut attaching, false);
+            assert!(attaching.setback.is_none() && attaching.refused["a"].1.holds(Instant::now()));
+        }
+        assert_eq!(attaching.refused["a"].1.strikes(), 1, "ever less often");
     }
 
     #[test]

@@ -38,8 +38,9 @@ pub struct Attaching {
     pub orders: Orders,
 }
 
-/// The orders to make or delete public addresses, which are carried out beside the node's reconciles: those
-/// under way, and those whose outcome hasn't been taken in. There is one at a time for each public address.
+/// The orders to make, read or delete public addresses, which are carried out beside the node's reconciles:
+/// those under way, and those whose outcome hasn't been taken in. There is one at a time for each public
+/// address.
 #[derive(Clone, Debug, Default)]
 pub struct Orders(Arc<Mutex<HashMap<ResourceId, Option<Done>>>>);
 
@@ -47,6 +48,7 @@ pub struct Orders(Arc<Mutex<HashMap<ResourceId, Option<Done>>>>);
 #[derive(Debug)]
 pub enum Order {
     Make(Make),
+    Read(ResourceId),
     Delete(ResourceId),
 }
 
@@ -71,7 +73,7 @@ impl Order {
     pub fn id(&self) -> &ResourceId {
         match self {
             Order::Make(asked) => &asked.id,
-            Order::Delete(id) => id,
+            Order::Read(id) | Order::Delete(id) => id,
         }
     }
 
@@ -79,6 +81,7 @@ impl Order {
     pub fn call(&self) -> azure::Kind {
         match self {
             Order::Make(_) => azure::Kind::Write,
+            Order::Read(_) => azure::Kind::Read,
             Order::Delete(_) => azure::Kind::Delete,
         }
     }

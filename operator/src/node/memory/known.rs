@@ -13,6 +13,10 @@ use crate::azure::{self, Nic, ResourceId};
 /// other nodes; so it is twice as long each time.
 const UNSETTLED: Duration = Duration::from_secs(5);
 const LONGEST_UNSETTLED: Duration = Duration::from_secs(320);
+/// How soon to read all of a VM's NICs again when one beside the serving one wasn't shown: each attempt may
+/// take as long as a request without an answer.
+const OTHERS_AGAIN: Duration = Duration::from_secs(600);
+
 /// All of it can be lost: the NIC is then read.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
@@ -55,6 +59,10 @@ pub struct Known {
 pub enum Read {
     Nothing,
     Nic {
+        at: Instant,
+    },
+    /// The one that serves. All of the VM's were to be read, and Azure hasn't shown another.
+    Serving {
         at: Instant,
     },
     /// The VM and each of its NICs. `lacking` is the subnet in which the pool wants a NIC that the VM doesn't
@@ -195,10 +203,17 @@ impl Known {
                 self.must_read = false;
                 self.hints.answered(allocation, *at);
             }
+            Read::Serving { at } => {
+                // Nothing else has them all read before that.
+                (self.at, self.all_at) = (Some(*at), Some(*at));
+                (self.must_read, self.must_choose) = (false, false);
+                self.all_once_more = Some(*at + OTHERS_AGAIN);
+                self.hints.answered(allocation, *at);
+            }
             Read::Nothing => {}
         }
         let read_at = match read {
-            Read::All { at, .. } | Read::Nic { at } => Some(*at),
+            Read::All { at, .. } | Read::Nic { at } | Read::Serving { at } => Some(*at),
             Read::Nothing => self.unsettled.is_none().then_some(now),
         };
         let Some(nic) = nic else { return };
@@ -312,6 +327,19 @@ mod tests {
         // A read before that is none after it.
         assert_eq!(read(false, start + LATE / 2), (false, Some(LATE / 2), true));
         assert_eq!(read(false, start + LATE), (false, None, false));
+    }
+
+    #[test]
+    fn a_nic_beside_the_serving_one_that_azure_does_not_show_is_read_again_ten_minutes_later() {
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "strayInterfaces": ["other"]});
+        let allocation: NodeIPAllocation =
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
+        let (mut known, start) = (Known::of(&allocation), Instant::now());
+        (known.must_read, known.must_choose) = (true, true);
+        known.learn(&Read::Serving { at: start }, Some(&sample_nic(&[])), &allocation, LATE, start);
+        assert!(!known.needs_read(start) && !known.must_choose(start));
+        assert_eq!(known.wait_for_all(start), Some(OTHERS_AGAIN));
+        assert!(known.must_choose(start + OTHERS_AGAIN));
     }
 
     #[test]

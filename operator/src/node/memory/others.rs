@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use vnetpool_crds::NodeIPAllocation;
 
 use crate::azure::Nic;
-use crate::node::lag::spec_generation;
 
 /// Since when the agent's answer is newer than the reads that found others' ipConfigurations on the NIC. A
 /// process that has just started knows of none, so it asks once more.
@@ -35,4 +34,10 @@ impl Found {
     pub fn must_ask_anew(&self, allocation: &NodeIPAllocation) -> bool {
         !self.names.is_empty() && allocation.spec.report_holders && !self.is_past(allocation)
     }
+}
+
+/// A deletion counts as a generation of its own, and writes no `spec`.
+fn spec_generation(allocation: &NodeIPAllocation) -> Option<i64> {
+    let is_to_go = allocation.metadata.deletion_timestamp.is_some();
+    allocation.metadata.generation.map(|generation| generation - i64::from(is_to_go))
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::warn;
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec, Subnet};
 use vnetpool_crds::pool::NIC_SLOTS;
 use vnetpool_crds::{NodeIPPool, names};
@@ -80,13 +81,24 @@ impl Facts<'_> {
     /// A node that is new, or whose NIC is empty and isn't where its pool wants it. For the latter the VM is
     /// read once.
     fn must_choose(&self, known: &Known, now: Instant) -> bool {
+        let is_due = self.occasion.all_are_due || known.must_choose(now);
+        self.occasion.is_new || is_due || self.may_move(known)
+    }
+
+    /// Whether none serves yet, or another is to serve.
+    fn may_move(&self, known: &Known) -> bool {
         let Some(serving) = self.spec().serving() else { return true };
         let wanted = self.subnet();
         let current: Option<ResourceId> = serving.subnet.id.parse().ok();
         let is_elsewhere = wanted.is_some() && wanted != current;
         let is_empty = serving.ip_configurations.is_empty() && serving.application_security_groups.is_empty();
-        let is_due = self.occasion.all_are_due || known.must_choose(now);
-        self.occasion.is_new || is_due || (is_elsewhere && is_empty && known.lacking != wanted)
+        is_elsewhere && is_empty && known.lacking != wanted
+    }
+
+    /// Whether the NIC that serves is enough for now, though this error keeps another from being read: as
+    /// long as Azure may not show that, the node's pods would wait.
+    fn may_go_on(&self, error: &azure::Error, known: &Known) -> bool {
+        matches!(error, azure::Error::Unavailable { .. }) && !self.occasion.is_new && !self.may_move(known)
     }
 
     /// The NIC that is in application security groups by our doing.
@@ -126,22 +138,29 @@ pub async fn find(
     let (nic, read) = if wanted.occasion.is_held_back {
         (None, Read::Nothing)
     } else if wanted.must_choose(known, now) && wanted.occasion.may_ask {
-        let chosen = choose((ctx, reads), vm, wanted, urgency).await?;
-        (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
-        own.clone_from(&chosen.all);
-        let Chosen { serving, lacking, mut strays, .. } = chosen;
-        let former = spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
-        let former = former.filter(|former| *former != serving.id && own.contains(former));
-        let serves_anew = former.is_some();
-        strays.extend(former);
-        (Some(serving), Read::All { at: Instant::now(), lacking, strays, serves_anew })
+        match choose((ctx, &mut *reads), vm, wanted, urgency).await {
+            Ok(chosen) => {
+                (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
+                own.clone_from(&chosen.all);
+                let Chosen { serving, lacking, mut strays, .. } = chosen;
+                let former = spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
+                let former = former.filter(|former| *former != serving.id && own.contains(former));
+                let serves_anew = former.is_some();
+                strays.extend(former);
+                (Some(serving), Read::All { at: Instant::now(), lacking, strays, serves_anew })
+            }
+            Err(error) if wanted.may_go_on(&error, known) => {
+                warn!(%error, "not all of the VM's NICs are read");
+                reads.leave();
+                let nic = fresh((ctx, reads), spec, urgency).await?;
+                (Some(nic), Read::Serving { at: Instant::now() })
+            }
+            Err(error) => return Err(error),
+        }
     } else if known.is_left_alone(now) {
         (Some(ctx.azure.nic(&serving(spec)?, Freshness::LastRead, urgency).await?), Read::Nothing)
     } else if known.needs_read(now) || wanted.occasion.is_due {
-        let serving = serving(spec)?;
-        let urgency = reads.may([&serving], urgency)?;
-        let nic = ctx.azure.nic(&serving, Freshness::Fresh, urgency).await?;
-        (Some(nic), Read::Nic { at: Instant::now() })
+        (Some(fresh((ctx, reads), spec, urgency).await?), Read::Nic { at: Instant::now() })
     } else if known.at.is_some() {
         let nic = ctx.azure.nic(&serving(spec)?, Freshness::Cached, urgency).await?;
         (Some(nic), Read::Nothing)
@@ -168,6 +187,17 @@ pub async fn find(
         is_updating,
         read,
     })
+}
+
+/// Reads the NIC that serves.
+async fn fresh(
+    (ctx, reads): (&Context, &mut Reads<'_>),
+    spec: &NodeIPAllocationSpec,
+    urgency: &Urgency,
+) -> Result<Arc<Nic>, azure::Error> {
+    let serving = serving(spec)?;
+    let urgency = reads.may([&serving], urgency)?;
+    ctx.azure.nic(&serving, Freshness::Fresh, urgency).await
 }
 
 /// Reads the VM and each of its NICs once, and chooses.

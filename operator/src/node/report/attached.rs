@@ -14,8 +14,7 @@ pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
         let others = if pods.len() > NAMED { " And others." } else { "" };
         pods.into_iter().take(NAMED).collect::<Vec<_>>().join(" ") + others
     };
-    let Plan { marks: _, recorded: _, step: _, make: _, delete: _, invalid, attached, pending, foreign } =
-        plan;
+    let Plan { invalid, attached, pending, foreign, .. } = plan;
     if !invalid.is_empty() {
         let pods = invalid.iter().map(|one| format!("Pod {}: {}", one.pod, one.message)).collect();
         return Some(Verdict::no(Reason::Unavailable, some(pods)));

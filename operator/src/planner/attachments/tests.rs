@@ -136,17 +136,17 @@ impl World {
 
     /// Carries out the next step as Azure would. Returns whether there was one.
     fn step(&mut self) -> bool {
-        let Plan { step, make, delete, .. } = self.plan();
+        let Plan { step, make, read, delete, .. } = self.plan();
+        read.iter().for_each(|id| self.make(id, None));
         make.iter().for_each(|one| self.make(&one.id, one.dns_label.as_deref()));
         delete.iter().for_each(|id| self.delete(id));
         match &step {
-            None => return !make.is_empty() || !delete.is_empty(),
+            None => return !(make.is_empty() && read.is_empty() && delete.is_empty()),
             Some(Step::Detach(names)) => {
                 for entry in self.held.iter_mut().filter(|entry| names.contains(&entry.name)) {
                     entry.attached = Attached::default();
                 }
             }
-            Some(Step::Read(ids)) => ids.iter().for_each(|id| self.make(id, None)),
             Some(Step::Attach(attach)) => {
                 for one in attach {
                     let is_there = |id: &ResourceId| self.there.contains(id);
@@ -350,11 +350,16 @@ fn public_addresses_are_made_beside_each_other_and_attached_in_one_write() {
 }
 
 #[test]
-fn a_new_operator_reads_an_attached_public_address_once() {
-    let mut world = world(1).wants_public("a").with("a", 1);
+fn a_new_operator_reads_an_attached_public_address_and_no_other_attachment_waits_for_the_answer() {
+    let mut world = world(2).wants_public("a").with("a", 1);
     world.settle();
     world.public.clear();
-    assert_eq!(world.plan().step, Some(Step::Read(vec![public_id("a")])));
+    assert_eq!((world.plan().read, world.plan().step), (vec![public_id("a")], None));
+    let mut world = world.wants_web("b").with("b", 2);
+    world.publish();
+    let plan = world.plan();
+    assert!(matches!(&plan.step, Some(Step::Attach(all)) if all.len() == 1), "{plan:?}");
+    assert_eq!(plan.read, [public_id("a")]);
 }
 
 #[test]
@@ -364,7 +369,7 @@ fn an_attached_public_address_that_azure_does_not_find_holds_up_no_other_pod_and
     world.public.clear();
     world.unread.insert(public_id("a"));
     let plan = world.plan();
-    assert_eq!((plan.step, plan.pending), (None, 1), "it would be read in a loop");
+    assert_eq!((plan.read, plan.pending), (vec![], 1), "it would be read in a loop");
     let mut world = world.wants_web("b").with("b", 2);
     world.settle();
     assert_eq!(world.plan().attached, 1);
