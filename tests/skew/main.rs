@@ -6,13 +6,15 @@
 //! Building the next release takes minutes, so it comes with the first chapter, once.
 //!
 //! ```text
-//!   world    the cluster, and which release each program on it is of
-//!   marks    by what a program has written: which release it is of
-//!   traffic  what goes on all the while
-//!   together each mixture serves
-//!   refused  what only the next release reads
+//!   connection  the one between pods of two nodes
+//!   world       the cluster, and which release each program on it is of
+//!   marks       by what a program has written: which release it is of
+//!   traffic     what goes on all the while
+//!   together    each mixture serves
+//!   refused     what only the next release reads
 //! ```
 
+mod connection;
 mod marks;
 mod refused;
 mod together;

@@ -27,7 +27,7 @@ pub async fn a_node_whose_ledger_only_the_later_release_reads_keeps_its_pods_and
 ) -> Result<()> {
     let cluster = &world.cluster;
     let vm = cluster.state.vms.first().context("no plain VM")?;
-    during(world, &NODES, async {
+    during(world, async {
         world.run(Later::ALL).await?;
         marks::installed(world, NODE, true).await?;
         cluster.deploy(NEWEST, 1, Some(NODE)).await?;
@@ -89,7 +89,7 @@ pub async fn nodes_whose_spec_only_the_later_release_reads_go_on_with_their_addr
 ) -> Result<()> {
     let cluster = &world.cluster;
     let later_operator = Later { operator: true, ..Later::NONE };
-    during(world, &NODES, async {
+    during(world, async {
         world.run(later_operator).await?;
         edit_pool(world, ACCESS).await?;
         for node in NODES {

@@ -20,7 +20,7 @@ pub async fn an_upgrade_to_the_next_release_and_a_rollback_go_unnoticed(world: &
     let source = format!("cd '{}'", world.later.folder().display());
     let sides = [(source.as_str(), Later::ALL), ("", Later::NONE)];
     for (snippet, (before, later)) in snippets.iter().zip(sides) {
-        during(world, &NODES, async {
+        during(world, async {
             world.cluster.type_in(snippet, &[("VERSION", "later")], before).await?;
             world.rolled_out().await?;
             serve(world, later).await
@@ -52,7 +52,7 @@ pub async fn our_plugin_goes_on_under_a_later_agent(world: &World) -> Result<()>
 
 /// From whatever mixture the chapter before has left.
 async fn go_on(world: &World, later: Later) -> Result<()> {
-    during(world, &NODES, async {
+    during(world, async {
         world.run(later).await?;
         serve(world, later).await
     })

@@ -1,6 +1,6 @@
 //! What goes on all the while: a connection, pods that come and go, and an auditor.
 
-use crate::world::{LABEL, STARTED, World};
+use crate::world::{LABEL, NODES, STARTED, World};
 use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Pod;
@@ -10,92 +10,29 @@ use serde_json::json;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use vnetpool_tests::audit::excuses::Excuses;
 use vnetpool_tests::audit::observer::Observer;
 use vnetpool_tests::eventually;
-use vnetpool_tests::place::Flow;
-use vnetpool_tests::wait::patience;
 use vnetpool_tests::workload::{PORT, ProbePod, container};
 
-/// No answer of the connection takes longer: TCP sends what was lost again after 0.2, 0.6 and 1.4 s.
-const STILL: Duration = Duration::from_secs(3);
 /// Between two observations of the auditor.
 const BETWEEN: Duration = Duration::from_secs(2);
 
-/// A connection that is watched until it is dropped.
-pub struct Watched {
-    seen: watch::Receiver<Seen>,
-    task: JoinHandle<()>,
-}
-
-#[derive(Debug, Default)]
-struct Seen {
-    answers: usize,
-    longest: Duration,
-    end: Option<String>,
-}
-
-impl Watched {
-    pub fn new(mut flow: Flow) -> Self {
-        let (note, seen) = watch::channel(Seen::default());
-        let task = tokio::spawn(async move {
-            loop {
-                let asked = Instant::now();
-                let answer = flow.goes_on().await;
-                let has_ended = answer.is_err();
-                note.send_modify(|seen| {
-                    seen.longest = seen.longest.max(asked.elapsed());
-                    match answer {
-                        Ok(()) => seen.answers += 1,
-                        Err(error) => seen.end = Some(format!("{error:#}")),
-                    }
-                });
-                if has_ended {
-                    return;
-                }
-            }
-        });
-        Self { seen, task }
-    }
-
-    /// # Errors
-    /// When it has ended, or stood still for too long.
-    pub fn goes_on(&self) -> Result<()> {
-        let Seen { answers, longest, end } = &*self.seen.borrow();
-        ensure!(end.is_none(), "the connection has ended after {answers} answers: {end:?}");
-        ensure!(*longest <= patience(STILL), "an answer of the connection took {longest:?}");
-        Ok(())
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// Does `work` while pods come and go on these nodes, each of which has to start, and no address is doubled.
-pub async fn during(world: &World, nodes: &[&str], work: impl Future<Output = Result<()>>) -> Result<()> {
+/// Does `work` while pods come and go on all nodes, each of which has to start, and no address is doubled.
+pub async fn during(world: &World, work: impl Future<Output = Result<()>>) -> Result<()> {
     let is_over = Cell::new(false);
     let work = async {
         work.await?;
         is_over.set(true);
         anyhow::Ok(())
     };
-    let churns = try_join_all(nodes.iter().map(|node| churn(world, node, &is_over)));
+    let churns = try_join_all(NODES.map(|node| churn(world, node, &is_over)));
     let (started, (), ()) = tokio::try_join!(churns, work, audit(world, &is_over))?;
     let pods: usize = started.iter().map(|(count, _)| count).sum();
     let longest = started.iter().map(|(_, longest)| *longest).max().unwrap_or_default();
-    let Seen { answers, longest: still, .. } = &*world.connection.seen.borrow();
-    println!(
-        "{pods} pods started within {:.1} s each; the connection had {answers} answers, the longest after {:.2} s",
-        longest.as_secs_f64(),
-        still.as_secs_f64()
-    );
-    Ok(())
+    println!("{pods} pods started, within {:.1} s each; {}", longest.as_secs_f64(), world.connection.sum());
+    world.connection.goes_on()
 }
 
 /// Starts one pod after the other on a node, and at least one: how many, and how long one took at most.

@@ -1,6 +1,6 @@
 //! The cluster, and which release each program on it is of.
 
-use crate::traffic::Watched;
+use crate::connection::Watched;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -26,7 +26,7 @@ pub struct Edit {
 /// # Errors
 /// When the place of an edit isn't there once.
 pub fn edited(edits: &[Edit]) -> Result<BTreeMap<&'static str, String>> {
-    let mut sources = BTreeMap::new();
+    let mut sources: BTreeMap<&str, String> = BTreeMap::new();
     for &Edit { file, from, to } in edits {
         let source = match sources.remove(file) {
             Some(source) => source,
