@@ -1,29 +1,23 @@
-//! Reads Azure, the kernels, the objects and the pods' answers again and again. The invariants of what it
-//! sees stand in `vnetpool_tests::audit`.
+//! Reads Azure, the kernels, the objects and the pods' answers again and again. How, and the invariants of
+//! what it sees, stand in `vnetpool_tests::audit`.
 
-use crate::churn::{self, LABEL};
+use crate::churn::LABEL;
 use crate::logs::{keep_plugin_logs, read_all};
 use crate::world::World;
 use anyhow::{Context, Result};
-use futures::future::join_all;
 use jiff::{Timestamp, Zoned};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::ListParams;
-use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
-use tokio::time::{sleep, timeout};
-use vnetpool_tests::audit::rest::Rest;
-use vnetpool_tests::audit::{Addresses, Answer, Dial, Namespaces, Observation, Ready, readings};
-use vnetpool_tests::cluster::Host;
+use tokio::time::sleep;
+use vnetpool_tests::audit::observer::Observer;
 use vnetpool_tests::timeline;
-use vnetpool_tests::workload::{ProbePod, target};
+use vnetpool_tests::workload::ProbePod;
 
 const BETWEEN: Duration = Duration::from_secs(1);
-/// An API server that stands still holds an observation up no longer, and nor does a machine.
-const REQUEST: Duration = Duration::from_secs(5);
 /// So many lines of the logs are printed about an address.
 const LINES: usize = 60;
 
@@ -49,7 +43,7 @@ impl<'a> Auditor<'a> {
 
     async fn judge(&mut self) -> Result<()> {
         let began = Instant::now();
-        let observation = self.observe().await?;
+        let observation = self.observer().observe().await?;
         let elapsed = self.last.elapsed();
         self.last = Instant::now();
         let news = self.world.sums(|sums| {
@@ -64,59 +58,17 @@ impl<'a> Auditor<'a> {
         Ok(())
     }
 
-    /// All that can be read: a machine that reboots can't, nor can an API server that stands still.
-    async fn observe(&self) -> Result<Observation> {
-        let state = &self.world.cluster.state;
-        let mut seen = Observation {
-            vm: self.vm()?.address.parse()?,
-            internet: state.internet.address.parse()?,
-            hosts: BTreeMap::new(),
-            are_pods_read: false,
-            before: Ready::new(),
-            answers: BTreeMap::new(),
-            dials: vec![],
-            wired: Addresses::new(),
-            inside: Namespaces::new(),
-            nics: Addresses::new(),
-            after: Ready::new(),
+    /// The readings; new pods that are ready are reported to the sums.
+    fn observer(&self) -> Observer<'a> {
+        let world = self.world;
+        let met = move |pod: &Pod| {
+            let (uid, made) = (pod.uid().context("a pod without a UID")?, made(pod)?);
+            if let Some(pod) = ProbePod::of(pod) {
+                world.sums(|sums| sums.ready(&uid, &pod.node, made));
+            }
+            Ok(())
         };
-        for node in &state.nodes {
-            // One that was replaced may have another address.
-            let now = self.world.cluster.host(&node.name).unwrap_or_else(|_| node.clone());
-            seen.hosts.insert(node.name.clone(), now.address.parse()?);
-        }
-        let pods = self.reached(&seen).await;
-        let kernels = state.nodes.iter().map(|node| async { (&node.name, self.kernel(&node.name).await) });
-        for (node, kernel) in join_all(kernels).await {
-            match kernel {
-                Ok((wired, inside)) => {
-                    seen.wired.insert(node.clone(), wired);
-                    seen.inside.insert(node.clone(), inside);
-                }
-                Err(error) => println!("the auditor doesn't see the kernel of {node}: {error:#}"),
-            }
-        }
-        match self.nics().await {
-            Ok(nics) => seen.nics = nics,
-            Err(error) => println!("the auditor doesn't see the NICs: {error:#}"),
-        }
-        let pods = async { anyhow::Ok((pods?, self.ready().await?)) };
-        match pods.await {
-            Ok(((before, dials, answers), after)) => {
-                (seen.before, seen.dials, seen.answers, seen.after) = (before, dials, answers, after);
-                seen.are_pods_read = true;
-            }
-            Err(error) => println!("the auditor doesn't see the pods: {error:#}"),
-        }
-        Ok(seen)
-    }
-
-    /// The pods that are ready, what they reach, and what they answer.
-    async fn reached(&self, seen: &Observation) -> Result<(Ready, Vec<Dial>, BTreeMap<Ipv4Addr, Answer>)> {
-        let ready = self.ready().await?;
-        let dials = self.dials(&ready, seen).await?;
-        let answers = self.answers(&ready).await?;
-        Ok((ready, dials, answers))
+        Observer::of(&world.cluster, LABEL).meeting(met)
     }
 
     /// The lines about the address of a violation in all logs of the cluster and of Azure, oldest first.
@@ -139,96 +91,12 @@ impl<'a> Auditor<'a> {
         Ok(())
     }
 
-    /// The plain VM that asks the pods.
-    fn vm(&self) -> Result<&Host> {
-        self.world.cluster.state.vms.first().context("no plain VM")
-    }
-
-    /// The pods that are ready; reports new ones to the sums.
-    async fn ready(&self) -> Result<Ready> {
-        let all = ListParams::default().labels(LABEL);
-        let pods = timeout(REQUEST, churn::pods(self.world).list(&all)).await??;
-        let mut ready = Ready::new();
-        for pod in &pods {
-            let uid = pod.uid().context("a pod without a UID")?;
-            let made = made(pod)?;
-            if let Some(pod) = ProbePod::of(pod) {
-                self.world.sums(|sums| sums.ready(&uid, &pod.node, made));
-                ready.insert(uid, pod);
-            }
-        }
-        Ok(ready)
-    }
-
-    /// The answer to a plain VM at the address of each of these pods.
-    async fn answers(&self, pods: &Ready) -> Result<BTreeMap<Ipv4Addr, Answer>> {
-        let urls = pods.values().map(|pod| format!("http://{}/whoami", target(pod.address)));
-        Ok(readings::answers(&self.curl(&[], urls.collect()).await?))
-    }
-
-    /// Has each of these pods connect to the plain VM, to the internet and to a pod of each node.
-    async fn dials(&self, pods: &Ready, seen: &Observation) -> Result<Vec<Dial>> {
-        let mut targets = vec![target(seen.vm), target(seen.internet)];
-        for node in seen.hosts.keys() {
-            let pod = pods.values().find(|pod| pod.node == *node);
-            targets.extend(pod.map(|pod| target(pod.address)));
-        }
-        let request = json!({ "targets": targets, "timeout_ms": 1000 }).to_string();
-        let urls = pods.values().map(|pod| format!("http://{}/dial", target(pod.address)));
-        Ok(readings::dials(&self.curl(&["--json", &request], urls.collect()).await?))
-    }
-
-    /// What a plain VM gets from all of these, one behind the other.
-    async fn curl(&self, how: &[&str], urls: Vec<String>) -> Result<String> {
-        if urls.is_empty() {
-            return Ok(String::new());
-        }
-        // Pods that end meanwhile don't answer, and nor does one whose packets others drop.
-        let curl = "curl --silent --parallel --max-time 2 \"$@\" || true";
-        let mut command = vec!["sh", "-c", curl, "sh"];
-        command.extend(how);
-        command.extend(urls.iter().map(String::as_str));
-        self.world.cluster.run_on(&self.vm()?.name, &command).await
-    }
-
-    /// The addresses that a node's kernel sends to pods, and those inside of them.
-    async fn kernel(&self, node: &str) -> Result<(BTreeSet<Ipv4Addr>, BTreeMap<String, BTreeSet<Ipv4Addr>>)> {
-        let read = async {
-            let routes = self.world.cluster.run_on(node, &["ip", "-json", "route", "show"]).await?;
-            let inside = self.world.cluster.run_on(node, &["sh", "-c", readings::PRINT_INSIDE]).await?;
-            Ok((readings::led_to_pods(&routes)?, readings::inside_pods(&inside)?))
-        };
-        timeout(REQUEST, read).await?
-    }
-
-    /// The secondary addresses of each node's NIC.
-    async fn nics(&self) -> Result<Addresses> {
-        let nics = self.world.cluster.azure.nics().await?;
-        let of = |node: &Host| {
-            let nic = nics.get(&node.nic_id.to_lowercase());
-            (node.name.clone(), nic.into_iter().flat_map(|nic| nic.pod_addresses()).collect())
-        };
-        Ok(self.world.cluster.state.nodes.iter().map(of).collect())
-    }
-
-    async fn rest(&self) -> Result<Rest> {
-        let list = self.world.cluster.kubectl(&["get", "nodeipallocations", "--output", "json"]).await?;
-        let mut ledgers = BTreeMap::new();
-        for node in &self.world.cluster.state.nodes {
-            let file = self.world.cluster.host(&node.name)?.path("/run/vnetpool/ledger");
-            let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-            ledgers.insert(node.name.clone(), readings::recorded(&text));
-        }
-        let specs = readings::reserved(&serde_json::from_str(&list)?);
-        Ok(Rest { seen: self.observe().await?, specs, ledgers })
-    }
-
     /// Whether all pods run and are reached, and NIC, `spec`, ledger, kernel and pods show the same of each
     /// node.
     pub async fn agreement(&self) -> Result<Option<()>> {
-        let all = ListParams::default().labels(LABEL);
-        let pods = churn::pods(self.world).list(&all).await?.items.len();
-        let rest = self.rest().await?;
+        let observer = self.observer();
+        let pods = observer.pods().await?.len();
+        let rest = observer.rest().await?;
         self.world.sums(|sums| rest.agrees(pods, &sums.excuses)).map(Some)
     }
 
@@ -239,7 +107,7 @@ impl<'a> Auditor<'a> {
             let shown = self.world.cluster.run_on(&node.name, &["ip", "-brief", "link", "show"]).await?;
             links.insert(node.name.clone(), shown.lines().map(str::to_owned).collect());
         }
-        self.rest().await?.is_empty(&links).map(Some)
+        self.observer().rest().await?.is_empty(&links).map(Some)
     }
 }
 

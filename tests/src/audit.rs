@@ -3,13 +3,15 @@
 //! can't hide itself: `tests/docs/modules.rs` follows all that it imports.
 //!
 //! ```text
-//!   readings  what the programs print that show all this
+//!   observer  reads all this
+//!   readings  what the programs print that show it
 //!   excuses   what others have done to a NIC or to the API server's store, and until when that counts
 //!   rest      what must hold once nothing is under way any more
 //!   sums      what was done and seen, and whether that is enough to believe it
 //! ```
 
 pub mod excuses;
+pub mod observer;
 pub mod readings;
 pub mod rest;
 pub mod sums;

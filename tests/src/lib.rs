@@ -20,6 +20,8 @@
 //!   project   where the project's files and built programs are
 //!   reference the pages of docs/reference that are made from the programs
 //!   caught    whether tests have noticed that a rule was left out of the product
+//!   overlay   the project with edits of its sources, without a trace in its folder
+//!   later     the next release: the product a step ahead in each format
 //!   asked     what a run is asked for by its environment
 //!   site      the documents as a site, and which of its links lead nowhere
 //!   guest     what a guest with a kernel of its own reports
@@ -41,9 +43,11 @@ pub mod control_plane;
 pub mod engine;
 pub mod glimpse;
 pub mod guest;
+pub mod later;
 pub mod lots;
 pub mod monitoring;
 pub mod node;
+pub mod overlay;
 pub mod panels;
 pub mod place;
 pub mod probe;
