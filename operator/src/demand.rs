@@ -172,7 +172,7 @@ impl BoundPods {
         }
     }
 
-    /// What a reconcile of the node that has ended rules out; `None`, as soon as the next one begins: nothing.
+    /// What a reconcile of the node that has ended rules out; `None`, as soon as the next begins: nothing.
     pub fn settle(&mut self, node: &str, calm: Option<Calm>) {
         if let Some(bound) = self.nodes.get_mut(node) {
             bound.calm = calm;

@@ -7,8 +7,8 @@ use std::time::Duration;
 /// How long bound pods must be fewer than those that have addresses: as long as a pod's end may take.
 pub const LASTING: Duration = Duration::from_secs(60);
 
-/// What the last reconcile of a node has found: nothing to do, and nothing that hangs on which pods these are.
-/// Whatever else changes for the node wakes it, and the next reconcile finds this anew.
+/// What the last reconcile of a node has found: nothing to do, and nothing that hangs on which pods these
+/// are. Whatever else changes for the node wakes it, and the next reconcile finds this anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Calm {
     /// With so many bound pods its plan is the same.

@@ -1,9 +1,9 @@
 //! Which pods may come to a node, or leave it, without a reconcile. Pure.
 //!
-//! It rests on this: a reconcile reads of pods that ask for no attachment how many there are, and nothing else,
-//! unless it compares them with the holders that the agent names. And it does what its plan has, which the
-//! planner finds to be alike for some numbers of pods. Everything else that it reads wakes the node when it
-//! changes, or has a time at which the node is reconciled again. In doubt each pod wakes its node.
+//! It rests on this: a reconcile reads of pods that ask for no attachment how many there are, and nothing
+//! else, unless it compares them with the holders that the agent names. And it does what its plan has, which
+//! the planner finds to be alike for some numbers of pods. Everything else that it reads wakes the node when
+//! it changes, or has a time at which the node is reconciled again. In doubt each pod wakes its node.
 
 use super::memory::Memory;
 use super::progress::Progress;
@@ -47,7 +47,7 @@ mod tests {
     use std::sync::Arc;
     use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-    /// A node with twelve pods and twenty addresses, as its pool asks, after a reconcile that had nothing to do.
+    /// A node with twelve pods and twenty addresses, as its pool asks, after a reconcile without work.
     fn rested() -> (Progress, Memory) {
         let object = json!({
             "metadata": {"name": "n", "uid": "a", "generation": 3},
