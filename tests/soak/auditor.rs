@@ -220,11 +220,11 @@ impl<'a> Auditor<'a> {
             ledgers.insert(node.name.clone(), readings::recorded(&text));
         }
         let specs = readings::reserved(&serde_json::from_str(&list)?);
-        Ok(Rest { seen: self.observe().await?, specs, ledgers })
+        Ok(Rest { seen: self.observe().await?, specs, ledgers, sizing: self.world.sizing })
     }
 
     /// Whether all pods run and are reached, and NIC, `spec`, ledger, kernel and pods show the same of each
-    /// node.
+    /// node, which holds no more than it should.
     pub async fn agreement(&self) -> Result<Option<()>> {
         let all = ListParams::default().labels(LABEL);
         let pods = churn::pods(self.world).list(&all).await?.items.len();
@@ -232,7 +232,7 @@ impl<'a> Auditor<'a> {
         self.world.sums(|sums| rest.agrees(pods, &sums.excuses)).map(Some)
     }
 
-    /// Whether no route, link or record of a pod is left anywhere.
+    /// Whether no route, link, record or address for a pod is left anywhere.
     pub async fn emptiness(&self) -> Result<Option<()>> {
         let mut links = BTreeMap::new();
         for node in &self.world.cluster.state.nodes {
