@@ -352,6 +352,52 @@ impl Faults {
         collections: 0,
         pod_changes: 0,
     };
+
+    /// How many may still strike, of all kinds together.
+    pub fn count(&self) -> u32 {
+        let Faults {
+            failed_writes,
+            lost_answers,
+            operator_deaths,
+            second_leaders,
+            agent_crashes,
+            wipes,
+            reboots,
+            broken_dels,
+            lost_rules,
+            deletions,
+            strangers,
+            late_reports,
+            broken_adds,
+            late_failures,
+            lost_publications,
+            collections: _,
+            pod_changes: _,
+        } = *self;
+        let all = [
+            failed_writes,
+            lost_answers,
+            operator_deaths,
+            second_leaders,
+            agent_crashes,
+            wipes,
+            reboots,
+            broken_dels,
+            lost_rules,
+            deletions,
+            strangers,
+            late_reports,
+            broken_adds,
+            late_failures,
+            lost_publications,
+        ];
+        all.into_iter().map(u32::from).sum()
+    }
+
+    /// What isn't a fault.
+    pub fn none_left(self) -> Faults {
+        Faults { collections: self.collections, pod_changes: self.pod_changes, ..Faults::NONE }
+    }
 }
 
 impl World {
