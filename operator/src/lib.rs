@@ -60,5 +60,5 @@ pub use context::Waits;
 pub use demand::Uid;
 pub use left_alone::Architectures;
 pub use node::outlook;
-pub use node::{Found, adoption, lost};
+pub use node::{Basis, Found, Known, Read, adoption, lost};
 pub use operate::{Config, Error, run};

@@ -120,9 +120,7 @@ impl Protocol {
                 world.faults.late_failures -= u8::from(!succeeds);
             }
             Action::LoseAnswer(index) => {
-                let mut operator = Operator::of(world, index, broken);
-                operator.hangs_up();
-                operator.answered(None);
+                Operator::of(world, index, broken).loses_answer();
                 world.faults.lost_answers -= 1;
             }
             Action::OperatorDies(index) => {

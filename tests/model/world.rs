@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use vnetpool_operator::Known;
 use vnetpool_plugin::ledger::Ledger;
 
 /// How many pods, and so sandboxes, there may be at once.
@@ -155,10 +156,22 @@ pub struct Process {
 pub struct Memory {
     pub uid: u8,
     pub latest: Option<Object>,
-    pub generation: u8,
-    pub nic_known: bool,
-    pub must_read: bool,
-    pub writing: bool,
+    /// The product's own. It seldom changes, and many worlds have the same.
+    nic: Arc<Known>,
+}
+
+impl Memory {
+    pub fn new(uid: u8, nic: Known) -> Memory {
+        Memory { uid, latest: None, nic: Arc::new(nic) }
+    }
+
+    pub fn nic(&mut self) -> &mut Known {
+        Arc::make_mut(&mut self.nic)
+    }
+
+    pub fn known(&self) -> &Known {
+        &self.nic
+    }
 }
 
 /// Where in a reconcile the process stands: it may stay there for ever, and go on when all has changed around

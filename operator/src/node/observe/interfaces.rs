@@ -12,7 +12,7 @@ use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Nic, ProvisioningState, ResourceId, Urgency, VmId,
 };
 use crate::context::Context;
-use crate::node::memory::known::{Known, Read};
+use crate::node::memory::known::{Basis, Known, Read};
 use crate::node::reads::Reads;
 
 /// The facts on which the choice depends.
@@ -77,6 +77,14 @@ struct Chosen {
 }
 
 impl Facts<'_> {
+    fn basis(&self, known: &Known, now: Instant) -> Basis {
+        let Occasion { is_held_back, is_due, may_ask, .. } = self.occasion;
+        match is_held_back {
+            true => Basis::Mirror,
+            false => known.basis(self.must_choose(known, now) && may_ask, is_due, now),
+        }
+    }
+
     /// A node that is new, or whose NIC is empty and isn't where its pool wants it. For the latter the VM is
     /// read once.
     fn must_choose(&self, known: &Known, now: Instant) -> bool {
@@ -123,30 +131,28 @@ pub async fn find(
     let mut elsewhere = spec.elsewhere;
     let mut primary = spec.interfaces.iter().find(|nic| !nic.secondary).cloned();
     let mut own = vec![];
-    let (nic, read) = if wanted.occasion.is_held_back {
-        (None, Read::Nothing)
-    } else if wanted.must_choose(known, now) && wanted.occasion.may_ask {
-        let chosen = choose((ctx, reads), vm, wanted, urgency).await?;
-        (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
-        own.clone_from(&chosen.all);
-        let Chosen { serving, lacking, mut strays, .. } = chosen;
-        let former = spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
-        let former = former.filter(|former| *former != serving.id && own.contains(former));
-        let serves_anew = former.is_some();
-        strays.extend(former);
-        (Some(serving), Read::All { at: Instant::now(), lacking, strays, serves_anew })
-    } else if known.is_left_alone(now) {
-        (Some(ctx.azure.nic(&serving(spec)?, Freshness::LastRead, urgency).await?), Read::Nothing)
-    } else if known.needs_read(now) || wanted.occasion.is_due {
-        let serving = serving(spec)?;
-        let urgency = reads.may([&serving], urgency)?;
-        let nic = ctx.azure.nic(&serving, Freshness::Fresh, urgency).await?;
-        (Some(nic), Read::Nic { at: Instant::now() })
-    } else if known.at.is_some() {
-        let nic = ctx.azure.nic(&serving(spec)?, Freshness::Cached, urgency).await?;
-        (Some(nic), Read::Nothing)
-    } else {
-        (None, Read::Nothing)
+    let (nic, read) = match wanted.basis(known, now) {
+        Basis::AllNics => {
+            let chosen = choose((ctx, reads), vm, wanted, urgency).await?;
+            (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
+            own.clone_from(&chosen.all);
+            let Chosen { serving, lacking, mut strays, .. } = chosen;
+            let former = spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
+            let former = former.filter(|former| *former != serving.id && own.contains(former));
+            let serves_anew = former.is_some();
+            strays.extend(former);
+            (Some(serving), Read::All { at: Instant::now(), lacking, strays, serves_anew })
+        }
+        Basis::Nic(Freshness::Fresh) => {
+            let serving = serving(spec)?;
+            let urgency = reads.may([&serving], urgency)?;
+            let nic = ctx.azure.nic(&serving, Freshness::Fresh, urgency).await?;
+            (Some(nic), Read::Nic { at: Instant::now() })
+        }
+        Basis::Nic(freshness) => {
+            (Some(ctx.azure.nic(&serving(spec)?, freshness, urgency).await?), Read::Nothing)
+        }
+        Basis::Mirror => (None, Read::Nothing),
     };
     let is_updating = nic.as_deref().is_some_and(Nic::is_updating);
     let mirror = || spec.serving().cloned().unwrap_or_default();
