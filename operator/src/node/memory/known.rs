@@ -322,6 +322,25 @@ mod tests {
     }
 
     #[test]
+    fn spec_is_believed_until_the_nic_was_read_and_then_what_was_read_unless_it_may_have_changed() {
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        let allocation: NodeIPAllocation =
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
+        let (mut known, now, settled) = (Known::of(&allocation), Instant::now(), sample_nic(&[]));
+        let updating = Nic { state: ProvisioningState::Updating, ..settled.clone() };
+        assert_eq!(known.basis(false, false, now), Basis::Mirror);
+        assert_eq!(known.basis(false, true, now), Basis::Nic(Freshness::Fresh));
+        assert_eq!(known.basis(true, true, now), Basis::AllNics);
+        known.learn(&Read::Nic { at: now }, Some(&settled), &allocation, LATE, now);
+        assert_eq!(known.basis(false, false, now), Basis::Nic(Freshness::Cached));
+        known.must_read = true;
+        assert_eq!(known.basis(false, false, now), Basis::Nic(Freshness::Fresh));
+        known.learn(&Read::Nic { at: now }, Some(&updating), &allocation, LATE, now);
+        assert_eq!(known.basis(false, true, now), Basis::Nic(Freshness::LastRead));
+        assert_eq!(known.basis(false, false, now + UNSETTLED), Basis::Nic(Freshness::Fresh));
+    }
+
+    #[test]
     fn all_nics_are_read_once_more_a_minute_after_another_has_come_to_serve() {
         let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
         let allocation: NodeIPAllocation =
