@@ -78,7 +78,7 @@ use blame::Part;
 use error::Error;
 pub use lag::AGENT_GRACE;
 use memory::Memory;
-use memory::known::Read;
+pub use memory::known::{Basis, Known, Read};
 pub use memory::others::Found;
 use need::Need;
 use observe::Seen;

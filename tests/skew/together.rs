@@ -2,7 +2,7 @@
 
 use crate::marks;
 use crate::traffic::during;
-use crate::world::{Later, MINIMUM, NODES, SETTLED, World};
+use crate::world::{Later, NODES, SETTLED, SIZING, World};
 use anyhow::{Context, Result, ensure};
 use vnetpool_tests::later::NAME;
 use vnetpool_tests::snippets;
@@ -81,5 +81,5 @@ async fn serve(world: &World, later: Later) -> Result<()> {
     let (_, printed) = cluster.vnetpool(&["who", &pod.address.to_string()]).await?;
     ensure!(printed.contains(&pod.name), "{printed}");
     cluster.undeploy("more").await?;
-    cluster.settled(MINIMUM, SETTLED).await
+    cluster.settled(SIZING.minimum, SETTLED).await
 }

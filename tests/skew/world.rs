@@ -9,6 +9,7 @@ use tokio::process::Child;
 use tokio::sync::OnceCell;
 use vnetpool_tests::audit::excuses::Excuses;
 use vnetpool_tests::audit::observer::Observer;
+use vnetpool_tests::audit::rest::Sizing;
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
 use vnetpool_tests::later::Release;
@@ -17,8 +18,8 @@ use vnetpool_tests::project::root;
 use vnetpool_tests::workload::ProbePod;
 
 pub const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
-/// How many addresses a node holds as long as few pods are there.
-pub const MINIMUM: usize = 8;
+/// By what the pool has each node hold addresses. The minimum is what it holds as long as few pods are there.
+pub const SIZING: Sizing = Sizing { minimum: 8, warm: 2, batch: 2, grain: 1 };
 /// Each pod of the test has this label, by which deployments find theirs.
 pub const LABEL: &str = "app";
 /// How long a pod takes to run, at most.
@@ -78,7 +79,8 @@ impl World {
         }
         cluster.install().await?;
         cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
-        let sizing = json!({ "minimum": MINIMUM, "warm": 2, "batch": 2, "releaseAfter": "5s" });
+        let Sizing { minimum, warm, batch, .. } = SIZING;
+        let sizing = json!({ "minimum": minimum, "warm": warm, "batch": batch, "releaseAfter": "5s" });
         cluster.patch_pool(json!({ "cooldown": "2s", "sizing": sizing })).await?;
         let mut kept = vec![];
         for node in NODES {
@@ -177,7 +179,7 @@ impl World {
         let excuses = Excuses::default();
         eventually("NIC, spec, ledger, kernel and pods agree", SETTLED, || async {
             let pods = observer.pods().await?.len();
-            observer.rest().await?.agrees(pods, &excuses).map(Some)
+            observer.rest(SIZING).await?.agrees(pods, &excuses).map(Some)
         })
         .await?;
         for pod in &self.kept {

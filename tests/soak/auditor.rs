@@ -92,22 +92,22 @@ impl<'a> Auditor<'a> {
     }
 
     /// Whether all pods run and are reached, and NIC, `spec`, ledger, kernel and pods show the same of each
-    /// node.
+    /// node, which holds no more than it should.
     pub async fn agreement(&self) -> Result<Option<()>> {
         let observer = self.observer();
         let pods = observer.pods().await?.len();
-        let rest = observer.rest().await?;
+        let rest = observer.rest(self.world.sizing).await?;
         self.world.sums(|sums| rest.agrees(pods, &sums.excuses)).map(Some)
     }
 
-    /// Whether no route, link or record of a pod is left anywhere.
+    /// Whether no route, link, record or address for a pod is left anywhere.
     pub async fn emptiness(&self) -> Result<Option<()>> {
         let mut links = BTreeMap::new();
         for node in &self.world.cluster.state.nodes {
             let shown = self.world.cluster.run_on(&node.name, &["ip", "-brief", "link", "show"]).await?;
             links.insert(node.name.clone(), shown.lines().map(str::to_owned).collect());
         }
-        self.observer().rest().await?.is_empty(&links).map(Some)
+        self.observer().rest(self.world.sizing).await?.is_empty(&links).map(Some)
     }
 }
 

@@ -34,10 +34,11 @@ use vnetpool_azure_sim::Draws;
 use vnetpool_crds::pool::{Mode, Wiring};
 use vnetpool_tests::asked::{choice, number};
 use vnetpool_tests::audit::excuses::{BLOCKS_NOTICED, Excuses, NOTICED};
+use vnetpool_tests::audit::rest::Sizing;
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
 use vnetpool_tests::project::root;
-use world::{MINIMUM, World};
+use world::{BATCH, MINIMUM, World};
 
 /// The pause between two faults, at least; as much again is drawn.
 const BETWEEN: Duration = Duration::from_secs(3);
@@ -59,12 +60,13 @@ impl Run {
         Ok(Self { length, seed: number("SEED", 1)?, mode: choice("MODE")?, wiring: choice("WIRING")? })
     }
 
-    /// How long it takes to notice what others have done to a NIC, and how many free addresses a node keeps:
-    /// more than a block, so that blocks come and go.
-    fn expects(&self) -> Result<(Duration, u32)> {
+    /// How long it takes to notice what others have done to a NIC, and how many addresses a node holds: with
+    /// so many free ones that blocks come and go.
+    fn expects(&self) -> Result<(Duration, Sizing)> {
+        let sizing = |warm, grain| Sizing { minimum: MINIMUM + 1, warm, batch: BATCH, grain };
         match self.mode {
-            Mode::Address => Ok((NOTICED, 2)),
-            Mode::Prefix => Ok((BLOCKS_NOTICED, 12)),
+            Mode::Address => Ok((NOTICED, sizing(2, 1))),
+            Mode::Prefix => Ok((BLOCKS_NOTICED, sizing(12, 16))),
             Mode::Route => bail!("the soak's network has no route table: MODE is Address or Prefix"),
         }
     }
@@ -72,8 +74,8 @@ impl Run {
     async fn soak(&self) -> Result<()> {
         let Run { length, seed, mode, wiring } = self;
         println!("MINUTES={} SEED={seed} MODE={mode:?} WIRING={wiring:?}", length.as_secs() / 60);
-        let (noticed, warm) = self.expects()?;
-        let world = self.world(warm, Excuses::new(noticed)).await?;
+        let (noticed, sizing) = self.expects()?;
+        let world = self.world(sizing, Excuses::new(noticed)).await?;
         let mut auditor = Auditor::new(&world);
         let until = Instant::now() + *length;
         // The first that fails ends the others: each goes on until then.
@@ -95,7 +97,7 @@ impl Run {
     }
 
     /// A cluster whose nodes are all served in this mode and with this wiring.
-    async fn world(&self, warm: u32, excuses: Excuses) -> Result<World> {
+    async fn world(&self, sizing: Sizing, excuses: Excuses) -> Result<World> {
         let Run { mode, wiring, .. } = self;
         let dir = root().join("target/cluster/soak");
         let cluster = Cluster::up(&dir, 3, 1).await?;
@@ -114,9 +116,10 @@ impl Run {
         }
         // Azure's real ten seconds would leave time for few writes only.
         cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
-        let sizing = json!({ "minimum": MINIMUM, "warm": warm, "batch": 2, "releaseAfter": "5s" });
-        cluster.patch_pool(json!({ "cooldown": "3s", "sizing": sizing })).await?;
-        Ok(World::new(cluster, dir, excuses))
+        let pool =
+            json!({ "minimum": MINIMUM, "warm": sizing.warm, "batch": sizing.batch, "releaseAfter": "5s" });
+        cluster.patch_pool(json!({ "cooldown": "3s", "sizing": pool })).await?;
+        Ok(World::new(cluster, dir, sizing, excuses))
     }
 }
 

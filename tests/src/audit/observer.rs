@@ -1,7 +1,7 @@
 //! Reads Azure, the kernels, the objects, the ledgers and the pods' answers of a cluster, by programs and
 //! requests that are none of the product's.
 
-use super::rest::Rest;
+use super::rest::{Rest, Sizing};
 use super::{Addresses, Answer, Dial, Namespaces, Observation, Ready, readings};
 use crate::cluster::{Cluster, Host};
 use crate::workload::{ProbePod, target};
@@ -174,11 +174,11 @@ impl<'a> Observer<'a> {
         Ok(self.cluster.state.nodes.iter().map(of).collect())
     }
 
-    /// All that, with what each `spec` shows and each ledger records.
+    /// All that, with what each `spec` shows and each ledger records. The pool asks for `sizing`.
     ///
     /// # Errors
     /// When an object or a ledger can't be read.
-    pub async fn rest(&self) -> Result<Rest> {
+    pub async fn rest(&self, sizing: Sizing) -> Result<Rest> {
         let list = self.cluster.kubectl(&["get", "nodeipallocations", "--output", "json"]).await?;
         let mut ledgers = BTreeMap::new();
         for node in &self.cluster.state.nodes {
@@ -187,6 +187,6 @@ impl<'a> Observer<'a> {
             ledgers.insert(node.name.clone(), readings::recorded(&text));
         }
         let specs = readings::reserved(&serde_json::from_str(&list)?);
-        Ok(Rest { seen: self.observe().await?, specs, ledgers })
+        Ok(Rest { seen: self.observe().await?, specs, ledgers, sizing })
     }
 }
