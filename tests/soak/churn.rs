@@ -13,8 +13,10 @@ use vnetpool_azure_sim::Draws;
 use vnetpool_tests::workload::{PORT, container};
 
 const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
-/// How many pods a node has at most.
-const MOST: usize = 8;
+/// How many pods a node has at most at high tide, and at low tide: so NICs gain and lose addresses all the
+/// while. It turns after so many steps.
+const MOST: [usize; 2] = [8, 3];
+const TIDE: usize = 100;
 const BETWEEN: Duration = Duration::from_millis(400);
 /// An API server that stands still holds the churn up no longer.
 const REQUEST: Duration = Duration::from_secs(5);
@@ -45,7 +47,8 @@ pub async fn run(world: &World, seed: u64, until: Instant) -> Result<()> {
         }
         let node = NODES[draws.below(NODES.len(), "node")];
         let pods = there.entry(node.to_owned()).or_default();
-        if pods.len() < MOST && (pods.is_empty() || draws.below(5, "comes") < 3) {
+        let most = MOST[number / TIDE % MOST.len()];
+        if pods.len() < most && (pods.is_empty() || draws.below(5, "comes") < 3) {
             let pod = serde_json::from_value(pod(&format!("soak-{number}"), node))?;
             if let Ok(Ok(made)) = timeout(REQUEST, api.create(&PostParams::default(), &pod)).await {
                 pods.extend(made.metadata.name);
