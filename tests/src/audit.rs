@@ -80,6 +80,8 @@ pub struct Found {
     pub violations: BTreeSet<String>,
     /// Addresses in use that others have taken off their NIC.
     pub excused: u32,
+    /// Pods that were ready and gave the VM no answer.
+    pub silent: u32,
     /// The rules about pods didn't count, for the API server's store was set back.
     pub is_suspended: bool,
     /// Nodes of which a pod has reached the internet.
@@ -201,7 +203,8 @@ impl Observation {
                         format!("{address}, the address of {name} on {node}, sees the VM {vm} as {source}");
                     found.violations.insert(what);
                 }
-                _ => {}
+                Some(_) => {}
+                None => found.silent += 1,
             }
             for Dial { target, answer, .. } in dials.iter().filter(|dial| dial.from == *name) {
                 let Some(answer) = answer else { continue };
@@ -492,6 +495,16 @@ mod tests {
             observation.after = ready(pods);
             assert_eq!(violations(&observation, &Excuses::default()), [""; 0]);
         }
+    }
+
+    #[test]
+    fn ready_pods_without_an_answer_are_counted_unless_others_took_their_address() {
+        let mut observation = sound();
+        observation.answers.clear();
+        let mut excuses = Excuses::default();
+        assert_eq!(observation.found(&excuses).silent, 2);
+        excuses.taken("node-1", &[address(1)], std::time::Instant::now());
+        assert_eq!(observation.found(&excuses).silent, 1);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Sums {
     pub excuses: Excuses,
     /// For how long addresses in use were off their NIC by another's hand, all together.
     excused: Duration,
+    /// For how long pods that were ready gave no answer, all together.
+    silent: Duration,
     /// For how long the rules about pods didn't count.
     suspended: Duration,
     /// The nodes whose pods haven't reached the internet.
@@ -152,6 +154,7 @@ impl Sums {
             *self.blind.entry(what.clone()).or_default() += elapsed;
         }
         self.excused += elapsed * found.excused;
+        self.silent += elapsed * found.silent;
         if found.is_suspended {
             self.suspended += elapsed;
         }
@@ -287,6 +290,8 @@ impl Display for Sums {
         }
         let excused = self.excused.as_secs_f64();
         writeln!(f, "{excused:.0} s in all for which an address in use was off its NIC by another's hand")?;
+        let silent = self.silent.as_secs_f64();
+        writeln!(f, "{silent:.0} s in all for which a pod that was ready gave the VM no answer")?;
         let suspended = self.suspended.as_secs_f64();
         writeln!(f, "{suspended:.0} s in all for which Pods didn't count, for the store had been set back")?;
         let [cut_off, forged] = [&self.cut_off, &self.forged].map(|lasting| lasting.total.as_secs_f64());
@@ -407,11 +412,11 @@ mod tests {
     }
 
     #[test]
-    fn excused_and_suspended_findings_are_counted_by_time() {
+    fn excused_silent_and_suspended_findings_are_counted_by_time() {
         let mut sums = Sums::default();
-        let found = Found { excused: 2, is_suspended: true, ..Found::default() };
+        let found = Found { excused: 2, silent: 3, is_suspended: true, ..Found::default() };
         sums.observed(Instant::now(), &sound(), &found, SECOND * 3);
-        assert_eq!((sums.excused, sums.suspended), (SECOND * 6, SECOND * 3));
+        assert_eq!((sums.excused, sums.silent, sums.suspended), (SECOND * 6, SECOND * 9, SECOND * 3));
     }
 
     #[test]
