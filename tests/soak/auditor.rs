@@ -140,10 +140,8 @@ impl<'a> Auditor<'a> {
             Err(error) => println!("the auditor doesn't see the pods: {error:#}"),
         }
         let [foreign, own] = [0, 1].map(|socket| arrived(&self.sockets[socket]));
-        let has_come = |one: &Forgery| Sent {
-            foreign: foreign.contains(&one.foreign),
-            own: own.contains(&one.own),
-        };
+        let has_come =
+            |one: &Forgery| Sent { foreign: foreign.contains(&one.foreign), own: own.contains(&one.own) };
         seen.sent = sent.iter().map(|(node, one)| (node.clone(), has_come(one))).collect();
         self.forgeries.replace(seen.forgeries());
         Ok(seen)

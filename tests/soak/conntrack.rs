@@ -85,7 +85,9 @@ async fn put(host: &Host, numbers: Range<u32>) -> Result<()> {
 fn line(number: u32) -> String {
     let source = Ipv4Addr::from(u32::from(FIRST) + number / PORTS);
     let port = 1024 + number % PORTS;
-    format!("-A -p udp -s {source} -d 198.19.0.1 --sport {port} --dport 9 -t {SECONDS} -u ASSURED,SEEN_REPLY\n")
+    format!(
+        "-A -p udp -s {source} -d 198.19.0.1 --sport {port} --dport 9 -t {SECONDS} -u ASSURED,SEEN_REPLY\n"
+    )
 }
 
 /// The tool in the node's network.

@@ -151,7 +151,8 @@ impl Faults {
     /// For a run of this length.
     pub fn new(draws: Draws, length: Duration) -> Self {
         let long = (length >= EACH_KIND).then_some(&LONG);
-        let lots = ALL.iter().chain(long).flat_map(|fault| std::iter::repeat_n(*fault, fault.times)).collect();
+        let lots =
+            ALL.iter().chain(long).flat_map(|fault| std::iter::repeat_n(*fault, fault.times)).collect();
         Self { draws, drawn: 0, lots: Lots::new(lots) }
     }
 

@@ -374,7 +374,9 @@ mod tests {
                 dial("b", address(1), 2),
                 dial("b", INTERNET, 102),
             ],
-            sent: ["node-1", "node-2"].map(|node| (node.to_owned(), Sent { foreign: false, own: true })).into(),
+            sent: ["node-1", "node-2"]
+                .map(|node| (node.to_owned(), Sent { foreign: false, own: true }))
+                .into(),
             wired: of(&[("node-1", &[1]), ("node-2", &[2])]),
             inside: inside(&[("node-1", &[("cni-a", 1)]), ("node-2", &[("cni-b", 2)])]),
             nics: of(&[("node-1", &[1, 3]), ("node-2", &[2, 4])]),

@@ -75,7 +75,8 @@ struct Process {
 impl Process {
     fn of(pid: u32) -> Result<Self> {
         let maps = read_to_string(format!("/proc/{pid}/maps"))?;
-        let line = maps.lines().find(|line| line.ends_with("[vdso]")).context("the kernel has put nothing")?;
+        let line =
+            maps.lines().find(|line| line.ends_with("[vdso]")).context("the kernel has put nothing")?;
         let (first, rest) = line.split_once('-').unwrap_or_default();
         let end = rest.split(' ').next().unwrap_or_default();
         let library = u64::from_str_radix(first, 16)?..u64::from_str_radix(end, 16)?;
@@ -116,7 +117,8 @@ impl Process {
             ensure!(Instant::now() < until, "process {} doesn't stand still", self.pid);
             std::thread::sleep(PAUSE);
         }
-        let is_outside = |syscall: &String| place(syscall).is_some_and(|place| !self.library.contains(&place));
+        let is_outside =
+            |syscall: &String| place(syscall).is_some_and(|place| !self.library.contains(&place));
         let are_outside = self.threads("syscall")?.iter().all(is_outside);
         if are_outside {
             memory(self.pid)?.write_all_at(bytes, self.function)?;

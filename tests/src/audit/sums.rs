@@ -206,7 +206,12 @@ impl Sums {
             let kind = self.faults.entry(one.kind).or_default();
             kind.longest = kind.longest.max(limit);
             kind.unhealed += 1;
-            found.push(format!("{}: not healed within {} s: it lacks {}", one.kind, limit.as_secs(), one.lacks()));
+            found.push(format!(
+                "{}: not healed within {} s: it lacks {}",
+                one.kind,
+                limit.as_secs(),
+                one.lacks()
+            ));
         }
         found
     }
@@ -512,7 +517,8 @@ mod tests {
             }
             found
         };
-        let expected = "node-1: the VM has got packets of its pods under foreign addresses for more than 120 s";
+        let expected =
+            "node-1: the VM has got packets of its pods under foreign addresses for more than 120 s";
         assert_eq!(violations_of(None), [expected]);
         assert_eq!(violations_of(Some(Sent { foreign: false, own: true })), [""; 0]);
         // Both may be lost.
