@@ -231,14 +231,15 @@ impl Sums {
         format!(
             "{} pods started, {} faults, {} of them not healed yet, {} violations; {}",
             self.ready.len(),
-            self.struck(),
+            self.count(),
             self.open.len(),
             self.violations.len(),
             kinds.join(", ")
         )
     }
 
-    fn struck(&self) -> usize {
+    /// How many faults have struck.
+    fn count(&self) -> usize {
         self.faults.values().map(|kind| kind.count).sum()
     }
 
@@ -271,7 +272,7 @@ fn has_gained(before: &Addresses, now: &Addresses) -> bool {
 
 impl Display for Sums {
     fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
-        writeln!(f, "{} pods started, {} faults", self.ready.len(), self.struck())?;
+        writeln!(f, "{} pods started, {} faults", self.ready.len(), self.count())?;
         let seen: Vec<_> = self.seen.iter().map(|(what, count)| format!("{count} {what}")).collect();
         writeln!(f, "{} observations of the auditor: {}", self.observations, seen.join(", "))?;
         let [watched, longest] = [self.watched, self.longest].map(|time| time.as_secs_f64());
