@@ -7,19 +7,23 @@
 //! that shows a fault may need to be run more than once.
 //!
 //! ```text
-//!   churn    pods, and who of them has started
-//!   faults   what is done to the cluster
-//!   hunt     how plugins are killed or stopped in the middle of a verb
-//!   auditor  checks the invariants again and again
-//!   logs     where the timeline of an address comes from
-//!   world    what all of them share
+//!   churn      pods, and who of them has started
+//!   faults     what is done to the cluster
+//!   conntrack  how a node's table of connections is filled
+//!   hunt       how plugins are killed or stopped in the middle of a verb
+//!   auditor    checks the invariants again and again
+//!   logs       where the timeline of an address comes from
+//!   progress   what is printed each minute
+//!   world      what all of them share
 //! ```
 
 mod auditor;
 mod churn;
+mod conntrack;
 mod faults;
 mod hunt;
 mod logs;
+mod progress;
 mod world;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -76,24 +80,36 @@ impl Run {
         println!("MINUTES={} SEED={seed} MODE={mode:?} WIRING={wiring:?}", length.as_secs() / 60);
         let (noticed, sizing) = self.expects()?;
         let world = self.world(sizing, Excuses::new(noticed)).await?;
-        let mut auditor = Auditor::new(&world);
+        let took = self.chaos(&world, noticed).await.with_context(|| format!("SEED={seed}"));
+        // The figures are wanted of a run that has failed, too.
+        world.sums(|sums| print!("{sums}"));
+        println!("after the last fault all agreed within {:.1} s", took?.as_secs_f64());
+        world.sums(|sums| sums.verdict(*length, &faults::names())).with_context(|| format!("SEED={seed}"))
+    }
+
+    /// How long it took after the last fault until all agreed.
+    async fn chaos(&self, world: &World, noticed: Duration) -> Result<Duration> {
+        let Run { length, seed, .. } = self;
+        let mut auditor = Auditor::new(world)?;
         let until = Instant::now() + *length;
+        let faults = Faults::new(Draws::of(*seed), *length);
         // The first that fails ends the others: each goes on until then.
-        tokio::try_join!(churn::run(&world, *seed, until), strike(&world, *seed, until), auditor.run(until))?;
+        tokio::try_join!(
+            churn::run(world, *seed, until),
+            strike(world, faults, until),
+            auditor.run(until),
+            progress::run(world, until)
+        )?;
         world.cluster.azure.mend_all().await?;
         let settled = Instant::now();
         eventually("all pods run, and NIC, spec, ledger and kernel agree", noticed + SETTLED, || {
             auditor.agreement()
         })
-        .await
-        .inspect_err(|_| world.sums(|sums| println!("{sums}")))?;
+        .await?;
         let took = settled.elapsed();
-        churn::end(&world).await?;
+        churn::end(world).await?;
         eventually("nothing of a pod is left on any node", noticed + SETTLED, || auditor.emptiness()).await?;
-        world.sums(|sums| {
-            println!("{sums}after the last fault all agreed within {:.1} s", took.as_secs_f64());
-            sums.verdict(*length, &faults::names()).with_context(|| format!("SEED={seed}"))
-        })
+        Ok(took)
     }
 
     /// A cluster whose nodes are all served in this mode and with this wiring.
@@ -123,8 +139,7 @@ impl Run {
     }
 }
 
-async fn strike(world: &World, seed: u64, until: Instant) -> Result<()> {
-    let mut faults = Faults::new(Draws::of(seed));
+async fn strike(world: &World, mut faults: Faults, until: Instant) -> Result<()> {
     while Instant::now() < until {
         let (fault, wait) = faults.draw()?;
         if let Err(error) = faults.strike(world, fault).await {

@@ -7,6 +7,7 @@
 //!   audit     what must hold of a cluster whatever happens to it, by eyes of its own
 //!   timeline  what all logs have about one address, in the order of their times
 //!   lots      what comes next, by a seed
+//!   clock     the clock of one running program, set wrong from outside
 //!   azure     the simulator's own side: what the NICs hold, what was asked of ARM, faults
 //!   workload  deployments of probe pods, and what each pod sees of the others
 //!   node      a node's inside: processes, ledger
@@ -38,6 +39,7 @@ pub mod audit;
 pub mod azure;
 pub mod caught;
 pub mod chapters;
+pub mod clock;
 pub mod cluster;
 pub mod control_plane;
 pub mod engine;

@@ -52,6 +52,7 @@ impl<'a> Observer<'a> {
             before: Ready::new(),
             answers: BTreeMap::new(),
             dials: vec![],
+            sent: BTreeMap::new(),
             wired: Addresses::new(),
             inside: Namespaces::new(),
             nics: Addresses::new(),
@@ -157,7 +158,7 @@ impl<'a> Observer<'a> {
     /// The addresses that a node's kernel sends to pods, and those inside of them.
     async fn kernel(&self, node: &str) -> Result<(BTreeSet<Ipv4Addr>, BTreeMap<String, BTreeSet<Ipv4Addr>>)> {
         let read = async {
-            let routes = self.cluster.run_on(node, &["ip", "-json", "route", "show"]).await?;
+            let routes = self.cluster.run_on(node, &readings::SHOW_ROUTES).await?;
             let inside = self.cluster.run_on(node, &["sh", "-c", readings::PRINT_INSIDE]).await?;
             Ok((readings::led_to_pods(&routes)?, readings::inside_pods(&inside)?))
         };

@@ -200,7 +200,7 @@ mod tests {
                 "b answers at 10.0.0.1, the address of a on node-1",
             ),
             (|rest| _ = rest.seen.answers.remove(&address(1)), "a on node-1 doesn't answer at 10.0.0.1"),
-            (|rest| rest.seen.dials[1].source = None, "a on node-1 with 10.0.0.1 doesn't reach 10.0.0.2"),
+            (|rest| rest.seen.dials[1].answer = None, "a on node-1 with 10.0.0.1 doesn't reach 10.0.0.2"),
             (
                 |rest| rest.seen.dials.retain(|dial| dial.from != "b" || dial.target != INTERNET),
                 "b on node-2 with 10.0.0.2 doesn't reach 203.0.113.10",
@@ -223,7 +223,7 @@ mod tests {
         rest.seen.nics.get_mut("node-1").unwrap().remove(&address(1));
         rest.specs = rest.seen.nics.clone();
         rest.seen.answers.remove(&address(1));
-        rest.seen.dials.iter_mut().filter(|one| one.target == address(1)).for_each(|one| one.source = None);
+        rest.seen.dials.iter_mut().filter(|one| one.target == address(1)).for_each(|one| one.answer = None);
         rest.agrees(2, &excuses).unwrap();
     }
 
