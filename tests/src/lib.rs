@@ -50,6 +50,7 @@ pub mod probe;
 pub mod project;
 pub mod prometheus;
 pub mod reference;
+pub mod scale;
 pub mod secrets;
 pub mod site;
 pub mod snippets;
