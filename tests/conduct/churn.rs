@@ -33,6 +33,12 @@ fn count(versions: &Mutex<HashSet<(String, String)>>, object: &impl ResourceExt)
     lock(versions).insert((object.name_any(), object.resource_version().unwrap_or_default()));
 }
 
+/// How often nodes have been reconciled.
+async fn reconciles(stage: &Stage<'_>) -> Result<f64> {
+    let metrics = Metrics::scrape(stage).await?;
+    Ok(metrics.sum("vnetpool_operator_reconciles_total", &[r#"controller="node""#]))
+}
+
 async fn pods_that_come_and_go_cost_few_writes_and_few_reconciles(plane: &ControlPlane) -> Result<()> {
     const NODES: [&str; 3] = ["n1", "n2", "n3"];
     const STARTS: usize = 120;
@@ -59,13 +65,8 @@ async fn pods_that_come_and_go_cost_few_writes_and_few_reconciles(plane: &Contro
     stage.until("the watches are there", "n1", of_pool).await?;
     stage.agents.pace();
     let reports = || stage.agents.reports.load(Ordering::Relaxed);
-    let reconciles = async || {
-        let of_nodes = [r#"controller="node""#];
-        Ok::<_, anyhow::Error>(
-            Metrics::scrape(&stage).await?.sum("vnetpool_operator_reconciles_total", &of_nodes),
-        )
-    };
-    let (before, reported, reconciled) = (lock(&versions).len(), reports(), reconciles().await?);
+    let reconciled = reconciles(&stage).await?;
+    let (before, reported) = (lock(&versions).len(), reports());
     for n in 0..STARTS {
         let node = NODES[n % NODES.len()];
         stage.unbind(node, 1).await?;
@@ -78,7 +79,7 @@ async fn pods_that_come_and_go_cost_few_writes_and_few_reconciles(plane: &Contro
     };
     stage.until("all have addresses of their own", "n1", have).await?;
     let (after, reported) = (lock(&versions).len() - before, reports() - reported);
-    let reconciled = reconciles().await? - reconciled;
+    let reconciled = reconciles(&stage).await? - reconciled;
     println!(
         "{STARTS} pod starts: {after} writes of NodeIPAllocations and NodeIPPools, {reported} of them by agents, and \
          {reconciled} reconciles"

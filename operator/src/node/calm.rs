@@ -76,13 +76,15 @@ mod tests {
         change(Arc::make_mut(&mut progress.allocation));
     }
 
+    type Trouble = fn(&mut Progress, &mut Memory);
+
     #[test]
     fn a_node_rules_out_that_pods_are_news_only_while_it_has_nothing_to_do_and_to_wait_for() {
         let (progress, memory) = rested();
         let found = Calm { alike: 9..=12, counted: 12, exceeds: false };
         assert_eq!(calm(&progress, "b", &memory), Some(found));
         assert_eq!(calm(&progress, "b2", &memory), None, "its agent hasn't reported in this boot");
-        let causes: [(&str, fn(&mut Progress, &mut Memory)); 14] = [
+        let causes: [(&str, Trouble); 14] = [
             ("unseen", |progress, _| progress.seen = None),
             ("an edit to take up", |progress, _| progress.place = Place::Awaited),
             ("an edit under way", |progress, _| progress.place = Place::Given),

@@ -31,8 +31,8 @@ pub struct Size {
 }
 
 impl Size {
-    /// How many seconds the writes of all NICs take at least within our 80 % of Azure's limits: 200 writes of a
-    /// subscription at once and 10 a second after that, 1,000 of its network provider in five minutes
+    /// How many seconds the writes of all NICs take at least within our 80 % of Azure's limits: 200 writes of
+    /// a subscription at once and 10 a second after that, 1,000 of its network provider in five minutes
     /// (learn.microsoft.com, "Throttling"), and the ten seconds of the last write itself.
     pub fn bound(self) -> f64 {
         const SHARE: f64 = 0.8;
