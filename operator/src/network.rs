@@ -117,7 +117,7 @@ impl Networks {
         let mut reads = Rounds::new();
         loop {
             let read_at = self.read_at();
-            let wait = until_due(read_at.iter().filter(|(vnet, _)| !reads.has(vnet)).map(|(_, at)| *at));
+            let wait = until_due(read_at.iter().filter(|(vnet, _)| !reads.has(*vnet)).map(|(_, at)| *at));
             tokio::select! {
                 () = reads.ended() => continue,
                 () = sleep(wait) => {}
@@ -191,7 +191,7 @@ impl Networks {
             }
             let wait = {
                 let known = lock(&self.counts);
-                until_due(known.iter().filter(|(vnet, _)| !counts.has(vnet)).map(|(_, (at, _))| *at))
+                until_due(known.iter().filter(|(vnet, _)| !counts.has(*vnet)).map(|(_, (at, _))| *at))
             };
             tokio::select! {
                 // How full a new subnet is isn't read on its first node's way to its addresses, but right
