@@ -384,7 +384,7 @@ impl Operator<'_> {
 fn as_read(object: &Object) -> &'static NodeIPAllocation {
     static ALL: LazyLock<Vec<[NodeIPAllocation; 2]>> = LazyLock::new(|| {
         let object = |generation: u8, writing: &str| {
-            let condition = json!({"type": condition::WRITING, "status": writing, "reason": "Writing",
+            let condition = json!({"type": condition::WRITING.name(), "status": writing, "reason": "Writing",
                 "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
             let object = json!({
                 "metadata": {"name": "node", "generation": generation},

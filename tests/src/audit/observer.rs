@@ -19,11 +19,14 @@ use tokio::time::timeout;
 /// An API server that stands still holds an observation up no longer, and nor does a machine.
 const REQUEST: Duration = Duration::from_secs(5);
 
+/// Gets each pod at each of its readings.
+type Met<'a> = Box<dyn Fn(&Pod) -> Result<()> + 'a>;
+
 /// The view of one cluster, in which the pods with one label count.
 pub struct Observer<'a> {
     cluster: &'a Cluster,
     label: &'a str,
-    met: Box<dyn Fn(&Pod) -> Result<()> + 'a>,
+    met: Met<'a>,
 }
 
 impl<'a> Observer<'a> {
