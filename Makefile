@@ -6,7 +6,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help check test soak conformance nightly mutations fuzz older-linux older-kubernetes arm64 dockerfile azure-cli bench-scale bench-node bench-wire bench-peers plots pictures book release release-programs check-dependencies demo demo-down manifests images images-root build cluster-build setup \
+.PHONY: help check test soak skew conformance nightly mutations fuzz older-linux older-kubernetes arm64 dockerfile azure-cli bench-scale bench-node bench-wire bench-peers plots pictures book release release-programs check-dependencies demo demo-down manifests images images-root build cluster-build setup \
 	check-format check-clippy check-docs check-plugin-alone check-one-build check-go check-chart \
 	test-go test-units test-conduct test-conduct-short test-others test-clusters build-tests test-nightly
 MAKEFLAGS += --no-print-directory
@@ -64,6 +64,10 @@ test: setup ## every check and every test that gates a landing; the last line is
 # Chaos on a cluster: MINUTES of it, by what SEED draws.
 soak: build images build-tests ## MINUTES=10 SEED=7 MODE=Prefix WIRING=Bridge: all that can end is ended while pods come and go
 	@$(MAKE) test-clusters RUN=soak
+
+# The next release is built by the test itself, beside these images.
+skew: build images build-tests ## this release beside the next, a step ahead in each format: each mixture, upgrade and rollback under traffic
+	@$(MAKE) test-clusters RUN=skew
 
 # Kubernetes' own suite is built for this alone. With NIGHTLY all combinations come one after the other.
 conformance: PARTS = kube helm coredns probe cluster conformance agnhost
@@ -327,7 +331,7 @@ test-clusters:
 	$(TOOLS)/cluster apart cargo test --workspace --no-fail-fast $(addprefix --test ,$(RUN))
 
 # All the other test programs there are, but for what is only run nightly.
-ONLY_NIGHTLY := azure-cli mutations older-linux sig-network
+ONLY_NIGHTLY := azure-cli mutations older-linux sig-network skew
 test-others:
 	@programs=$$(cargo metadata --no-deps --format-version 1 \
 		| jq -r '[.packages[].targets[] | select(.kind == ["test"]).name] | unique - ($$ARGS.positional) | .[]' --args $(UNITS) $(CLUSTERS) $(ONLY_NIGHTLY)); \
@@ -336,14 +340,16 @@ test-others:
 build-tests:
 	cargo test --workspace --no-run
 
-# Many more cases for every property, a plugin killed in more situations, more seeds of hostile answers and of
-# garbage, watches that are silent for minutes, and the chapters on clusters in the opposite order, with those
-# that keep a machine busy for minutes.
+# Many more cases for every property, the model in ten million states, a plugin killed in more situations,
+# more seeds of hostile answers and of garbage, watches that are silent for minutes, the chapters on clusters
+# in the opposite order, with those that keep a machine busy for minutes, and this release beside the next.
 test-nightly:
 	PROPTEST_CASES=10000 cargo test --workspace --no-fail-fast --lib
+	NIGHTLY=yes cargo test --workspace --no-fail-fast --test model -- trouble_of_every_kind
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test kernel -- crashes::
 	HOSTILE_SEEDS="$$(seq -s ' ' 3 22)" cargo test --workspace --no-fail-fast --test conduct -- ::seed_
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test conduct -- silent::
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test conduct -- pruned::kinds
 	NIGHTLY=yes CHAPTERS=backwards $(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test paths --test services --test modes --test story
 	NIGHTLY=yes $(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test standalone -- an_idle_agent_sleeps
+	$(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test skew

@@ -1,7 +1,8 @@
 #!/bin/bash
 # dockerfile.sh: builds both images of the Dockerfile by podman, on a base that no registry has: Debian by
-# debootstrap, with a C compiler and make, as the default base has them, and this machine's Rust. Each image
-# must have the files of the one that the tests have, and find its program by the program's name. Needs root.
+# debootstrap, with a C compiler and make, as the default base has them, this machine's Rust, and the
+# certificates that this machine trusts. Each image must have the files of the one that the tests have, and
+# find its program by the program's name. Needs root.
 #
 # The programs are those of `dev`, since `release` takes much longer to compile. What is compiled stays in
 # target/dockerfile/target for the next run.
@@ -21,8 +22,10 @@ podman() { command podman --root "$folder/images" --runroot "$folder/run" --stor
 if ! podman image exists "$base"; then
   rm -rf "$folder/base"
   debootstrap --variant=minbase --include=ca-certificates,gcc,libc6-dev,make "$release" "$folder/base" "$mirror"
-  tar --create --directory "$folder/base" . --directory "$rust" --transform 's,^\(bin\|lib\)/,usr/local/\1/,S' bin lib \
-    | podman import - "$base"
+  # The folders themselves are renamed, too: in the base /bin and /lib are links.
+  tar --create --directory "$folder/base" . \
+    --transform 's,^\(bin\|lib\)\(/\|$\),usr/local/\1\2,S' --directory "$rust" bin lib \
+    --directory / etc/ssl/certs/ca-certificates.crt | podman import - "$base"
   rm -rf "$folder/base"
 fi
 

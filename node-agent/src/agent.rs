@@ -46,6 +46,7 @@ use notes::{Finding, Notes, Reserved};
 use supply::{Meaning, TakenIn};
 use tables::{Tables, guard};
 
+pub use keeper::put_in_place;
 pub use supply::{Transacted, rebuild, transact};
 
 /// How long changes of the ledger are collected before a reconcile: pods come in bursts.

@@ -7,6 +7,9 @@
 //! each of them supports that. Each file is asked once for its versions, since the older plugins that
 //! distributions have don't support it; one that only the runtime can see isn't asked.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::{
     collections::HashMap,
     fmt, fs,
@@ -158,21 +161,22 @@ pub fn others(found: &Value, further: &Further) -> Vec<String> {
     entries(found).iter().map(type_of).filter(is_others).map(str::to_owned).collect()
 }
 
-/// The `wanted` configuration, with the entries of others in the `found` one, each in its place.
+/// The `wanted` configuration, with the entries of others in the `found` one, each in its place. Ours keep the
+/// wanted order whatever is found: the first of them makes the interface that the next ones change.
 pub fn merged(wanted: &Value, found: &Value) -> Value {
-    let mut ours: Vec<&Value> = entries(wanted).iter().collect();
+    let mut ours = entries(wanted).iter();
     let mut plugins: Vec<Value> = Vec::new();
     // Where an entry of ours that wasn't there before belongs: behind the last of ours.
     let mut end = 0;
     for entry in entries(found) {
         if !is_ours(type_of(entry), found) && !is_ours(type_of(entry), wanted) {
             plugins.push(entry.clone());
-        } else if let Some(at) = ours.iter().position(|one| type_of(one) == type_of(entry)) {
-            plugins.push(ours.remove(at).clone());
+        } else if entries(wanted).iter().any(|one| type_of(one) == type_of(entry)) {
+            plugins.extend(ours.next().cloned());
             end = plugins.len();
         }
     }
-    plugins.splice(end..end, ours.into_iter().cloned());
+    plugins.splice(end..end, ours.cloned());
     let mut merged = wanted.clone();
     merged["plugins"] = plugins.into();
     merged
@@ -372,6 +376,12 @@ mod tests {
         assert_eq!(types(&more), ["vnetpool 2", "portmap 2", "linkerd-cni 1"]);
         let none = merged(&document(&[ours(2)]), &json!("nonsense"));
         assert_eq!(types(&none), ["vnetpool 2"]);
+        // A person has moved it, or taken it out.
+        for found in [vec![portmap(1), tuning.clone(), ours(1)], vec![portmap(1), tuning]] {
+            let ordered = merged(&document(&[ours(2), portmap(2)]), &document(&found));
+            let ours: Vec<String> = types(&ordered).into_iter().filter(|one| one.ends_with('2')).collect();
+            assert_eq!(ours, ["vnetpool 2", "portmap 2"], "{found:?}");
+        }
     }
 
     #[tokio::test]

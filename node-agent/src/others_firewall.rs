@@ -7,6 +7,8 @@
 //! understood might match or not; so only a certain drop is reported. And a rule that names pods' links was
 //! made for pods: if an engine of NetworkPolicy drops a packet behind it, the drop is meant.
 
+#[cfg(test)]
+mod fuzz;
 mod legacy;
 pub mod nft;
 
@@ -62,7 +64,7 @@ enum Match {
 /// Whether a packet is certain to be dropped in `base`, which the kernel runs for each packet that the node
 /// forwards.
 pub fn is_dropped(chains: &Chains, base: &str, packet: &Packet) -> bool {
-    match fate(chains, base, packet, 0) {
+    match fate(chains, base, packet, &mut HashMap::new(), 0) {
         Fate::Dropped => true,
         Fate::Through { perhaps: false } => chains.get(base).is_some_and(|chain| chain.drops),
         _ => false,
@@ -72,12 +74,30 @@ pub fn is_dropped(chains: &Chains, base: &str, packet: &Packet) -> bool {
 /// The kernel allows no deeper nesting of chains.
 const DEPTH: u32 = 16;
 
-fn fate(chains: &Chains, name: &str, packet: &Packet, depth: u32) -> Fate {
-    let Some(chain) = chains.get(name).filter(|_| depth < DEPTH) else {
-        return Fate::Through { perhaps: true };
-    };
+/// The fate in a chain, found once however many rules lead there: `known` has those found so far.
+fn fate<'a>(
+    chains: &'a Chains,
+    name: &'a str,
+    packet: &Packet,
+    known: &mut HashMap<&'a str, Fate>,
+    depth: u32,
+) -> Fate {
+    const UNKNOWN: Fate = Fate::Through { perhaps: true };
+    if let Some(fate) = known.get(name) {
+        return *fate;
+    }
+    let Some(chain) = chains.get(name).filter(|_| depth < DEPTH) else { return UNKNOWN };
+    // The kernel takes no chain that leads back to itself.
+    known.insert(name, UNKNOWN);
+    let fate = fate_by(&chain.rules, packet, |next| fate(chains, next, packet, known, depth + 1));
+    known.insert(name, fate);
+    fate
+}
+
+/// The fate by these rules, where `lead` has it of the chains that they lead to.
+fn fate_by<'a>(rules: &'a [Vec<Value>], packet: &Packet, mut lead: impl FnMut(&'a str) -> Fate) -> Fate {
     let mut perhaps = false;
-    for rule in &chain.rules {
+    for rule in rules {
         let mut matched = Match::Yes;
         let is_for_pods = rule.iter().any(names_pods_links);
         for expression in rule {
@@ -99,7 +119,7 @@ fn fate(chains: &Chains, name: &str, packet: &Packet, depth: u32) -> Fate {
                         "accept" => Fate::Accepted,
                         "drop" | "reject" => Fate::Dropped,
                         "return" => Fate::Through { perhaps: false },
-                        _ => fate(chains, target, packet, depth + 1),
+                        _ => lead(target),
                     };
                     match (matched, verdict) {
                         (Match::No, _) => {}
@@ -369,6 +389,7 @@ pub mod tests {
             vec![meta("iifname", "==", json!("@trusted")), accept()],
             vec![json!({ "vmap": { "key": {}, "data": "@verdicts" } })],
             vec![json!({ "jump": { "target": "not-read" } })],
+            vec![json!({ "jump": { "target": "FORWARD" } })],
         ] {
             assert_eq!(dropped(&one(true, &[&rule])), [false, false], "{rule:?}");
         }

@@ -33,7 +33,7 @@ use tracing::warn;
 use vnetpool_apiserver::reading::{Reading, Unreadable};
 use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 
-use crate::demand::{BoundPods, Uid};
+use crate::demand::{BoundPods, Calm, Uid};
 use crate::health::Health;
 use crate::left_alone::{self, Architectures};
 use crate::lock::lock;
@@ -338,6 +338,17 @@ impl Cluster {
     /// Pods bound to a node that need an address, and since when they are these.
     pub fn bound(&self, node: &str) -> (u32, Option<Instant>) {
         lock(&self.demand).bound(node)
+    }
+
+    /// What a reconcile of the node that has ended rules out: see [`BoundPods::settle`].
+    pub fn settle(&self, node: &str, calm: Option<Calm>) {
+        lock(&self.demand).settle(node, calm);
+    }
+
+    /// Wakes the nodes to which a change of their pods is news by now.
+    pub fn wake_for_lasting(&self, waker: &Waker, now: Instant) {
+        let woken = lock(&self.demand).lasted(now);
+        woken.iter().for_each(|node| waker.allocation(node));
     }
 
     /// The attachments that the node's pods ask for, by UID.

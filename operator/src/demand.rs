@@ -1,16 +1,19 @@
 //! Which pods of each node need an address, and what they ask to have attached to it, kept from the watch on
 //! Pods. Pure: `now` is an argument.
 
+mod calm;
 pub mod pod;
 mod uid;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::runtime::watcher::Event;
 
 use crate::planner::attachments::Wish;
+pub use calm::Calm;
+use calm::News;
 use pod::Pod;
 pub use uid::Uid;
 
@@ -26,6 +29,9 @@ pub struct BoundPods {
     listed: Option<HashSet<Uid>>,
     /// When nodes without pods were forgotten last.
     swept: Option<Instant>,
+    /// Nodes whose pods have changed in a way that is news to them once it has lasted, and until when that
+    /// is: the same wait for all, so in their order.
+    lasting: VecDeque<(Instant, Arc<str>)>,
 }
 
 /// So long a node without pods is remembered: longer than any wait for the end of a burst.
@@ -39,10 +45,25 @@ struct Bound {
     /// What pods ask for, and the UIDs by which other sources name them; pods that ask for nothing are left
     /// out.
     wishes: HashMap<Uid, (String, Wish)>,
+    /// As the node's last reconcile left it; `None` while one is under way.
+    calm: Option<Calm>,
+    /// The node is among those whose news has to last.
+    is_lasting: bool,
+}
+
+impl Bound {
+    /// What its present pods are to the node. A wish is news whoever has it.
+    fn news(&self) -> News {
+        match &self.calm {
+            Some(calm) if self.wishes.is_empty() => calm.news(self.pods.len() as u32),
+            _ => News::Now,
+        }
+    }
 }
 
 impl BoundPods {
-    /// Takes in one event and gives the nodes whose demand it changed.
+    /// Takes in one event and gives the nodes to wake: those whose demand it changed, unless their last
+    /// reconcile rules out that this is news.
     pub fn apply(&mut self, event: Event<Pod>, now: Instant) -> Vec<Arc<str>> {
         match event {
             Event::Init => {
@@ -83,7 +104,7 @@ impl BoundPods {
 
     fn see(&mut self, pod: Pod, now: Instant) -> Option<Arc<str>> {
         match (pod.needs_address, self.pods.get(&pod.uid)) {
-            (true, None) => Some(self.come(pod, now)),
+            (true, None) => self.come(pod, now),
             (false, Some(_)) => self.leave(&pod.uid, now),
             // A pod never moves to another node, but its wish may change.
             (true, Some(node)) => {
@@ -94,7 +115,7 @@ impl BoundPods {
         }
     }
 
-    fn come(&mut self, pod: Pod, now: Instant) -> Arc<str> {
+    fn come(&mut self, pod: Pod, now: Instant) -> Option<Arc<str>> {
         let known = self.nodes.get_key_value(pod.node.as_str());
         let node = known.map_or_else(|| Arc::from(pod.node), |(node, _)| node.clone());
         // Nodes come and go under ever new names, and pods may go after their node. Thousands may come at
@@ -108,12 +129,14 @@ impl BoundPods {
             pods: vec![],
             changed: now,
             wishes: HashMap::new(),
+            calm: None,
+            is_lasting: false,
         });
         bound.pods.push(pod.uid);
         bound.wishes.extend(pod.wish.map(|wish| (pod.uid, wish)));
         bound.changed = now;
         self.pods.insert(pod.uid, node.clone());
-        node
+        self.changed(node, now)
     }
 
     /// Whether its wish has changed.
@@ -128,12 +151,45 @@ impl BoundPods {
 
     fn leave(&mut self, uid: &Uid, now: Instant) -> Option<Arc<str>> {
         let node = self.pods.remove(uid)?;
-        if let Some(bound) = self.nodes.get_mut(&node) {
-            bound.pods.retain(|one| one != uid);
-            bound.wishes.remove(uid);
-            bound.changed = now;
+        let bound = self.nodes.get_mut(&node)?;
+        bound.pods.retain(|one| one != uid);
+        bound.changed = now;
+        if bound.wishes.remove(uid).is_some() { Some(node) } else { self.changed(node, now) }
+    }
+
+    /// A pod has come to the node, or left it: gives the node if it is to be woken for that.
+    fn changed(&mut self, node: Arc<str>, now: Instant) -> Option<Arc<str>> {
+        let bound = self.nodes.get_mut(&node)?;
+        match bound.news() {
+            News::Nothing => None,
+            News::Now => Some(node),
+            News::IfItLasts => {
+                if !std::mem::replace(&mut bound.is_lasting, true) {
+                    self.lasting.push_back((now + calm::LASTING, node));
+                }
+                None
+            }
         }
-        Some(node)
+    }
+
+    /// What a reconcile of the node that has ended rules out; `None`, as soon as the next begins: nothing.
+    pub fn settle(&mut self, node: &str, calm: Option<Calm>) {
+        if let Some(bound) = self.nodes.get_mut(node) {
+            bound.calm = calm;
+        }
+    }
+
+    /// The nodes to wake for what has lasted by now.
+    pub fn lasted(&mut self, now: Instant) -> Vec<Arc<str>> {
+        let mut woken = vec![];
+        while let Some((_, node)) = self.lasting.pop_front_if(|(until, _)| *until <= now) {
+            let Some(bound) = self.nodes.get_mut(&node) else { continue };
+            bound.is_lasting = false;
+            if bound.news() != News::Nothing {
+                woken.push(node);
+            }
+        }
+        woken
     }
 
     /// Whether a pod that the API server has listed is known, with its wish.
@@ -148,6 +204,7 @@ impl BoundPods {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+    use std::ops::RangeInclusive;
     use vnetpool_apiserver::reading::Reading;
     use vnetpool_crds::names;
 
@@ -307,6 +364,62 @@ mod tests {
         assert_eq!(demand.bound("n"), (0, Some(start)), "its stillness may still count");
         demand.apply(Event::Apply(pod("c", "l")), start + KEPT);
         assert_eq!((demand.bound("n"), demand.bound("m").0), ((0, None), 1));
+    }
+
+    /// Two pods on the node "n", and what its last reconcile has found.
+    fn two_pods(alike: RangeInclusive<u32>, counted: u32, exceeds: bool) -> (BoundPods, Instant) {
+        let (mut demand, now) = (BoundPods::default(), Instant::now());
+        demand.apply(Event::Apply(pod("a", "n")), now);
+        demand.apply(Event::Apply(pod("b", "n")), now);
+        demand.settle("n", Some(Calm { alike, counted, exceeds }));
+        (demand, now)
+    }
+
+    #[test]
+    fn a_pod_wakes_its_node_only_beyond_what_the_last_reconcile_has_found_alike() {
+        let (mut demand, now) = two_pods(1..=3, 0, false);
+        assert!(applied(&mut demand, Event::Apply(pod("c", "n")), now).is_empty());
+        assert_eq!(demand.bound("n"), (3, Some(now)));
+        assert_eq!(applied(&mut demand, Event::Apply(pod("d", "n")), now), ["n"]);
+        assert!(applied(&mut demand, Event::Delete(pod("d", "n")), now).is_empty());
+        assert_eq!(applied(&mut demand, Event::Apply(pod("a", "m")), now), [""; 0], "no pod moves");
+        // A reconcile has begun, and may have counted them already.
+        demand.settle("n", None);
+        assert_eq!(applied(&mut demand, Event::Delete(pod("c", "n")), now), ["n"]);
+        assert_eq!(applied(&mut demand, Event::Apply(pod("e", "m")), now), ["m"], "a node of its own");
+    }
+
+    #[test]
+    fn a_pod_with_a_wish_wakes_its_node_and_so_does_each_pod_beside_it() {
+        let (mut demand, now) = two_pods(0..=9, 0, false);
+        let metadata = json!({ "uid": "w", "annotations": { names::BACKEND_POOLS: "web" } });
+        let asks = decoded(json!({ "metadata": metadata, "spec": { "nodeName": "n" } }));
+        assert_eq!(applied(&mut demand, Event::Apply(asks.clone()), now), ["n"]);
+        assert_eq!(applied(&mut demand, Event::Delete(pod("a", "n")), now), ["n"]);
+        assert_eq!(applied(&mut demand, Event::Delete(asks), now), ["n"]);
+        assert!(applied(&mut demand, Event::Delete(pod("b", "n")), now).is_empty());
+    }
+
+    #[test]
+    fn fewer_pods_than_have_addresses_wake_their_node_once_that_has_lasted_and_so_does_its_end() {
+        let (mut demand, now) = two_pods(0..=9, 2, false);
+        let later = now + calm::LASTING;
+        let gone = || Event::Delete(pod("a", "n"));
+        // Another pod comes in its place.
+        assert!(applied(&mut demand, gone(), now).is_empty());
+        assert!(applied(&mut demand, Event::Apply(pod("a", "n")), now).is_empty());
+        assert!(demand.lasted(later).is_empty());
+        assert!(applied(&mut demand, gone(), later).is_empty());
+        assert!(demand.lasted(later + calm::LASTING / 2).is_empty());
+        assert_eq!(demand.lasted(later + calm::LASTING), [Arc::from("n")]);
+        assert!(demand.lasted(later + calm::LASTING).is_empty(), "once");
+        demand.settle("n", Some(Calm { alike: 0..=9, counted: 2, exceeds: true }));
+        assert!(applied(&mut demand, Event::Delete(pod("b", "n")), later).is_empty());
+        assert!(demand.lasted(later + 9 * calm::LASTING).is_empty(), "there are still fewer");
+        for uid in ["c", "d"] {
+            assert!(applied(&mut demand, Event::Apply(pod(uid, "n")), later).is_empty());
+        }
+        assert_eq!(demand.lasted(later + calm::LASTING), [Arc::from("n")]);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //!  asking, pending                  requests for a node that is gone, and to NICs that don't serve
 //!  policy, takeup                   which pool the node goes by
 //!  planner, scope, growth, attachments     what to do
+//!  calm          which pods may come and go until the next time
 //!  pause         whether any of it may be done
 //!  write, attachments/step          the plan at Azure
 //!  blame         which part of it Azure may have refused
@@ -30,6 +31,7 @@ mod asking;
 mod attachments;
 pub mod backend;
 mod blame;
+mod calm;
 pub mod controller;
 mod error;
 mod growth;
@@ -76,7 +78,7 @@ use blame::Part;
 use error::Error;
 pub use lag::AGENT_GRACE;
 use memory::Memory;
-use memory::known::Read;
+pub use memory::known::{Basis, Known, Read};
 pub use memory::others::Found;
 use need::Need;
 use observe::Seen;
@@ -151,6 +153,7 @@ async fn reconcile_one(
         takeup::leave(ctx, &progress.allocation.name_any());
     }
     outcome?;
+    ctx.cluster.settle(&node.name_any(), calm::calm(&progress, node.boot_id(), memory));
     let recheck = Recheck::of(&progress.allocation, &memory.nic, ctx.started, ctx.waits.unlisted)
         .due_in(progress.observed_at);
     Ok(Next::After(progress.requeue_in(memory, report_again, recheck, Instant::now())))
@@ -214,7 +217,7 @@ async fn serve(
         Box::pin(observe_and_plan(ctx, progress, node, memory)).await?;
     }
     // Its place stands in its object before it takes anything up: the next leader counts it.
-    if progress.is_updating && !progress.records_updating() {
+    if progress.is_updating() && !progress.records_updating() {
         Box::pin(report::report(ctx, progress, node, memory)).await?;
     }
     let mut outcome = Ok(());
@@ -334,7 +337,7 @@ async fn observe(
 ) -> Result<Option<Seen>, azure::Error> {
     let allocation = &*progress.allocation.clone();
     let (cluster, place) = observe::cluster(ctx, allocation, node, progress.pause.is_some(), now);
-    progress.is_updating = place == Place::Given;
+    progress.place = place;
     let vm = observe::vm(&cluster, allocation, node);
     // An edit that isn't taken up yet can't cure what Azure has refused.
     if place != Place::Awaited

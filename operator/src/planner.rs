@@ -1,6 +1,7 @@
 //! Decides how many addresses a node should hold, and which to reserve, release and publish. The only place
 //! that does. Pure.
 
+mod alike;
 pub mod attachments;
 mod rehearsal;
 pub mod sizing;
@@ -15,6 +16,7 @@ use vnetpool_crds::pool::Sizing;
 use crate::ip_configuration::{IpConfiguration, ProvisioningState};
 use crate::priority::Priority;
 use crate::resource_id::ResourceId;
+pub use alike::alike;
 pub use rehearsal::Rehearsal;
 pub use sizing::{Demand, Steps};
 

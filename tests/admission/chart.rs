@@ -304,18 +304,15 @@ pub fn replicas_are_spread_over_zones_and_no_affinity_puts_two_on_a_node() -> Re
 pub fn the_folders_of_cni_are_those_of_the_values() -> Result<()> {
     let values = std::fs::read_to_string(path("charts/vnetpool/values.yaml"))?;
     let named = values.lines().filter_map(|line| {
-        let mut words = line.trim().strip_prefix("#   ")?.split_whitespace();
-        match [(); 4].map(|()| words.next()) {
-            [Some(distribution), Some(bin), Some("and"), Some(conf)] if bin.starts_with('/') => {
-                Some((distribution, bin, conf))
-            }
-            _ => None,
-        }
+        let (distribution, folders) = line.trim().strip_prefix("# - ")?.split_once(": /")?;
+        let (bin, conf) = folders.split_once(" and ")?;
+        Some((distribution, format!("/{bin}"), conf))
     });
     let named: Vec<_> = named.collect();
     let distributions: Vec<_> = named.iter().map(|(name, ..)| *name).collect();
-    ensure!(distributions == ["k3s", "RKE2", "MicroK8s", "OpenShift"], "{distributions:?}");
-    for (distribution, bin, conf) in named {
+    ensure!(distributions == ["k3s", "MicroK8s", "OpenShift"], "{distributions:?}");
+    for (distribution, bin, conf) in &named {
+        let (bin, conf) = (bin.as_str(), *conf);
         let folders = format!("nodeAgent.cni.binDir={bin},nodeAgent.cni.confDir={conf}");
         let objects = rendered(&["--set", &folders])?;
         let given = environment(&objects, "node-agent/daemonset.yaml")?;

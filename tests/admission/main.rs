@@ -92,7 +92,6 @@ fn main() {
         values::a_share_of_azures_limits_beyond_reason_is_refused,
         values::an_unknown_value_is_refused,
         values::an_installation_without_a_registry_is_refused_with_the_value_to_set,
-        values::the_schema_describes_each_value_and_no_other,
         chart::the_chart_sets_fields_a_cluster_demands_of_all_pods,
         chart::the_hook_and_the_operator_tolerate_the_values_taints,
         chart::replicas_are_spread_over_zones_and_no_affinity_puts_two_on_a_node,

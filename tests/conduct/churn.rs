@@ -1,6 +1,8 @@
-//! Pods that come and go on nodes that have addresses for them: the writes into the API server that follow.
+//! Pods that come and go on nodes that have addresses for them: the writes into the API server, and the
+//! reconciles, that follow.
 
 use crate::Test;
+use crate::metrics::Metrics;
 use crate::stage::{Stage, quick};
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
@@ -13,7 +15,7 @@ use vnetpool_process::lock::lock;
 use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
-    pods_that_come_and_go_cost_few_writes,
+    pods_that_come_and_go_cost_few_writes_and_few_reconciles,
     an_object_of_a_full_node_has_counts_instead_of_a_list_of_its_pods,
 ];
 
@@ -31,7 +33,13 @@ fn count(versions: &Mutex<HashSet<(String, String)>>, object: &impl ResourceExt)
     lock(versions).insert((object.name_any(), object.resource_version().unwrap_or_default()));
 }
 
-async fn pods_that_come_and_go_cost_few_writes(plane: &ControlPlane) -> Result<()> {
+/// How often nodes have been reconciled.
+async fn reconciles(stage: &Stage<'_>) -> Result<f64> {
+    let metrics = Metrics::scrape(stage).await?;
+    Ok(metrics.sum("vnetpool_operator_reconciles_total", &[r#"controller="node""#]))
+}
+
+async fn pods_that_come_and_go_cost_few_writes_and_few_reconciles(plane: &ControlPlane) -> Result<()> {
     const NODES: [&str; 3] = ["n1", "n2", "n3"];
     const STARTS: usize = 120;
     // The pods come within seconds, so addresses that cooled for half a minute would be used up.
@@ -57,6 +65,7 @@ async fn pods_that_come_and_go_cost_few_writes(plane: &ControlPlane) -> Result<(
     stage.until("the watches are there", "n1", of_pool).await?;
     stage.agents.pace();
     let reports = || stage.agents.reports.load(Ordering::Relaxed);
+    let reconciled = reconciles(&stage).await?;
     let (before, reported) = (lock(&versions).len(), reports());
     for n in 0..STARTS {
         let node = NODES[n % NODES.len()];
@@ -70,10 +79,14 @@ async fn pods_that_come_and_go_cost_few_writes(plane: &ControlPlane) -> Result<(
     };
     stage.until("all have addresses of their own", "n1", have).await?;
     let (after, reported) = (lock(&versions).len() - before, reports() - reported);
+    let reconciled = reconciles(&stage).await? - reconciled;
     println!(
-        "{STARTS} pod starts: {after} writes of NodeIPAllocations and NodeIPPools, {reported} of them by agents"
+        "{STARTS} pod starts: {after} writes of NodeIPAllocations and NodeIPPools, {reported} of them by agents, and \
+         {reconciled} reconciles"
     );
     ensure!(after * 10 <= STARTS, "{after} writes for {STARTS} pod starts");
+    // Each of them takes a pod from a node, and brings it one.
+    ensure!(reconciled * 4.0 <= STARTS as f64, "{reconciled} reconciles for {STARTS} pod starts");
     Ok(())
 }
 

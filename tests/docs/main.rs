@@ -23,6 +23,7 @@ use tests::Tests;
 use vnetpool_crds::condition::{On, Row, TYPES, Writer};
 use vnetpool_crds::reason::Reason;
 use vnetpool_tests::monitoring::{self, Exposition};
+use vnetpool_tests::overlay::edited;
 use vnetpool_tests::project::root;
 use vnetpool_tests::reference;
 use vnetpool_tests::snippets::{self, Fate, GROUPS};
@@ -35,8 +36,9 @@ const SOURCES: [&str; 2] = [".rs", "_test.go"];
 fn every_mutation_has_its_place_in_the_product_and_its_tests() {
     let there_are = Tests::of_the_project();
     for mutation in mutations::ALL {
-        let source = mutation.source().unwrap_or_else(|error| panic!("{}: {error:#}", mutation.rule));
-        assert!(source.contains(mutation.to), "{}", mutation.rule);
+        let sources = edited(&[mutation.edit()]);
+        let sources = sources.unwrap_or_else(|error| panic!("{}: {error:#}", mutation.rule));
+        assert!(sources[mutation.file].contains(mutation.to), "{}", mutation.rule);
         assert!(mutation.program == "--lib" || mutation.program.starts_with("--test="));
         for test in mutation.tests {
             let name = test.rsplit("::").next().unwrap_or_default();

@@ -14,9 +14,10 @@
 //!        |                      |------ if at version --->|------ any version --->|--- supply --->|  forgotten  |
 //! ```
 //!
-//! Decided by the product: [`vnetpool_operator::planner::plan`] and all of
-//! [`vnetpool_plugin::ledger::Ledger`]. Modelled, after `operator/src/node` and `node-agent/src/agent`: the
-//! reads and writes of each process, their order, and the points at which a process may stand still or die.
+//! Decided by the product: [`vnetpool_operator::planner::plan`], all of [`vnetpool_plugin::ledger::Ledger`],
+//! and [`vnetpool_operator::Known`], by which an operator reads the NIC or believes `spec`, and takes another's
+//! write for one. Modelled, after `operator/src/node` and `node-agent/src/agent`: the reads and writes of each
+//! process, their order, and the points at which a process may stand still or die.
 //! Between two steps of a process, any other may take any step: two leaders, of which either may be paused at
 //! any step and then go on; watches that show any of the last versions; NIC writes that arrive late, fail, or
 //! whose answer is lost; agents and DELs that die; a ledger that is lost; rules that are; a boot; pods that
@@ -28,6 +29,9 @@
 //! fails any more, in `protocol/settle.rs`, with the node's rules and without. Left out: time (the cooldown
 //! is 0, every wait is over; both have tests of their own); the building of a ledger halfway (the sandbox
 //! locks keep verbs out); changes of the NIC by others, which [`others`] has.
+//!
+//! One test has trouble of every kind: each single fault, at any moment, beside halved ADDs, slow NICs and
+//! garbage collection; nightly any two of them, in any order, which are more than ten million states.
 //!
 //! Every rule of the protocol can be left out ([`Broken`]), in the modelled part only, and each then does
 //! harm: that is what the second half of the tests shows, and that the model would notice. Run with
@@ -45,7 +49,7 @@ mod world;
 
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use stateright::{Checker, HasDiscoveries, Model};
 
@@ -108,6 +112,9 @@ pub enum Broken {
     GivesUpPartsOfBlocks,
 }
 
+/// How long an exploration may take. One that takes longer hasn't seen all.
+const LONGEST: Duration = Duration::from_secs(45 * 60);
+
 /// Explores breadth first, so that the way to a harm is a shortest one, and prints what it found.
 fn explore<M>(title: &str, model: M, until: HasDiscoveries) -> impl Checker<M> + use<M>
 where
@@ -116,13 +123,14 @@ where
     M::Action: Clone + Debug + PartialEq,
 {
     let started = Instant::now();
-    let checker = model.checker().threads(2).finish_when(until).spawn_bfs().join();
+    let checker = model.checker().threads(2).timeout(LONGEST).finish_when(until).spawn_bfs().join();
+    let (states, took) = (checker.unique_state_count(), started.elapsed());
     println!(
-        "{title}: {} states, depth {}, {:.1?}",
-        checker.unique_state_count(),
+        "{title}: {states} states, depth {}, {took:.1?}, {:.0} states a second",
         checker.max_depth(),
-        started.elapsed()
+        states as f64 / took.as_secs_f64()
     );
+    assert!(took < LONGEST, "{title}: there is more to see");
     for (property, path) in checker.discoveries() {
         println!("  {property}:");
         for action in path.into_actions() {
@@ -361,4 +369,43 @@ fn a_block_goes_back_only_when_no_pod_uses_any_of_it() {
     holds("blocks", blocks(Broken::None));
     let one = Faults { pod_changes: 1, ..NONE };
     fails_in(ON_THE_NIC, Protocol { faults: one, ..blocks(Broken::GivesUpPartsOfBlocks) });
+}
+
+/// How many states the nightly exploration is to see.
+const MANY: usize = 10_000_000;
+
+/// Each fault that another test has by itself, and nightly each two, in any order and at any moment.
+#[test]
+fn trouble_of_every_kind_at_once_does_no_harm() {
+    let is_nightly = std::env::var_os("NIGHTLY").is_some();
+    let faults = Faults {
+        failed_writes: 1,
+        lost_answers: 1,
+        operator_deaths: 1,
+        second_leaders: 1,
+        agent_crashes: 1,
+        wipes: 1,
+        reboots: 1,
+        broken_dels: 1,
+        lost_rules: 1,
+        deletions: 1,
+        strangers: 1,
+        late_reports: 1,
+        broken_adds: 1,
+        late_failures: 1,
+        lost_publications: 1,
+        collections: 1,
+        pod_changes: 1,
+    };
+    let every = Protocol {
+        pods: 1,
+        at_once: if is_nightly { 2 } else { 1 },
+        seen_versions: 1,
+        splits_adds: true,
+        splits_writes: true,
+        ..Protocol::new(Broken::None, faults)
+    };
+    let checker = holds("trouble of every kind", every);
+    let states = checker.unique_state_count();
+    assert!(!is_nightly || states >= MANY, "{states} states");
 }

@@ -1,22 +1,29 @@
-//! The operator's reconciles around the real planner: the same steps in the same order as
-//! `operator/src/node.rs`, each of them a point where the process may be paused for as long as anything else
-//! takes.
+//! The operator's reconciles around the real planner and the real memory of a NIC: the same steps in the same
+//! order as `operator/src/node.rs`, each of them a point where the process may be paused for as long as
+//! anything else takes.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
+use serde_json::json;
 use vnetpool_crds::pool::Sizing;
-use vnetpool_operator::azure::{self, IpConfiguration};
+use vnetpool_crds::{NodeIPAllocation, condition};
+use vnetpool_operator::azure::{self, Freshness, IpConfiguration, Nic};
 use vnetpool_operator::planner::{self, Demand, Observed, Plan};
+use vnetpool_operator::{Basis, Known, Read};
 
-use crate::Broken;
 use crate::world::{
     Configuration, Document, Memory, Object, Observation, PODS, Process, ProvisioningState, Put, Spec, Step,
     World,
 };
+use crate::{Broken, others};
 
 /// Time is no part of the model: every wait of the planner is over.
 const LONG: Duration = Duration::from_secs(24 * 3600);
+/// All is learnt at this moment, and a write whose answer was lost comes late at once.
+static NOW: LazyLock<Instant> = LazyLock::new(Instant::now);
+const LATE: Duration = Duration::ZERO;
 
 /// The step of this process, its node, and the broken rule, if any.
 pub struct Operator<'a> {
@@ -112,6 +119,13 @@ impl Operator<'_> {
         waits.filter(|by| **by == Some(self.index)).for_each(|by| *by = None);
     }
 
+    /// No answer of Azure's comes: the write may have been taken, or be yet to come.
+    pub fn loses_answer(&mut self) {
+        self.hangs_up();
+        self.process().memory.iter_mut().for_each(|memory| memory.nic().lost_answer());
+        self.answered(None);
+    }
+
     /// Azure's answer: the NIC after the write, or no information.
     pub fn answered(&mut self, answer: Option<Document>) {
         let process = self.process();
@@ -120,7 +134,7 @@ impl Operator<'_> {
                 process.document = answer;
                 process.step = Step::Answered { allocation };
                 if let (Some(_), Some(memory)) = (&process.document, &mut process.memory) {
-                    memory.nic_known = true;
+                    memory.nic().at = Some(*NOW);
                 }
             }
             // Without an answer the reconcile ends, and the next begins with another read of the NIC.
@@ -165,64 +179,31 @@ impl Operator<'_> {
         let process = self.process();
         let memory = match process.memory.take().filter(|memory| memory.uid == watched.uid) {
             Some(memory) => process.memory.insert(memory),
-            None => process.memory.insert(Memory {
-                uid: watched.uid,
-                latest: None,
-                generation: watched.generation,
-                nic_known: false,
-                must_read: watched.status.writing,
-                writing: watched.status.writing,
-            }),
+            None => process.memory.insert(Memory::new(watched.uid, Known::of(as_read(watched)))),
         };
         let newest = match memory.latest.take().filter(|latest| latest.version > watched.version) {
             Some(latest) => memory.latest.insert(latest).clone(),
             None => watched.clone(),
         };
-        memory.note_generation(newest.generation);
+        memory.nic().saw(as_read(&newest));
         newest
     }
 
     /// `node::observe_and_plan`, and once more from the NIC itself if a plan from the `spec`'s mirror wants a
     /// write.
     fn observe_and_plan(&mut self, allocation: &Object) -> Observation {
-        let boot = self.world.node.boot;
-        let is_new = !allocation.spec.has_interface || allocation.spec.boot != boot;
-        let nic = self.world.azure.read();
-        let process = self.process();
-        let Some(memory) = &mut process.memory else { return self.as_it_is(allocation) };
-        let mut is_read = is_new || memory.must_read || memory.nic_known;
-        if is_new || memory.must_read || (memory.nic_known && process.document.is_none()) {
-            process.document = Some(nic.clone());
-            memory.nic_known = true;
-            memory.must_read = false;
+        if self.process().memory.is_none() {
+            return self.as_it_is(allocation);
         }
-        if is_read {
-            memory.writing = false;
+        let mut nic = self.observe_nic(allocation);
+        let mut plan = self.plan(allocation, nic.as_ref());
+        if nic.is_none() && !plan.change.is_empty() {
+            self.process().memory.iter_mut().for_each(|memory| memory.nic().must_read = true);
+            nic = self.observe_nic(allocation);
+            plan = self.plan(allocation, nic.as_ref());
         }
-        let mirror = || Document {
-            etag: 0,
-            held: allocation.spec.entries.clone(),
-            state: ProvisioningState::Succeeded,
-            unfinished: BTreeSet::new(),
-        };
-        let mut seen = process.document.clone().filter(|_| is_read).unwrap_or_else(mirror);
-        let mut plan = self.plan(allocation, &seen);
-        if !plan.change.is_empty() && !is_read {
-            is_read = true;
-            let process = self.process();
-            process.document = Some(nic.clone());
-            if let Some(memory) = &mut process.memory {
-                (memory.nic_known, memory.writing) = (true, false);
-            }
-            plan = self.plan(allocation, &nic);
-            seen = nic;
-        }
-        if let Some(memory) = &mut self.process().memory {
-            // It is read again until it has settled.
-            memory.must_read |= seen.state == ProvisioningState::Updating;
-        }
-        debug_assert!(is_read || plan.change.is_empty());
-        let grain = self.world.grain;
+        debug_assert!(nic.is_some() || plan.change.is_empty());
+        let (boot, grain) = (self.world.node.boot, self.world.grain);
         let entries = plan.publish.iter().map(|one| configuration(&one.name, &one.address, grain)).collect();
         Observation {
             spec: Spec { boot, target: plan.target, has_interface: true, entries },
@@ -232,13 +213,42 @@ impl Operator<'_> {
         }
     }
 
+    /// `observe::interfaces::find`: the NIC, from where the memory has it taken from; `None`: from the mirror.
+    fn observe_nic(&mut self, allocation: &Object) -> Option<Document> {
+        let is_new = !allocation.spec.has_interface || allocation.spec.boot != self.world.node.boot;
+        let now = self.world.azure.read();
+        let process = self.process();
+        let memory = process.memory.as_mut()?;
+        let read = match memory.known().basis(is_new, false, *NOW + LONG) {
+            Basis::AllNics => Read::All { at: *NOW, lacking: None, strays: vec![], serves_anew: false },
+            Basis::Nic(Freshness::Fresh) => Read::Nic { at: *NOW },
+            Basis::Nic(Freshness::Cached | Freshness::LastRead) => Read::Nothing,
+            Basis::Mirror => return None,
+        };
+        // Azure's client keeps only what has settled.
+        let is_kept = |document: &&Document| document.state != ProvisioningState::Updating;
+        let cached = process.document.as_ref().filter(is_kept).filter(|_| matches!(read, Read::Nothing));
+        let nic = match cached {
+            Some(cached) => cached.clone(),
+            None => process.document.insert(now).clone(),
+        };
+        memory.nic().learn(&read, Some(as_nic(nic.state)), as_read(allocation), LATE, *NOW);
+        Some(nic)
+    }
+
     fn as_it_is(&self, allocation: &Object) -> Observation {
         Observation { spec: allocation.spec.clone(), reserve: 0, release: vec![], repair: false }
     }
 
-    /// The real decision.
-    fn plan(&self, allocation: &Object, seen: &Document) -> Plan {
-        let Document { held, state, unfinished, .. } = seen;
+    /// The real decision. `None`: from the mirror.
+    fn plan(&self, allocation: &Object, seen: Option<&Document>) -> Plan {
+        let mirror = Document {
+            etag: 0,
+            held: allocation.spec.entries.clone(),
+            state: ProvisioningState::Succeeded,
+            unfinished: BTreeSet::new(),
+        };
+        let Document { held, state, unfinished, .. } = seen.unwrap_or(&mirror);
         let grain = self.world.grain;
         let status = &allocation.status;
         let bound = self.world.node.pods.iter().filter(|is_bound| **is_bound).count() as u32;
@@ -320,7 +330,7 @@ impl Operator<'_> {
             _ => allocation,
         };
         if let Some(allocation) = self.apply(&allocation, &spec) {
-            let writing = self.process().memory.as_ref().is_some_and(|memory| memory.writing);
+            let writing = self.process().memory.as_ref().is_some_and(|memory| memory.known().writing);
             self.report(allocation, writing);
         }
     }
@@ -339,7 +349,7 @@ impl Operator<'_> {
             return None;
         }
         let memory = self.process().memory.as_mut()?;
-        memory.generation = answer.generation;
+        memory.nic().spec_written(as_read(&answer));
         memory.latest = Some(answer.clone());
         Some(answer)
     }
@@ -360,24 +370,45 @@ impl Operator<'_> {
         }
         let swallows = self.broken == Broken::OverlooksAnothersSpec;
         let memory = self.process().memory.as_mut()?;
-        memory.writing = writing;
-        match swallows {
-            true => memory.generation = answer.generation,
-            false => memory.note_generation(answer.generation),
+        memory.nic().writing = writing;
+        if swallows {
+            memory.nic().spec_written(as_read(&answer));
         }
+        memory.nic().status_written(as_read(&answer));
         memory.latest = Some(answer.clone());
         Some(answer)
     }
 }
 
-impl Memory {
-    /// A later generation than the one we saw or wrote last is another writer's work: it may have written the
-    /// NIC as well.
-    fn note_generation(&mut self, generation: u8) {
-        if generation > self.generation {
-            self.generation = generation;
-            self.must_read = true;
-        }
+/// The object as far as the memory heeds it.
+fn as_read(object: &Object) -> &'static NodeIPAllocation {
+    static ALL: LazyLock<Vec<[NodeIPAllocation; 2]>> = LazyLock::new(|| {
+        let object = |generation: u8, writing: &str| {
+            let condition = json!({"type": condition::WRITING.name(), "status": writing, "reason": "Writing",
+                "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            let object = json!({
+                "metadata": {"name": "node", "generation": generation},
+                "spec": {"nodeUID": "node", "pool": "p", "cooldown": "30s"},
+                "status": {"bootID": "", "conditions": [condition]},
+            });
+            serde_json::from_value(object).unwrap()
+        };
+        (0..=u8::MAX).map(|generation| ["False", "True"].map(|writing| object(generation, writing))).collect()
+    });
+    &ALL[usize::from(object.generation)][usize::from(object.status.writing)]
+}
+
+/// A NIC as far as the memory heeds it: what of it isn't finished is as all of it is.
+fn as_nic(state: ProvisioningState) -> &'static Nic {
+    static ALL: LazyLock<[Nic; 3]> = LazyLock::new(|| {
+        use azure::ProvisioningState::{Failed, Succeeded, Updating};
+        [Succeeded, Updating, Failed].map(|state| Nic { state, ..others::nic(false) })
+    });
+    let [succeeded, updating, failed] = &*ALL;
+    match state {
+        ProvisioningState::Succeeded => succeeded,
+        ProvisioningState::Updating => updating,
+        ProvisioningState::Failed => failed,
     }
 }
 

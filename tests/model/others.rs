@@ -44,7 +44,7 @@ struct Report {
 }
 
 /// A NIC with another plugin's ipConfiguration, or with none.
-fn nic(has_other: bool) -> Nic {
+pub fn nic(has_other: bool) -> Nic {
     Nic {
         id: NIC.parse().unwrap(),
         location: "westeurope".into(),

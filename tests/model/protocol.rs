@@ -17,6 +17,8 @@ use settle::Rules;
 pub struct Protocol {
     pub pods: usize,
     pub faults: Faults,
+    /// How many faults strike at most, of all kinds together.
+    pub at_once: u32,
     /// How many versions of the object, the current one included, a watch may show.
     pub seen_versions: usize,
     /// How many names there may be in all.
@@ -118,9 +120,7 @@ impl Protocol {
                 world.faults.late_failures -= u8::from(!succeeds);
             }
             Action::LoseAnswer(index) => {
-                let mut operator = Operator::of(world, index, broken);
-                operator.hangs_up();
-                operator.answered(None);
+                Operator::of(world, index, broken).loses_answer();
                 world.faults.lost_answers -= 1;
             }
             Action::OperatorDies(index) => {
@@ -378,6 +378,9 @@ impl Model for Protocol {
     fn next_state(&self, last: &World, action: Action) -> Option<World> {
         let mut world = last.clone();
         self.act(&mut world, &action);
+        if self.faults.count() - world.faults.count() >= self.at_once {
+            world.faults = world.faults.none_left();
+        }
         let world = world.canonical(self.seen_versions);
         (world != *last).then_some(world)
     }
@@ -453,6 +456,7 @@ impl Protocol {
         Protocol {
             pods: 2,
             faults,
+            at_once: u32::MAX,
             seen_versions: 3,
             names: 5,
             grain: 1,

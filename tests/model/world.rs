@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use vnetpool_operator::Known;
 use vnetpool_plugin::ledger::Ledger;
 
 /// How many pods, and so sandboxes, there may be at once.
@@ -155,10 +156,22 @@ pub struct Process {
 pub struct Memory {
     pub uid: u8,
     pub latest: Option<Object>,
-    pub generation: u8,
-    pub nic_known: bool,
-    pub must_read: bool,
-    pub writing: bool,
+    /// The product's own. It seldom changes, and many worlds have the same.
+    nic: Arc<Known>,
+}
+
+impl Memory {
+    pub fn new(uid: u8, nic: Known) -> Memory {
+        Memory { uid, latest: None, nic: Arc::new(nic) }
+    }
+
+    pub fn nic(&mut self) -> &mut Known {
+        Arc::make_mut(&mut self.nic)
+    }
+
+    pub fn known(&self) -> &Known {
+        &self.nic
+    }
 }
 
 /// Where in a reconcile the process stands: it may stay there for ever, and go on when all has changed around
@@ -352,6 +365,52 @@ impl Faults {
         collections: 0,
         pod_changes: 0,
     };
+
+    /// How many may still strike, of all kinds together.
+    pub fn count(&self) -> u32 {
+        let Faults {
+            failed_writes,
+            lost_answers,
+            operator_deaths,
+            second_leaders,
+            agent_crashes,
+            wipes,
+            reboots,
+            broken_dels,
+            lost_rules,
+            deletions,
+            strangers,
+            late_reports,
+            broken_adds,
+            late_failures,
+            lost_publications,
+            collections: _,
+            pod_changes: _,
+        } = *self;
+        let all = [
+            failed_writes,
+            lost_answers,
+            operator_deaths,
+            second_leaders,
+            agent_crashes,
+            wipes,
+            reboots,
+            broken_dels,
+            lost_rules,
+            deletions,
+            strangers,
+            late_reports,
+            broken_adds,
+            late_failures,
+            lost_publications,
+        ];
+        all.into_iter().map(u32::from).sum()
+    }
+
+    /// What isn't a fault.
+    pub fn none_left(self) -> Faults {
+        Faults { collections: self.collections, pod_changes: self.pod_changes, ..Faults::NONE }
+    }
 }
 
 impl World {

@@ -1,9 +1,7 @@
 //! The mutations: a rule of safety each, its place in the product, the code that replaces it, and the tests
 //! that must notice.
 
-use anyhow::{Context, Result, ensure};
-use std::fs;
-use vnetpool_tests::project::root;
+use vnetpool_tests::overlay::Edit;
 
 /// One edit of one place in the product's source.
 pub struct Mutation {
@@ -20,12 +18,8 @@ pub struct Mutation {
 }
 
 impl Mutation {
-    /// The file's source without the rule.
-    pub fn source(&self) -> Result<String> {
-        let source = fs::read_to_string(root().join(self.file)).context(self.file)?;
-        let found = source.matches(self.from).count();
-        ensure!(found == 1, "{} has `{}` {found} times: write the mutation anew", self.file, self.from);
-        Ok(source.replace(self.from, self.to))
+    pub fn edit(&self) -> Edit {
+        Edit { file: self.file, from: self.from, to: self.to }
     }
 }
 

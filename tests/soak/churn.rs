@@ -6,15 +6,17 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::json;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use vnetpool_azure_sim::Draws;
 use vnetpool_tests::workload::{PORT, container};
 
 const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
-/// How many pods a node has at most.
-const MOST: usize = 8;
+/// How many pods a node has at most at high tide, and at low tide: so NICs gain and lose addresses all the
+/// while. It turns after so many steps.
+const MOST: [usize; 2] = [8, 3];
+const TIDE: usize = 100;
 const BETWEEN: Duration = Duration::from_millis(400);
 /// An API server that stands still holds the churn up no longer.
 const REQUEST: Duration = Duration::from_secs(5);
@@ -33,7 +35,7 @@ const READ: usize = 20;
 /// Makes and deletes pods until then. Pods that the API server doesn't take are left out.
 pub async fn run(world: &World, seed: u64, until: Instant) -> Result<()> {
     let (mut draws, api) = (Draws::of(seed), pods(world));
-    let mut there: BTreeMap<String, VecDeque<String>> = BTreeMap::new();
+    let mut there: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for number in 0_usize.. {
         if Instant::now() >= until {
             break;
@@ -45,12 +47,15 @@ pub async fn run(world: &World, seed: u64, until: Instant) -> Result<()> {
         }
         let node = NODES[draws.below(NODES.len(), "node")];
         let pods = there.entry(node.to_owned()).or_default();
-        if pods.len() < MOST && (pods.is_empty() || draws.below(5, "comes") < 3) {
+        let most = MOST[number / TIDE % MOST.len()];
+        if pods.len() < most && (pods.is_empty() || draws.below(5, "comes") < 3) {
             let pod = serde_json::from_value(pod(&format!("soak-{number}"), node))?;
             if let Ok(Ok(made)) = timeout(REQUEST, api.create(&PostParams::default(), &pod)).await {
                 pods.extend(made.metadata.name);
             }
-        } else if let Some(name) = pods.pop_front() {
+        } else if !pods.is_empty() {
+            // Any: some pods live through many faults.
+            let name = pods.swap_remove(draws.below(pods.len(), "goes"));
             // Now and then as by `kubectl delete --force`.
             let grace = if draws.below(4, "force") == 0 { 0 } else { 1 };
             let how = DeleteParams::default().grace_period(grace);
@@ -58,7 +63,7 @@ pub async fn run(world: &World, seed: u64, until: Instant) -> Result<()> {
                 Ok(Ok(_)) => {}
                 // It went with its node.
                 Ok(Err(kube::Error::Api(status))) if status.is_not_found() => {}
-                _ => pods.push_back(name),
+                _ => pods.push(name),
             }
         }
         sleep(BETWEEN).await;
@@ -73,13 +78,10 @@ pub async fn end(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// The names of pods that aren't ending, by the node that they were made for, the oldest first.
-fn by_node(pods: &[Pod]) -> BTreeMap<String, VecDeque<String>> {
-    let mut oldest_first: Vec<&Pod> =
-        pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect();
-    oldest_first.sort_by_key(|pod| pod.metadata.creation_timestamp.clone());
-    let mut named: BTreeMap<String, VecDeque<String>> = BTreeMap::new();
-    for pod in oldest_first {
+/// The names of pods that aren't ending, by the node that they were made for.
+fn by_node(pods: &[Pod]) -> BTreeMap<String, Vec<String>> {
+    let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
         let selector = pod.spec.as_ref().and_then(|spec| spec.node_selector.as_ref());
         let node = selector.and_then(|selector| selector.get(HOSTNAME)).cloned();
         named.entry(node.unwrap_or_default()).or_default().extend(pod.metadata.name.clone());

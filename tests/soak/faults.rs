@@ -1,9 +1,11 @@
 //! The faults that hit the cluster, drawn by a seed.
 
+use crate::conntrack;
 use crate::hunt::{OPENINGS, hunt};
 use crate::logs::keep_plugin_logs;
 use crate::world::World;
 use anyhow::{Context, Result, bail, ensure};
+use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -13,10 +15,12 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use vnetpool_azure_sim::Draws;
 use vnetpool_operator::azure::codes;
-use vnetpool_tests::audit::sums::Sign;
+use vnetpool_tests::audit::sums::{EACH_KIND, Sign};
+use vnetpool_tests::clock;
 use vnetpool_tests::cluster::Host;
 use vnetpool_tests::lots::Lots;
 use vnetpool_tests::node::processes_in;
@@ -25,6 +29,9 @@ use vnetpool_tests::node::processes_in;
 const STILL: (u64, u64) = (5, 20);
 /// Another operator leads within this time after the leader has stopped: a lease is over after 15 s.
 const SUCCEEDED: Duration = Duration::from_secs(60);
+/// A clock is set wrong by this many seconds, and what is read shows it up to so many more or less.
+const HOUR: i32 = 3600;
+const NEARLY: i64 = 60;
 const PAUSE: Duration = Duration::from_millis(500);
 /// Where the Lease is.
 const NAMESPACE: &str = "vnetpool-system";
@@ -60,6 +67,9 @@ enum Kind {
     LeaseDeleted,
     LedgerRemoved,
     RunFilled,
+    ClocksBack,
+    ClocksAhead,
+    ConntrackFilled,
     NodeRebooted,
     NodeReplaced,
     StoreRestored,
@@ -84,7 +94,7 @@ pub struct Fault {
     pub name: &'static str,
 }
 
-const ALL: [Fault; 25] = [
+const ALL: [Fault; 27] = [
     Fault { kind: AgentKilled, on: One, times: 3, name: "agent killed" },
     Fault { kind: OperatorKilled, on: Every, times: 3, name: "operators killed" },
     Fault { kind: PluginsKilled, on: One, times: 3, name: "plugins killed in the middle of a verb" },
@@ -110,7 +120,12 @@ const ALL: [Fault; 25] = [
     Fault { kind: LeaseDeleted, on: Every, times: 1, name: "Lease deleted" },
     Fault { kind: LedgerRemoved, on: One, times: 1, name: "ledger removed" },
     Fault { kind: RunFilled, on: One, times: 1, name: "/run filled up" },
+    Fault { kind: ClocksBack, on: Every, times: 1, name: "clocks set an hour back" },
+    Fault { kind: ClocksAhead, on: Every, times: 1, name: "clocks set an hour ahead" },
 ];
+/// It takes a processor for seconds, which a short run needs for pods: only in runs in which each kind has to
+/// strike.
+const LONG: Fault = Fault { kind: ConntrackFilled, on: One, times: 1, name: "conntrack table filled up" };
 /// They take a node or the control plane half a minute, so they come only so often: one of them, in turn, in
 /// this many faults.
 const RARE: [Fault; 3] = [
@@ -122,7 +137,7 @@ const RARE_EVERY: usize = 12;
 
 /// All kinds of faults by their names.
 pub fn names() -> Vec<&'static str> {
-    ALL.iter().chain(&RARE).map(|fault| fault.name).collect()
+    ALL.iter().chain([&LONG]).chain(&RARE).map(|fault| fault.name).collect()
 }
 
 pub struct Faults {
@@ -133,8 +148,11 @@ pub struct Faults {
 }
 
 impl Faults {
-    pub fn new(draws: Draws) -> Self {
-        let lots = ALL.iter().flat_map(|fault| std::iter::repeat_n(*fault, fault.times)).collect();
+    /// For a run of this length.
+    pub fn new(draws: Draws, length: Duration) -> Self {
+        let long = (length >= EACH_KIND).then_some(&LONG);
+        let lots =
+            ALL.iter().chain(long).flat_map(|fault| std::iter::repeat_n(*fault, fault.times)).collect();
         Self { draws, drawn: 0, lots: Lots::new(lots) }
     }
 
@@ -155,7 +173,7 @@ impl Faults {
     pub async fn strike(&mut self, world: &World, fault: Fault) -> Result<()> {
         let nodes = &world.cluster.state.nodes;
         let node = nodes[self.draws.below(nodes.len(), "node")].name.clone();
-        let host = world.cluster.host(&node)?;
+        let host = brought_up(world, &node).await?;
         let still = STILL.0 + self.draws.below((STILL.1 - STILL.0) as usize, "still") as u64;
         let still = Duration::from_secs(still);
         println!("fault: {} ({node})", fault.name);
@@ -199,6 +217,9 @@ impl Faults {
             }
             LedgerRemoved => remove_file(host.path("/run/vnetpool/ledger"))?,
             RunFilled => fill(&host, still).await?,
+            ClocksBack => set_clocks(world, &host, -HOUR, still).await?,
+            ClocksAhead => set_clocks(world, &host, HOUR, still).await?,
+            ConntrackFilled => conntrack::fill(world, &host, still).await?,
             NodeRebooted => {
                 keep_plugin_logs(world, &node)?;
                 world.cluster.node("reboot", &node).await?;
@@ -211,7 +232,7 @@ impl Faults {
             Every => nodes.iter().map(|node| node.name.clone()).collect(),
         };
         let sign = match fault.kind {
-            RulesFlushed => Sign::Internet,
+            RulesFlushed | ConntrackFilled => Sign::Internet,
             _ if fault.on == Every => Sign::Write,
             _ => Sign::None,
         };
@@ -222,7 +243,7 @@ impl Faults {
     /// Sends this to plugins of a node in the middle of their verbs: these.
     async fn hunt(&mut self, host: &Host, what: Signal) -> Result<Vec<u32>> {
         let (folder, first) = (host.path("/run/vnetpool"), self.draws.below(OPENINGS, "opening"));
-        tokio::task::spawn_blocking(move || hunt(&folder, first, what)).await?
+        spawn_blocking(move || hunt(&folder, first, what)).await?
     }
 
     /// For a while Azure gives any answer. Some of its refusals only a person ends, and an edit of the pool
@@ -248,6 +269,17 @@ impl Faults {
             "effect": effect });
         world.cluster.azure.fault(order).await.map(drop)
     }
+}
+
+/// A node as it is now. One that an earlier fault has left deleted or switched off is brought up again first:
+/// hours of a run would be worth little without it.
+async fn brought_up(world: &World, node: &str) -> Result<Host> {
+    match world.cluster.host(node) {
+        Err(_) => world.cluster.node("add", node).await?,
+        Ok(host) if host.pid == 0 => world.cluster.node("start", node).await?,
+        Ok(host) => return Ok(host),
+    }
+    world.cluster.host(node)
 }
 
 fn operators(world: &World) -> Result<Vec<u32>> {
@@ -284,11 +316,48 @@ async fn depose(world: &World, time: Duration) -> Result<()> {
 
 /// The Lease's holder.
 async fn leader(world: &World) -> Result<String> {
-    let holder = ["get", "lease", "vnetpool-operator", "--output=jsonpath={.spec.holderIdentity}"];
+    of_lease(world, "holderIdentity").await
+}
+
+async fn of_lease(world: &World, field: &str) -> Result<String> {
+    let output = format!("--output=jsonpath={{.spec.{field}}}");
+    let lease = ["get", "lease", "vnetpool-operator", &output];
     let where_and_within = ["--namespace", NAMESPACE, "--request-timeout=5s"];
-    let holder = world.cluster.kubectl(&[&holder[..], &where_and_within].concat()).await?;
-    ensure!(!holder.is_empty(), "nobody leads");
-    Ok(holder)
+    let found = world.cluster.kubectl(&[&lease[..], &where_and_within].concat()).await?;
+    ensure!(!found.is_empty(), "nobody leads");
+    Ok(found)
+}
+
+/// All operators and the agent of a node have a wrong clock, until one of them leads by it and for a while
+/// after that. Then the clock is set right, under the same processes.
+async fn set_clocks(world: &World, host: &Host, seconds: i32, time: Duration) -> Result<()> {
+    let pids = [operators(world)?, host.processes("vnetpool-node-agent")].concat();
+    ensure!(!pids.is_empty(), "neither an operator nor the agent runs");
+    let set = move || pids.into_iter().map(|pid| clock::set(pid, seconds)).collect::<Vec<_>>();
+    let (wrong, failed): (Vec<_>, Vec<_>) = spawn_blocking(set).await?.into_iter().partition(Result::is_ok);
+    let is_seen = shows(world, seconds).await;
+    sleep(time).await;
+    let set_right = move || wrong.into_iter().flatten().map(clock::Wrong::set_right).collect::<Vec<_>>();
+    let right = spawn_blocking(set_right).await?;
+    failed.into_iter().map(|one| one.map(drop)).chain(right).chain([is_seen]).collect()
+}
+
+/// Waits until the Lease is renewed by a clock that is off by so much.
+async fn shows(world: &World, seconds: i32) -> Result<()> {
+    let until = Instant::now() + SUCCEEDED;
+    loop {
+        let off = match of_lease(world, "renewTime").await {
+            Ok(renewed) => Ok(renewed.parse::<Timestamp>()?.as_second() - Timestamp::now().as_second()),
+            Err(error) => Err(error),
+        };
+        match off {
+            Ok(off) if (off - i64::from(seconds)).abs() < NEARLY => return Ok(()),
+            Err(error) if Instant::now() > until => return Err(error),
+            Ok(off) if Instant::now() > until => bail!("the Lease is renewed by a clock that is {off} s off"),
+            // The API server may have trouble from the fault before.
+            _ => sleep(PAUSE).await,
+        }
+    }
 }
 
 fn of_control_plane(program: &str) -> Vec<u32> {

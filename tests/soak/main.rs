@@ -7,19 +7,23 @@
 //! that shows a fault may need to be run more than once.
 //!
 //! ```text
-//!   churn    pods, and who of them has started
-//!   faults   what is done to the cluster
-//!   hunt     how plugins are killed or stopped in the middle of a verb
-//!   auditor  checks the invariants again and again
-//!   logs     where the timeline of an address comes from
-//!   world    what all of them share
+//!   churn      pods, and who of them has started
+//!   faults     what is done to the cluster
+//!   conntrack  how a node's table of connections is filled
+//!   hunt       how plugins are killed or stopped in the middle of a verb
+//!   auditor    checks the invariants again and again
+//!   logs       where the timeline of an address comes from
+//!   progress   what is printed each minute
+//!   world      what all of them share
 //! ```
 
 mod auditor;
 mod churn;
+mod conntrack;
 mod faults;
 mod hunt;
 mod logs;
+mod progress;
 mod world;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -34,10 +38,11 @@ use vnetpool_azure_sim::Draws;
 use vnetpool_crds::pool::{Mode, Wiring};
 use vnetpool_tests::asked::{choice, number};
 use vnetpool_tests::audit::excuses::{BLOCKS_NOTICED, Excuses, NOTICED};
+use vnetpool_tests::audit::rest::Sizing;
 use vnetpool_tests::cluster::Cluster;
 use vnetpool_tests::eventually;
 use vnetpool_tests::project::root;
-use world::{MINIMUM, World};
+use world::{BATCH, MINIMUM, World};
 
 /// The pause between two faults, at least; as much again is drawn.
 const BETWEEN: Duration = Duration::from_secs(3);
@@ -59,12 +64,13 @@ impl Run {
         Ok(Self { length, seed: number("SEED", 1)?, mode: choice("MODE")?, wiring: choice("WIRING")? })
     }
 
-    /// How long it takes to notice what others have done to a NIC, and how many free addresses a node keeps:
-    /// more than a block, so that blocks come and go.
-    fn expects(&self) -> Result<(Duration, u32)> {
+    /// How long it takes to notice what others have done to a NIC, and how many addresses a node holds: with
+    /// so many free ones that blocks come and go.
+    fn expects(&self) -> Result<(Duration, Sizing)> {
+        let sizing = |warm, grain| Sizing { minimum: MINIMUM + 1, warm, batch: BATCH, grain };
         match self.mode {
-            Mode::Address => Ok((NOTICED, 2)),
-            Mode::Prefix => Ok((BLOCKS_NOTICED, 12)),
+            Mode::Address => Ok((NOTICED, sizing(2, 1))),
+            Mode::Prefix => Ok((BLOCKS_NOTICED, sizing(12, 16))),
             Mode::Route => bail!("the soak's network has no route table: MODE is Address or Prefix"),
         }
     }
@@ -72,30 +78,42 @@ impl Run {
     async fn soak(&self) -> Result<()> {
         let Run { length, seed, mode, wiring } = self;
         println!("MINUTES={} SEED={seed} MODE={mode:?} WIRING={wiring:?}", length.as_secs() / 60);
-        let (noticed, warm) = self.expects()?;
-        let world = self.world(warm, Excuses::new(noticed)).await?;
-        let mut auditor = Auditor::new(&world);
+        let (noticed, sizing) = self.expects()?;
+        let world = self.world(sizing, Excuses::new(noticed)).await?;
+        let took = self.chaos(&world, noticed).await.with_context(|| format!("SEED={seed}"));
+        // The figures are wanted of a run that has failed, too.
+        world.sums(|sums| print!("{sums}"));
+        println!("after the last fault all agreed within {:.1} s", took?.as_secs_f64());
+        world.sums(|sums| sums.verdict(*length, &faults::names())).with_context(|| format!("SEED={seed}"))
+    }
+
+    /// How long it took after the last fault until all agreed.
+    async fn chaos(&self, world: &World, noticed: Duration) -> Result<Duration> {
+        let Run { length, seed, .. } = self;
+        let mut auditor = Auditor::new(world)?;
         let until = Instant::now() + *length;
+        let faults = Faults::new(Draws::of(*seed), *length);
         // The first that fails ends the others: each goes on until then.
-        tokio::try_join!(churn::run(&world, *seed, until), strike(&world, *seed, until), auditor.run(until))?;
+        tokio::try_join!(
+            churn::run(world, *seed, until),
+            strike(world, faults, until),
+            auditor.run(until),
+            progress::run(world, until)
+        )?;
         world.cluster.azure.mend_all().await?;
         let settled = Instant::now();
         eventually("all pods run, and NIC, spec, ledger and kernel agree", noticed + SETTLED, || {
             auditor.agreement()
         })
-        .await
-        .inspect_err(|_| world.sums(|sums| println!("{sums}")))?;
+        .await?;
         let took = settled.elapsed();
-        churn::end(&world).await?;
+        churn::end(world).await?;
         eventually("nothing of a pod is left on any node", noticed + SETTLED, || auditor.emptiness()).await?;
-        world.sums(|sums| {
-            println!("{sums}after the last fault all agreed within {:.1} s", took.as_secs_f64());
-            sums.verdict(*length, &faults::names()).with_context(|| format!("SEED={seed}"))
-        })
+        Ok(took)
     }
 
     /// A cluster whose nodes are all served in this mode and with this wiring.
-    async fn world(&self, warm: u32, excuses: Excuses) -> Result<World> {
+    async fn world(&self, sizing: Sizing, excuses: Excuses) -> Result<World> {
         let Run { mode, wiring, .. } = self;
         let dir = root().join("target/cluster/soak");
         let cluster = Cluster::up(&dir, 3, 1).await?;
@@ -114,14 +132,14 @@ impl Run {
         }
         // Azure's real ten seconds would leave time for few writes only.
         cluster.azure.admin("PATCH", "/settings", json!({ "write_seconds": 1, "limits": false })).await?;
-        let sizing = json!({ "minimum": MINIMUM, "warm": warm, "batch": 2, "releaseAfter": "5s" });
-        cluster.patch_pool(json!({ "cooldown": "3s", "sizing": sizing })).await?;
-        Ok(World::new(cluster, dir, excuses))
+        let pool =
+            json!({ "minimum": MINIMUM, "warm": sizing.warm, "batch": sizing.batch, "releaseAfter": "5s" });
+        cluster.patch_pool(json!({ "cooldown": "3s", "sizing": pool })).await?;
+        Ok(World::new(cluster, dir, sizing, excuses))
     }
 }
 
-async fn strike(world: &World, seed: u64, until: Instant) -> Result<()> {
-    let mut faults = Faults::new(Draws::of(seed));
+async fn strike(world: &World, mut faults: Faults, until: Instant) -> Result<()> {
     while Instant::now() < until {
         let (fault, wait) = faults.draw()?;
         if let Err(error) = faults.strike(world, fault).await {

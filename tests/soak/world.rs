@@ -5,23 +5,28 @@ use serde_json::json;
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use vnetpool_tests::audit::excuses::Excuses;
+use vnetpool_tests::audit::rest::Sizing;
 use vnetpool_tests::audit::sums::Sums;
 use vnetpool_tests::cluster::Cluster;
 
-/// The pool's minimum, and the other one that it has after each second edit.
-pub const MINIMUM: u32 = 2;
+/// The pool's minimum. After each second edit it is one more.
+pub const MINIMUM: usize = 2;
+/// The pool's batch.
+pub const BATCH: usize = 2;
 
 /// The state that all parts share.
 pub struct World {
     pub cluster: Cluster,
     pub dir: PathBuf,
+    /// The pool's, with the larger of its minimums.
+    pub sizing: Sizing,
     sums: RefCell<Sums>,
-    edits: Cell<u32>,
+    edits: Cell<usize>,
 }
 
 impl World {
-    pub fn new(cluster: Cluster, dir: PathBuf, excuses: Excuses) -> Self {
-        World { cluster, dir, sums: RefCell::new(Sums::new(excuses)), edits: Cell::new(0) }
+    pub fn new(cluster: Cluster, dir: PathBuf, sizing: Sizing, excuses: Excuses) -> Self {
+        World { cluster, dir, sizing, sums: RefCell::new(Sums::new(excuses)), edits: Cell::new(0) }
     }
 
     pub fn sums<T>(&self, change: impl FnOnce(&mut Sums) -> T) -> T {

@@ -3,19 +3,26 @@
 //! can't hide itself: `tests/docs/modules.rs` follows all that it imports.
 //!
 //! ```text
-//!   readings  what the programs print that show all this
+//!   observer  reads all this
+//!   readings  what the programs print that show it
+//!   forgery   packets of pods under addresses that aren't theirs
 //!   excuses   what others have done to a NIC or to the API server's store, and until when that counts
 //!   rest      what must hold once nothing is under way any more
+//!   lasting   what must not last on a node
 //!   sums      what was done and seen, and whether that is enough to believe it
 //! ```
 
 pub mod excuses;
+pub mod forgery;
+mod lasting;
+pub mod observer;
 pub mod readings;
 pub mod rest;
 pub mod sums;
 
 use crate::workload::ProbePod;
 use excuses::Excuses;
+use forgery::Sent;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -43,6 +50,8 @@ pub struct Observation {
     pub answers: BTreeMap<Ipv4Addr, Answer>,
     /// Connections of pods to the VM, to the internet and to pods of each node.
     pub dials: Vec<Dial>,
+    /// What the VM has got of two packets of a pod, by the pod's node.
+    pub sent: BTreeMap<String, Sent>,
     /// The addresses that each node's kernel sends to pods.
     pub wired: Addresses,
     /// The addresses inside of pods. Two of one address on a node have one route, so only these show both.
@@ -52,20 +61,19 @@ pub struct Observation {
     pub after: Ready,
 }
 
-/// A pod's answer to a client: its own name, and the client's address as the pod sees it.
+/// An answer to a client: the name of who answers, and the client's address as that one sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub name: String,
     pub source: Ipv4Addr,
 }
 
-/// A connection that a pod of this name has tried, and the source address that its target saw, if it came
-/// through.
+/// A connection that a pod of this name has tried, and the answer that it got, if it came through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dial {
     pub from: String,
     pub target: Ipv4Addr,
-    pub source: Option<Ipv4Addr>,
+    pub answer: Option<Answer>,
 }
 
 /// The findings of an observation.
@@ -74,6 +82,8 @@ pub struct Found {
     pub violations: BTreeSet<String>,
     /// Addresses in use that others have taken off their NIC.
     pub excused: u32,
+    /// Pods that were ready and gave the VM no answer.
+    pub silent: u32,
     /// The rules about pods didn't count, for the API server's store was set back.
     pub is_suspended: bool,
     /// Nodes of which a pod has reached the internet.
@@ -173,9 +183,12 @@ impl Observation {
         }
     }
 
-    /// No address is that of two pods, each pod answers at its own, and nobody sees it under another.
+    /// No address is that of two pods, each pod answers at its own, to other pods, too, and nobody sees it
+    /// under another.
     fn check_pods(&self, excuses: &Excuses, found: &mut Found) {
         let Observation { vm, answers, dials, .. } = self;
+        let names: BTreeMap<Ipv4Addr, &String> =
+            self.lasting(excuses).map(|pod| (pod.address, &pod.name)).collect();
         let mut owners: BTreeMap<Ipv4Addr, &String> = BTreeMap::new();
         for ProbePod { name, node, address } in self.lasting(excuses) {
             if let Some(other) = owners.insert(*address, name) {
@@ -192,15 +205,20 @@ impl Observation {
                         format!("{address}, the address of {name} on {node}, sees the VM {vm} as {source}");
                     found.violations.insert(what);
                 }
-                _ => {}
+                Some(_) => {}
+                None => found.silent += 1,
             }
-            for Dial { target, source, .. } in dials.iter().filter(|dial| dial.from == *name) {
-                if let Some(source) = source
-                    && self.own_source(node, *address, *target).is_some_and(|own| own != *source)
-                {
+            for Dial { target, answer, .. } in dials.iter().filter(|dial| dial.from == *name) {
+                let Some(answer) = answer else { continue };
+                let source = answer.source;
+                if self.own_source(node, *address, *target).is_some_and(|own| own != source) {
                     let what = format!(
                         "{address}, the address of {name} on {node}, is seen as {source} by {target}"
                     );
+                    found.violations.insert(what);
+                }
+                if let Some(owner) = names.get(target).filter(|owner| **owner != &answer.name) {
+                    let what = format!("{} answers {name} at {target}, the address of {owner}", answer.name);
                     found.violations.insert(what);
                 }
             }
@@ -218,7 +236,7 @@ impl Observation {
         let node_of: BTreeMap<&String, &String> =
             self.lasting(excuses).map(|pod| (&pod.name, &pod.node)).collect();
         let reached = |wanted: Ipv4Addr| -> BTreeSet<String> {
-            let dials = self.dials.iter().filter(|dial| dial.target == wanted && dial.source.is_some());
+            let dials = self.dials.iter().filter(|dial| dial.target == wanted && dial.answer.is_some());
             dials.filter_map(|dial| node_of.get(&dial.from)).map(|node| (*node).clone()).collect()
         };
         found.outward = reached(self.internet);
@@ -256,7 +274,7 @@ impl Observation {
             let targets: BTreeSet<_> = others.chain([&self.vm, &self.internet]).collect();
             for target in targets {
                 let is_taken = self.hosts.keys().any(|node| excuses.cover(node, *target));
-                if !is_taken && tried(target).is_none_or(|dial| dial.source.is_none()) {
+                if !is_taken && tried(target).is_none_or(|dial| dial.answer.is_none()) {
                     lacking.push(format!("{pod} with {address} doesn't reach {target}"));
                 }
             }
@@ -265,7 +283,7 @@ impl Observation {
     }
 
     /// How much the auditor has seen of each kind.
-    pub fn seen(&self) -> [(&'static str, usize); 7] {
+    pub fn seen(&self) -> [(&'static str, usize); 8] {
         let count = |all: &Addresses| all.values().map(BTreeSet::len).sum();
         let node =
             |has: &dyn Fn(&ProbePod) -> bool| self.before.values().find(|pod| has(pod)).map(|pod| &pod.node);
@@ -274,7 +292,7 @@ impl Observation {
             let to = node(&|pod| pod.address == dial.target);
             from.is_some() && to.is_some() && from != to
         };
-        let through = || self.dials.iter().filter(|dial| dial.source.is_some());
+        let through = || self.dials.iter().filter(|dial| dial.answer.is_some());
         [
             ("answers", self.answers.len()),
             ("routes to pods", count(&self.wired)),
@@ -283,6 +301,7 @@ impl Observation {
             ("sources seen by the VM", through().filter(|dial| dial.target == self.vm).count()),
             ("sources seen on the internet", through().filter(|dial| dial.target == self.internet).count()),
             ("sources seen across nodes", through().filter(crosses).count()),
+            ("packets sent beside forged ones", self.sent.values().filter(|sent| sent.own).count()),
         ]
     }
 }
@@ -322,7 +341,14 @@ mod tests {
     }
 
     fn dial(from: &str, target: Ipv4Addr, source: u8) -> Dial {
-        Dial { from: from.to_owned(), target, source: Some(address(source)) }
+        let owner = PODS.iter().find(|(_, _, number)| address(*number) == target);
+        let name = owner.map_or("machine", |pod| pod.0).to_owned();
+        let answer = Answer { name, source: address(source) };
+        Dial { from: from.to_owned(), target, answer: Some(answer) }
+    }
+
+    fn answered(dial: &mut Dial) -> &mut Answer {
+        dial.answer.as_mut().unwrap()
     }
 
     /// The namespace of one pod each.
@@ -350,6 +376,9 @@ mod tests {
                 dial("b", address(1), 2),
                 dial("b", INTERNET, 102),
             ],
+            sent: ["node-1", "node-2"]
+                .map(|node| (node.to_owned(), Sent { foreign: false, own: true }))
+                .into(),
             wired: of(&[("node-1", &[1]), ("node-2", &[2])]),
             inside: inside(&[("node-1", &[("cni-a", 1)]), ("node-2", &[("cni-b", 2)])]),
             nics: of(&[("node-1", &[1, 3]), ("node-2", &[2, 4])]),
@@ -381,7 +410,7 @@ mod tests {
     #[test]
     fn each_violation_is_found_by_its_rule() {
         type Break = fn(&mut Observation);
-        let breaks: [(Break, &str); 13] = [
+        let breaks: [(Break, &str); 14] = [
             (
                 |observation| _ = observation.nics.get_mut("node-2").unwrap().insert(address(1)),
                 "10.0.0.1 is on the NICs of node-1 and node-2",
@@ -432,20 +461,24 @@ mod tests {
                 "10.0.0.1, the address of a on node-1, sees the VM 10.0.0.200 as 10.0.0.9",
             ),
             (
-                |observation| observation.dials[0].source = Some(address(100)),
+                |observation| answered(&mut observation.dials[0]).source = address(100),
                 "10.0.0.1, the address of a on node-1, is seen as 10.0.0.100 by 10.0.0.200",
             ),
             (
-                |observation| observation.dials[1].source = Some(address(3)),
+                |observation| answered(&mut observation.dials[1]).source = address(3),
                 "10.0.0.1, the address of a on node-1, is seen as 10.0.0.3 by 10.0.0.2",
             ),
             (
-                |observation| observation.dials[3].source = Some(address(1)),
+                |observation| answered(&mut observation.dials[3]).source = address(1),
                 "10.0.0.1, the address of a on node-1, is seen as 10.0.0.1 by 203.0.113.10",
             ),
             (
-                |observation| observation.dials[3].source = Some(address(102)),
+                |observation| answered(&mut observation.dials[3]).source = address(102),
                 "10.0.0.1, the address of a on node-1, is seen as 10.0.0.102 by 203.0.113.10",
+            ),
+            (
+                |observation| answered(&mut observation.dials[1]).name = "c".to_owned(),
+                "c answers a at 10.0.0.2, the address of b",
             ),
         ];
         for (break_it, expected) in breaks {
@@ -460,7 +493,8 @@ mod tests {
     fn a_pod_that_comes_or_goes_during_an_observation_is_no_violation() {
         let mut observation = sound();
         observation.answers.insert(address(1), answer("b"));
-        observation.dials[0].source = Some(address(3));
+        answered(&mut observation.dials[0]).source = address(3);
+        answered(&mut observation.dials[2]).name = "c".to_owned();
         for pods in [&PODS[1..], &[("a", "node-1", 3), PODS[1]]] {
             observation.after = ready(pods);
             assert_eq!(violations(&observation, &Excuses::default()), [""; 0]);
@@ -468,24 +502,35 @@ mod tests {
     }
 
     #[test]
+    fn ready_pods_without_an_answer_are_counted_unless_others_took_their_address() {
+        let mut observation = sound();
+        observation.answers.clear();
+        let mut excuses = Excuses::default();
+        assert_eq!(observation.found(&excuses).silent, 2);
+        excuses.taken("node-1", &[address(1)], std::time::Instant::now());
+        assert_eq!(observation.found(&excuses).silent, 1);
+    }
+
+    #[test]
     fn all_that_is_seen_is_counted_and_a_pod_of_the_same_node_is_not_across() {
         let seen = sound().seen().map(|(_, count)| count);
-        assert_eq!(seen, [2, 2, 2, 4, 2, 2, 2]);
+        assert_eq!(seen, [2, 2, 2, 4, 2, 2, 2, 2]);
         let mut silent = sound();
-        silent.dials.iter_mut().for_each(|dial| dial.source = None);
-        assert_eq!(silent.seen().map(|(_, count)| count), [2, 2, 2, 4, 0, 0, 0]);
+        silent.dials.iter_mut().for_each(|dial| dial.answer = None);
+        silent.sent.values_mut().for_each(|sent| sent.own = false);
+        assert_eq!(silent.seen().map(|(_, count)| count), [2, 2, 2, 4, 0, 0, 0, 0]);
     }
 
     #[test]
     fn a_node_is_cut_off_when_its_pods_reach_the_vm_and_none_of_them_the_internet() {
         let cut_off = |observation: &Observation, excuses: &Excuses| observation.found(excuses).cut_off;
         let mut observation = sound();
-        observation.dials[3].source = None;
+        observation.dials[3].answer = None;
         assert_eq!(cut_off(&observation, &Excuses::default()), ["node-1".to_owned()].into());
-        observation.dials[0].source = None;
+        observation.dials[0].answer = None;
         assert_eq!(cut_off(&observation, &Excuses::default()), BTreeSet::new());
         observation = sound();
-        observation.dials[3].source = None;
+        observation.dials[3].answer = None;
         let mut excuses = Excuses::default();
         excuses.taken("node-1", &[address(1)], std::time::Instant::now());
         assert_eq!(cut_off(&observation, &excuses), BTreeSet::new());

@@ -150,7 +150,11 @@ impl Cluster {
 
     /// Brings an image that `cluster images` has made on request onto every node.
     pub async fn load(&self, image: &str) -> Result<()> {
-        let archive = root().join(format!("target/cluster/images/on-request/{image}.tar"));
+        self.load_archive(&root().join(format!("target/cluster/images/on-request/{image}.tar"))).await
+    }
+
+    /// Brings the images of an archive onto every node.
+    pub async fn load_archive(&self, archive: &Path) -> Result<()> {
         let mut load = Command::new(tool("cluster"));
         load.args(["load", "--dir"]).arg(&self.dir).arg(archive);
         self.output(load).await.map(drop)

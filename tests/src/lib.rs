@@ -7,6 +7,7 @@
 //!   audit     what must hold of a cluster whatever happens to it, by eyes of its own
 //!   timeline  what all logs have about one address, in the order of their times
 //!   lots      what comes next, by a seed
+//!   clock     the clock of one running program, set wrong from outside
 //!   azure     the simulator's own side: what the NICs hold, what was asked of ARM, faults
 //!   workload  deployments of probe pods, and what each pod sees of the others
 //!   node      a node's inside: processes, ledger
@@ -20,6 +21,8 @@
 //!   project   where the project's files and built programs are
 //!   reference the pages of docs/reference that are made from the programs
 //!   caught    whether tests have noticed that a rule was left out of the product
+//!   overlay   the project with edits of its sources, without a trace in its folder
+//!   later     the next release: the product a step ahead in each format
 //!   asked     what a run is asked for by its environment
 //!   site      the documents as a site, and which of its links lead nowhere
 //!   guest     what a guest with a kernel of its own reports
@@ -36,20 +39,24 @@ pub mod audit;
 pub mod azure;
 pub mod caught;
 pub mod chapters;
+pub mod clock;
 pub mod cluster;
 pub mod control_plane;
 pub mod engine;
 pub mod glimpse;
 pub mod guest;
+pub mod later;
 pub mod lots;
 pub mod monitoring;
 pub mod node;
+pub mod overlay;
 pub mod panels;
 pub mod place;
 pub mod probe;
 pub mod project;
 pub mod prometheus;
 pub mod reference;
+pub mod scale;
 pub mod secrets;
 pub mod site;
 pub mod snippets;

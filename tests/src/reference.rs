@@ -1,4 +1,5 @@
-//! The pages of `docs` that are made from the programs themselves, most of them in `docs/reference`.
+//! The pages of `docs` that are made from the programs themselves, most of them in `docs/reference`, and the
+//! chart's schema.
 //! `make manifests` writes them, and a test of `docs` fails while one isn't current.
 
 mod alerts;
@@ -9,6 +10,7 @@ mod limits;
 pub mod metrics;
 mod names;
 mod permissions;
+mod schema;
 mod sizing;
 mod support;
 mod values;
@@ -27,6 +29,7 @@ pub fn pages() -> Result<Vec<(&'static str, String)>> {
         ("docs/reference/kinds.md", kinds::page()?),
         ("docs/reference/values.md", values::page()?),
         ("charts/vnetpool/README.md", values::readme()?),
+        ("charts/vnetpool/values.schema.json", schema::file()?),
         ("docs/reference/commands.md", commands::page()?),
         ("docs/reference/permissions.md", permissions::page()),
         ("docs/reference/names.md", names::page()?),

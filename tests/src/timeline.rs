@@ -17,12 +17,11 @@ pub fn about(address: Ipv4Addr, logs: &[(String, String)], year: i16) -> Vec<Str
     let address = address.to_string();
     let mut lines: BTreeMap<(Option<Timestamp>, &str), &str> = BTreeMap::new();
     for (name, text) in logs {
-        let mut last = None;
-        for line in text.lines() {
-            last = time_of(line, year).or(last);
-            if names(line, &address) {
-                lines.entry((last, line)).or_insert(name);
-            }
+        let all: Vec<&str> = text.lines().collect();
+        for (number, line) in all.iter().enumerate().filter(|(_, line)| names(line, &address)) {
+            // Of no other line: the logs of hours have millions.
+            let time = all[..=number].iter().rev().find_map(|line| time_of(line, year));
+            lines.entry((time, line)).or_insert(name);
         }
     }
     let shown = |((at, line), name): (&(Option<Timestamp>, &str), &&str)| {

@@ -9,7 +9,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -18,6 +19,7 @@ use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ConfigExt};
 use kube::{Client, Config};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tower::filter::FilterLayer;
 use tower::retry::{Policy, RetryLayer};
 use tower::{BoxError, Service, ServiceBuilder};
 
@@ -39,7 +41,7 @@ const UNHEARD: Duration = Duration::from_secs(20);
 
 /// # Errors
 /// When the configuration can't be used.
-pub fn client(config: Config) -> kube::Result<Client> {
+pub fn client(mut config: Config) -> kube::Result<Client> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_connect_timeout(Some(CONNECT));
@@ -48,15 +50,30 @@ pub fn client(config: Config) -> kube::Result<Client> {
     connector.set_keepalive_retries(Some(PROBES));
     connector.set_tcp_user_timeout(Some(UNHEARD));
     let https = config.rustls_https_connector_with_connector(connector)?;
+    let token = config.auth_info.token_file.take().map(|file| FilterLayer::new(bearer(file)));
     let retry = config.default_retry.then(|| RetryLayer::new(Patience::new()));
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(retry)
+        .option_layer(token)
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(legacy::Client::builder(TokioExecutor::new()).build(https));
     Ok(Client::new(Limited(service), config.default_namespace))
+}
+
+/// Has each request carry the token that its file has by then: the kubelet replaces it before it ends. kube
+/// would read the file again a minute later by the clock that can be set. If that has been an hour ahead
+/// meanwhile, a token would stay in use for an hour, and end in it.
+fn bearer(file: String) -> impl Fn(Request<Body>) -> Result<Request<Body>, BoxError> + Clone {
+    move |mut request| {
+        let token = std::fs::read_to_string(&file).map_err(|error| format!("{file}: {error}"))?;
+        let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim_end()))?;
+        value.set_sensitive(true);
+        request.headers_mut().insert(AUTHORIZATION, value);
+        Ok(request)
+    }
 }
 
 /// What the API server refuses for a while is asked for again when it wants that, as long as the request may
@@ -281,6 +298,34 @@ mod tests {
         let asked = Instant::now();
         assert!(pods.watch(&WatchParams::default(), "0").await.is_err());
         assert_eq!(asked.elapsed().as_secs(), ANSWER.as_secs());
+    }
+
+    #[tokio::test]
+    async fn a_request_carries_the_token_that_its_file_has_by_then() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut config = Config::new(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+        config.auth_info.token_file = Some(file.path().display().to_string());
+        let pods: Api<Pod> = Api::default_namespaced(client(config).unwrap());
+        for token in ["first", "second"] {
+            std::fs::write(file.path(), format!("{token}\n")).unwrap();
+            let takes = async {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                let mut taken = vec![0; 4096];
+                let count = connection.read(&mut taken).await.unwrap();
+                let refusal = "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+                connection.write_all(refusal.as_bytes()).await.unwrap();
+                String::from_utf8_lossy(&taken[..count]).into_owned()
+            };
+            let (answer, request) = tokio::join!(pods.get("p"), takes);
+            assert!(answer.is_err());
+            assert!(request.contains(&format!("authorization: Bearer {token}\r\n")), "{request}");
+        }
+        let path = file.path().display().to_string();
+        file.close().unwrap();
+        let error = pods.get("p").await.unwrap_err();
+        assert!(format!("{error:?}").contains(&path), "{error:?}");
     }
 
     /// In the kernel's time: it finds out.

@@ -33,6 +33,7 @@ use crate::{
     sweep::{self, Sweep},
 };
 
+pub use install::put_in_place;
 use restore::Firewalls;
 pub(super) use rules::basis;
 

@@ -52,7 +52,7 @@ impl std::fmt::Display for Base {
 
 /// All chains that there are, without their rules.
 #[derive(Debug)]
-pub struct Listed(Vec<Value>);
+pub struct Listed(pub(super) Vec<Value>);
 
 impl Listed {
     pub async fn now() -> Result<Listed, Error> {
@@ -128,7 +128,7 @@ pub async fn close() -> Result<(), Error> {
 }
 
 /// The IPv4 chains at the forward hook, and whether their policy is to drop.
-fn bases(Listed(listed): &Listed) -> Vec<(Base, bool)> {
+pub(super) fn bases(Listed(listed): &Listed) -> Vec<(Base, bool)> {
     let bases = listed.iter().filter_map(|object| {
         let chain = object.get("chain").filter(|chain| chain["hook"] == "forward")?;
         let text = |key: &str| chain[key].as_str().unwrap_or_default().to_owned();
@@ -150,7 +150,7 @@ async fn chains(base: &Base, drops: bool) -> Result<Chains, Error> {
         }
         let mut chain = Chain { drops: drops && name == base.chain, rules: Vec::new() };
         for rule in rules(&base.family, &base.table, &name).await? {
-            let expressions = rule["expr"].as_array().cloned().unwrap_or_default();
+            let expressions = expressions(&rule);
             let targets = expressions.iter().filter_map(|one| {
                 let leads = one.get("jump").or_else(|| one.get("goto"))?;
                 leads["target"].as_str().map(str::to_owned)
@@ -168,10 +168,20 @@ async fn rules(family: &str, table: &str, chain: &str) -> Result<Vec<Value>, Err
     Ok(listed.into_iter().filter_map(|mut object| object.get_mut("rule").map(Value::take)).collect())
 }
 
+/// What a rule consists of.
+pub(super) fn expressions(rule: &Value) -> Vec<Value> {
+    rule["expr"].as_array().cloned().unwrap_or_default()
+}
+
 async fn list(args: &[&str]) -> Result<Vec<Value>, Error> {
-    let mut document: Value = serde_json::from_str(&run(args, "").await?)?;
-    match document["nftables"].take() {
-        Value::Array(objects) => Ok(objects),
+    objects(&run(args, "").await?)
+}
+
+/// The objects in what nft prints.
+pub(super) fn objects(printed: &str) -> Result<Vec<Value>, Error> {
+    let mut document: Value = serde_json::from_str(printed)?;
+    match document.get_mut("nftables").map(Value::take) {
+        Some(Value::Array(objects)) => Ok(objects),
         _ => Ok(Vec::new()),
     }
 }

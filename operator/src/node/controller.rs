@@ -97,6 +97,8 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let Nodes { ctx, memories } = &*nodes;
     let name = watched.name_any();
     let started = Instant::now();
+    // Each pod that comes or goes from here on wakes the node again.
+    ctx.cluster.settle(&name, None);
     if let Some(unreadable) = ctx.cluster.unreadable(&name) {
         // Unknown isn't absent. The node is woken when it can be read.
         debug!(node = name, kind = unreadable.kind, object = unreadable.name(), "left as it is: unreadable");

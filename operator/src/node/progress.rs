@@ -18,6 +18,7 @@ use super::pause::Pause;
 use super::policy;
 use super::setback::Setback;
 use super::strays::Strays;
+use super::takeup::Place;
 use crate::planner::{Plan, Rehearsal, attachments};
 
 /// The findings and decisions so far.
@@ -27,8 +28,8 @@ pub struct Progress {
     pub need: Need,
     /// Why nothing may be written to Azure.
     pub pause: Option<Pause>,
-    /// The node has a place in the rollout of its pool's edit.
-    pub is_updating: bool,
+    /// The node's place in the rollout of its pool's edit.
+    pub place: Place,
     /// When the node was last observed: the state of then has shaped the plan, though it may be over.
     pub observed_at: Instant,
     /// `None` while an error holds the observation back. On the heap, like the plan: thousands of nodes may
@@ -86,7 +87,7 @@ impl Progress {
             allocation,
             need,
             pause: None,
-            is_updating: false,
+            place: Place::Unneeded,
             observed_at,
             seen: None,
             plan: None,
@@ -117,6 +118,11 @@ impl Progress {
         !is_named || joins_more || spec.route_table_id != table
     }
 
+    /// Whether the node takes up an edit of its pool.
+    pub fn is_updating(&self) -> bool {
+        self.place == Place::Given
+    }
+
     /// Whether the object records that the node has its place.
     pub fn records_updating(&self) -> bool {
         condition::is_true(self.allocation.conditions(), UPDATING)
@@ -142,7 +148,7 @@ impl Progress {
 
     /// Whether the node has settled, and has reported it: its place is free.
     pub fn has_taken_up(&self) -> bool {
-        self.is_updating && self.pause.is_none() && !self.records_updating()
+        self.is_updating() && self.pause.is_none() && !self.records_updating()
     }
 
     pub fn wants_write(&self) -> bool {

@@ -97,7 +97,7 @@ async fn made(
         grace: ctx.waits.grace,
         dry_run: ctx.azure.is_dry_run(),
         pause: progress.pause.as_ref(),
-        is_updating: progress.is_updating,
+        is_updating: progress.is_updating(),
         is_settled: progress.is_settled(node.boot_id(), memory),
         rehearsal: progress.rehearsal.as_ref(),
         setback: memory.setback.as_ref(),

@@ -39,6 +39,7 @@ pub async fn keep_time(ctx: Arc<Context>) {
             ctx.wake(&woken);
         }
         takeup::tick(&ctx);
+        ctx.cluster.wake_for_lasting(&ctx.waker, now);
         wake_refused(&ctx);
         observe_scarcity(&ctx, now);
     }

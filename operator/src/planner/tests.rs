@@ -422,6 +422,21 @@ fn where_writes_are_scarce_relinquished_addresses_wait_longer_for_one_write() {
     assert_eq!(plan(&Observed { coarseness: 1, ..given }).change.release.len(), 1);
 }
 
+#[test]
+fn pods_come_and_go_within_a_batch_before_another_plan_is_due() {
+    let bounds = |observed: &Observed| alike(observed, &plan(observed));
+    // Twelve pods and eight warm addresses, in batches of four.
+    assert_eq!(bounds(&observed(20, 12)), 9..=12);
+    let minimum = Sizing { minimum: 12, warm: 0, batch: 4, maximum: 255, ..Sizing::default() };
+    let idle = Observed { sizing: Some(minimum.clone()), ..observed(12, 8) };
+    assert_eq!(bounds(&idle), 0..=11);
+    // At the limit each further pod lacks an address, and each that goes leaves one.
+    let full = Observed { sizing: Some(Sizing { maximum: 12, ..minimum }), ..observed(12, 12) };
+    assert_eq!(bounds(&full), 12..=12);
+    let wild = Demand { waiting: u32::MAX, ..full.demand };
+    assert_eq!(*bounds(&Observed { demand: wild, ..full }).start(), 0);
+}
+
 /// The NIC after the plan's write, as Azure would hold it.
 fn carried_out(observed: &Observed, plan: &Plan) -> Observed {
     let mut next = observed.clone();
@@ -435,6 +450,25 @@ fn carried_out(observed: &Observed, plan: &Plan) -> Observed {
 }
 
 proptest! {
+    #[test]
+    fn with_numbers_of_bound_pods_that_are_alike_a_node_that_is_not_to_grow_has_the_same_plan(
+        observed in any_observed(), (any, still) in (0..300_u32, 0..1000_u64)
+    ) {
+        let first = plan(&observed);
+        prop_assume!(!first.grows);
+        let bounds = alike(&observed, &first);
+        prop_assert!(bounds.contains(&observed.demand.bound));
+        let content = |plan: Plan| Plan { steps: None, ..plan };
+        for bound in [*bounds.start(), any.clamp(*bounds.start(), *bounds.end()), *bounds.end()] {
+            let demand = Demand { bound, ..observed.demand };
+            let bound_still_for = Duration::from_millis(still);
+            let next = plan(&Observed { demand, bound_still_for, ..observed.clone() });
+            prop_assert_eq!(content(next), content(first.clone()));
+            let lacks = |demand: Demand| demand.pods().saturating_sub(first.kept);
+            prop_assert_eq!(lacks(demand), lacks(observed.demand));
+        }
+    }
+
     #[test]
     fn only_relinquished_addresses_are_ever_released(observed in any_observed()) {
         for name in plan(&observed).change.release {

@@ -31,18 +31,18 @@ const OURS: [&str; 4] = ["nodeipallocations", "nodeippools", "events", "leases"]
 
 impl Cost {
     pub async fn so_far(world: &World<'_>, operator: &Process) -> Result<Cost> {
-        let (mut counts, mut series, mut store) = (BTreeMap::new(), 0, 0.0);
+        let (mut counts, mut store) = (BTreeMap::new(), 0.0);
         let mut add = |what: String, count: f64| *counts.entry(what).or_default() += count;
-        // An operator that has just started has made no request yet, and has no counter either.
-        if let Ok(metrics) = operator.metrics().await {
-            series = metrics.series();
-            for kind in ["read", "write", "poll", "delete"] {
-                let all = metrics.sum("vnetpool_operator_arm_requests_total", &[&format!("kind=\"{kind}\"")]);
-                add(format!("Azure: {kind}"), all);
-            }
-            let throttled = metrics.sum("vnetpool_operator_arm_requests_total", &[r#"status="429""#]);
-            add("Azure: throttled".into(), throttled);
+        let metrics = operator.metrics().await?;
+        let series = metrics.series();
+        for kind in ["read", "write", "poll", "delete"] {
+            let all = metrics.sum("vnetpool_operator_arm_requests_total", &[&format!("kind=\"{kind}\"")]);
+            add(format!("Azure: {kind}"), all);
         }
+        let throttled = metrics.sum("vnetpool_operator_arm_requests_total", &[r#"status="429""#]);
+        add("Azure: throttled".into(), throttled);
+        let of_nodes = [r#"controller="node""#];
+        add("reconciles".into(), metrics.sum("vnetpool_operator_reconciles_total", &of_nodes));
         let text = world.plane.kubectl(&["get", "--raw", "/metrics"])?;
         for line in text.lines() {
             let label = |name: &str| {
@@ -109,7 +109,7 @@ impl Cost {
 /// Each one's part of a phase's cost, for so many.
 pub fn each(cost: &Value, count: usize) -> Value {
     let share = |total: &Value| total.as_f64().unwrap_or_default() / count as f64;
-    let requests = ["API writes", "API bytes written", "Azure: read", "Azure: write"];
+    let requests = ["API writes", "API bytes written", "Azure: read", "Azure: write", "reconciles"];
     let mut shares: Map<String, Value> =
         requests.iter().map(|one| ((*one).to_owned(), json!(share(&cost["requests"][one])))).collect();
     shares.insert("processorMilliseconds".into(), json!(share(&cost["processorSeconds"]) * 1000.0));

@@ -4,7 +4,7 @@ use crate::cost::{Cost, each};
 use crate::gateway::{Gateway, Trouble};
 use crate::process::Process;
 use crate::trouble;
-use crate::world::{AT_ONCE, PATIENCE, Size, World};
+use crate::world::{AT_ONCE, World};
 use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
@@ -87,6 +87,7 @@ pub struct Run<'a> {
 
 impl<'a> Run<'a> {
     pub async fn begin(world: &'a World<'a>, operator: Process) -> Result<Run<'a>> {
+        operator.until_ready(world.size.patience()).await?;
         let cost = Cost::so_far(world, &operator).await?;
         Ok(Run { world, operator: Some(operator), gateway: None, cost })
     }
@@ -94,10 +95,12 @@ impl<'a> Run<'a> {
     /// Plays a scenario to its end, and returns its cost.
     ///
     /// # Errors
-    /// When a step fails, or it takes longer than [`PATIENCE`].
+    /// When a step fails, or it takes longer than a cluster of this size may.
     pub async fn play(&mut self, scenario: Scenario) -> Result<Value> {
-        let played = timeout(PATIENCE, self.play_on(scenario)).await;
-        played.with_context(|| format!("{} hasn't ended after {PATIENCE:?}", scenario.name()))?
+        println!("\n{} begins", scenario.name());
+        let patience = self.world.size.patience();
+        let played = timeout(patience, self.play_on(scenario)).await;
+        played.with_context(|| format!("{} hasn't ended after {patience:?}", scenario.name()))?
     }
 
     async fn play_on(&mut self, scenario: Scenario) -> Result<Value> {
@@ -108,7 +111,7 @@ impl<'a> Run<'a> {
                 let join = async { world.join().await.map(|()| began.elapsed().as_secs_f64()) };
                 let (joined, served) = futures::join!(join, world.until_served());
                 let (made, progress) = (joined?, served?);
-                let bound = bound(world.size);
+                let bound = world.size.bound();
                 println!(
                     "  nodes and pods were made after {made:.1} s; Azure's limits take {bound:.1} s at least"
                 );
@@ -125,7 +128,7 @@ impl<'a> Run<'a> {
             }
             Scenario::Edit => {
                 let steps = world.edit().await?;
-                let bound = bound(world.size);
+                let bound = world.size.bound();
                 println!("  Azure's limits take {bound:.1} s at least for a write of each node");
                 self.costs("a pool edit", json!({ "bound": bound, "updatedNodes": steps }), None).await
             }
@@ -172,7 +175,7 @@ impl<'a> Run<'a> {
             let began = Instant::now();
             let identity = self.world.stage.new_identity();
             let standby = Process::start(self.world.plane, self.world.stage.sim.arm_url(), &identity)?;
-            standby.until_ready(PATIENCE).await?;
+            standby.until_ready(self.world.size.patience()).await?;
             let synced = began.elapsed().as_secs_f64();
             let warm = standby.usage()?;
             let leader = self.operator.take().context("no operator")?;
@@ -213,7 +216,7 @@ impl<'a> Run<'a> {
         let identity = self.world.stage.new_identity();
         let behind = Process::start_behind(gateway.address, self.world.stage.sim.arm_url(), &identity)?;
         self.gateway = Some(gateway);
-        behind.until_ready(PATIENCE).await?;
+        behind.until_ready(self.world.size.patience()).await?;
         let leader = self.operator.take().context("no operator")?;
         let ended = tokio::task::spawn_blocking(move || leader.end());
         self.until_leads(&identity).await?;
@@ -283,19 +286,6 @@ async fn until_reconciled(operator: &Process, nodes: usize) -> Result<()> {
     }
 }
 
-/// How many seconds the writes of all NICs take at least within our 80 % of Azure's limits: 200 writes of a
-/// subscription at once and 10 a second after that, 1,000 of its network provider in five minutes
-/// (learn.microsoft.com, "Throttling"), and the ten seconds of the last write itself.
-fn bound(size: Size) -> f64 {
-    const SHARE: f64 = 0.8;
-    let (at_once, a_second, in_window) = (200.0 * SHARE, 10.0 * SHARE, 1000.0 * SHARE);
-    let writes = size.nodes.div_ceil(size.subscriptions) as f64;
-    let windows = ((writes - 1.0) / in_window).floor();
-    let in_last = writes - windows * in_window;
-    // Before the last window opens again, the bucket has filled up.
-    windows * 300.0 + ((in_last - at_once) / a_second).max(0.0) + 10.0
-}
-
 /// Pods end and others start in their places; gives how many did.
 async fn churn(world: &World<'_>) -> Result<usize> {
     let count = STARTS as usize * CHURN.as_secs() as usize;
@@ -311,6 +301,9 @@ async fn churn(world: &World<'_>) -> Result<usize> {
         world.end_pod(&node).await?;
         world.run_pod(&node).await
     });
+    let began = Instant::now();
     replaced.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+    let a_second = count as f64 / began.elapsed().as_secs_f64();
+    println!("  {count} pods were replaced, {a_second:.1} a second");
     Ok(count)
 }

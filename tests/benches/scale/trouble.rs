@@ -2,6 +2,7 @@
 
 use crate::world::{AT_ONCE, SMALL, World};
 use anyhow::{Context, Result};
+use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -55,12 +56,14 @@ pub async fn strangers(world: &World<'_>) -> Result<Value> {
         sim.faults().iter().find(|one| one.id == id).map(|one| one.hits)
     };
     let struck = (hits(flaky, first), throttled.map(|(sim, id)| hits(id, sim)));
-    println!("refused: {struck:?} writes of the one NIC and of the subscription");
+    println!("  refused: {struck:?} writes of the one NIC and of the subscription");
     first.lift_fault(flaky)?;
     if let Some((sim, id)) = throttled {
         sim.lift_fault(id)?;
     }
+    // Their machines go, too: the next leader would ask after them.
     for node in &crowd {
+        first.delete_vm(node, false).await?;
         world.stage.delete_node(node).await?;
     }
     Ok(json!({ "waits": calm, "waitsAmongStrangers": troubled }))
@@ -72,13 +75,17 @@ pub async fn outage(world: &World<'_>, measure: impl AsyncFnOnce() -> Result<Val
     let effect = Effect::Status { status: 503, body: Value::Null, headers: Default::default() };
     let fault = Fault { method: None, path_contains: None, count: None, effect };
     let orders: Vec<_> = world.subscriptions().map(|sim| (sim, sim.order_fault(fault.clone()))).collect();
-    let pods = start(world, &sample(world, 2)).await?;
+    let nodes = sample(world, 2);
+    let pods = stream::iter(&nodes).map(|node| start(world, node)).buffer_unordered(AT_ONCE);
+    let pods: Vec<Waiting> = pods.try_collect().await?;
     sleep(OUTAGE).await;
     let without = measure().await?;
     for (sim, id) in orders {
         sim.lift_fault(id)?;
     }
-    Ok(json!({ "waits": until_served(world, pods).await?, "withoutArm": without }))
+    let back = Instant::now();
+    let waits = pods.into_iter().map(|pod| until_served(world, Waiting { since: back, ..pod }));
+    Ok(json!({ "waits": summary(join_all(waits).await)?, "withoutArm": without }))
 }
 
 /// The nodes of the last subscription.
@@ -100,37 +107,39 @@ fn sample(world: &World<'_>, number: usize) -> Vec<String> {
 
 /// One more pod comes to each of these nodes; gives how long they wait for their addresses.
 async fn waits(world: &World<'_>, nodes: &[String]) -> Result<Value> {
-    let pods = start(world, nodes).await?;
-    until_served(world, pods).await
-}
-
-/// A pod that waits: its node, its UID, since when.
-type Waiting = (String, String, Instant);
-
-async fn start(world: &World<'_>, nodes: &[String]) -> Result<Vec<Waiting>> {
-    let starts = stream::iter(nodes).map(async |node| {
-        let pod = world.start_pod_beyond(node).await?;
-        Ok::<_, anyhow::Error>((node.clone(), pod.uid, Instant::now()))
+    let waits = stream::iter(nodes).map(async |node| {
+        let waiting = start(world, node).await?;
+        Ok::<_, anyhow::Error>(until_served(world, waiting).await)
     });
-    starts.buffer_unordered(AT_ONCE).try_collect().await
+    summary(waits.buffer_unordered(SAMPLE).try_collect().await?)
 }
 
-/// Gives the shortest, the median and the longest wait, in seconds.
-async fn until_served(world: &World<'_>, mut waiting: Vec<Waiting>) -> Result<Value> {
-    let began = Instant::now();
-    let mut waits = vec![];
-    while !waiting.is_empty() {
+/// A pod that waits.
+struct Waiting {
+    node: String,
+    uid: String,
+    since: Instant,
+}
+
+async fn start(world: &World<'_>, node: &str) -> Result<Waiting> {
+    let pod = world.start_pod_beyond(node).await?;
+    Ok(Waiting { node: node.to_owned(), uid: pod.uid, since: Instant::now() })
+}
+
+/// Gives its wait, in seconds.
+async fn until_served(world: &World<'_>, Waiting { node, uid, since }: Waiting) -> f64 {
+    while !world.stage.agents.addresses(&node).contains_key(&uid) {
         sleep(Duration::from_millis(100)).await;
-        waiting.retain(|(node, uid, since)| {
-            let is_served = world.stage.agents.addresses(node).contains_key(uid);
-            waits.extend(is_served.then(|| since.max(&began).elapsed().as_secs_f64()));
-            !is_served
-        });
     }
+    since.elapsed().as_secs_f64()
+}
+
+/// The shortest, the median and the longest wait, in seconds.
+fn summary(mut waits: Vec<f64>) -> Result<Value> {
     waits.sort_by(f64::total_cmp);
     let (first, last) = (waits.first().context("no nodes")?, waits.last().context("no nodes")?);
     let figures =
         json!({ "pods": waits.len(), "least": first, "median": waits[waits.len() / 2], "most": last });
-    println!("waits in seconds: {figures}");
+    println!("  waits in seconds: {figures}");
     Ok(figures)
 }

@@ -30,10 +30,56 @@ pub struct Size {
     pub pods: usize,
 }
 
+impl Size {
+    /// How many seconds the writes of all NICs take at least within our 80 % of Azure's limits: 200 writes of
+    /// a subscription at once and 10 a second after that, 1,000 of its network provider in five minutes
+    /// (learn.microsoft.com, "Throttling"), and the ten seconds of the last write itself.
+    pub fn bound(self) -> f64 {
+        const SHARE: f64 = 0.8;
+        let (at_once, a_second, in_window) = (200.0 * SHARE, 10.0 * SHARE, 1000.0 * SHARE);
+        let writes = self.nodes.div_ceil(self.subscriptions) as f64;
+        let windows = ((writes - 1.0) / in_window).floor();
+        let in_last = writes - windows * in_window;
+        // Before the last window opens again, the bucket has filled up.
+        windows * 300.0 + ((in_last - at_once) / a_second).max(0.0) + 10.0
+    }
+
+    /// No scenario takes longer: twice what Azure's limits take, twice what two cores took to make the nodes,
+    /// and the time without ARM with what trails it.
+    pub fn patience(self) -> Duration {
+        Duration::from_secs_f64(2.0 * self.bound() + 0.4 * self.nodes as f64 + 1500.0)
+    }
+}
+
 /// So many requests of the benchmark's own are under way at once.
 pub const AT_ONCE: usize = 32;
-/// No scenario takes longer.
-pub const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How a count has risen since the beginning, with the seconds of each change; now and then it is printed.
+struct Progress {
+    began: Instant,
+    steps: Vec<(f64, u32)>,
+    printed: Instant,
+}
+
+impl Progress {
+    const PRINTED_EVERY: Duration = Duration::from_secs(30);
+
+    fn begin(steps: Vec<(f64, u32)>) -> Mutex<Progress> {
+        let began = Instant::now();
+        Mutex::new(Progress { began, steps, printed: began })
+    }
+
+    fn note(&mut self, what: &str, count: u32, of: u32) {
+        let seconds = self.began.elapsed().as_secs_f64();
+        if self.steps.last().is_none_or(|(_, before)| *before != count) {
+            self.steps.push((seconds, count));
+        }
+        if self.printed.elapsed() >= Progress::PRINTED_EVERY {
+            self.printed = Instant::now();
+            println!("  after {seconds:.0} s: {count} of {of} {what}");
+        }
+    }
+}
 
 pub struct World<'a> {
     pub plane: &'a ControlPlane,
@@ -154,19 +200,16 @@ impl<'a> World<'a> {
     /// Gives how many addresses were held after how many seconds, each time that had changed.
     pub async fn until_served(&self) -> Result<Vec<(f64, u32)>> {
         let (nodes, held) = (self.nodes() as u32, (self.nodes() * self.size.each) as u32);
-        let (began, progress) = (Instant::now(), Mutex::new(vec![(0.0, 0)]));
+        let progress = Progress::begin(vec![(0.0, 0)]);
         self.until("all nodes hold addresses", async || {
             let pool = self.stage.node_pool("default").await?;
             let status = pool.status.unwrap_or_default();
-            let mut progress = lock(&progress);
-            if progress.last().is_none_or(|(_, before)| *before != status.held) {
-                progress.push((began.elapsed().as_secs_f64(), status.held));
-            }
+            lock(&progress).note("addresses are held", status.held, held);
             let are_ready = condition::is_true(&status.conditions, condition::NODES_READY);
             Ok(status.nodes == nodes && status.held >= held && are_ready)
         })
         .await?;
-        Ok(lock(&progress).clone())
+        Ok(std::mem::take(&mut lock(&progress).steps))
     }
 
     /// Every node is to hold one address more. Gives how many nodes the pool counts as updated after how many
@@ -175,24 +218,23 @@ impl<'a> World<'a> {
         let sizing = json!({ "minimum": self.size.each + 1, "warm": 0 });
         self.stage.pool("default", json!({ "sizing": sizing })).await?;
         let wanted = self.stage.node_pool("default").await?.metadata.generation;
-        let (began, steps) = (Instant::now(), Mutex::new(vec![]));
+        let progress = Progress::begin(vec![]);
         self.until("the edit has reached every node", async || {
             let status = self.stage.node_pool("default").await?.status.unwrap_or_default();
             let is_seen = status.observed_generation == wanted;
-            let mut steps = lock(&steps);
-            if is_seen && steps.last().is_none_or(|(_, before)| *before != status.updated_nodes) {
-                steps.push((began.elapsed().as_secs_f64(), status.updated_nodes));
+            if is_seen {
+                lock(&progress).note("nodes have taken the edit up", status.updated_nodes, status.nodes);
             }
             let held = (self.nodes() * (self.size.each + 1)) as u32;
             Ok(is_seen && status.updated_nodes == status.nodes && status.held >= held)
         })
         .await?;
-        Ok(lock(&steps).clone())
+        Ok(std::mem::take(&mut lock(&progress).steps))
     }
 
     pub async fn until(&self, what: &str, is: impl AsyncFn() -> Result<bool>) -> Result<()> {
         // An endpoint may not be up yet.
-        let seen = eventually(what, PATIENCE, || async { Ok(is().await?.then_some(())) }).await;
+        let seen = eventually(what, self.size.patience(), || async { Ok(is().await?.then_some(())) }).await;
         if seen.is_err() {
             println!("{:?}", self.stage.node_pool("default").await?.status);
         }

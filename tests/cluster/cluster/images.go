@@ -88,10 +88,12 @@ func images(ctx context.Context) error {
 	return nil
 }
 
-// releaseCommand writes the images for use into a folder, named by a release; the publisher names a registry.
+// releaseCommand writes the images for use into a folder, named by a release. Of one that is published the
+// publisher names the registry.
 func releaseCommand(args []string) error {
 	flags := flag.NewFlagSet("release", flag.ContinueOnError)
 	tag := flags.String("tag", "", "the release's version")
+	registry := flags.String("registry", "", "in the images' names, with a slash at its end; for a test")
 	architectures := flags.String("architectures", runtime.GOARCH, "for which their root file systems are staged")
 	out := flags.String("out", "", "the folder for the archives")
 	if err := flags.Parse(args); err != nil {
@@ -104,7 +106,7 @@ func releaseCommand(args []string) error {
 	if err != nil {
 		return err
 	}
-	all, err := forUse(root, "", *tag)
+	all, err := forUse(root, *registry, *tag)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ const usage = `usage:
                                                  kube, helm, probe, cluster; install missing Debian packages;
                                                  Kubernetes' conformance suite only as PART: conformance agnhost
   cluster images                                 build the images of the operator, the node agent, probe and pause
-  cluster release --tag VERSION [--architectures amd64,arm64] --out DIR
+  cluster release [--registry NAME/] --tag VERSION [--architectures amd64,arm64] --out DIR
                                                  write the images of the operator and the node agent as archives of a release
   cluster up --dir DIR [--nodes 3] [--vms 1] [--proxy-mode iptables|nftables] [--azure-sim PATH] [--template FILE]
              [--control-plane-only [--older]]

@@ -61,6 +61,7 @@ type outcome struct {
 	Target             string `json:"target"`
 	OK                 bool   `json:"ok"`
 	SourceSeenByTarget string `json:"source_seen_by_target"`
+	AnsweredBy         string `json:"answered_by"` // the target's own name
 	Error              string `json:"error"`
 }
 
@@ -211,7 +212,7 @@ func dial(ctx context.Context, target string, timeout time.Duration) outcome {
 		result.Error = err.Error()
 		return result
 	}
-	result.OK, result.SourceSeenByTarget = true, seen.Source
+	result.OK, result.SourceSeenByTarget, result.AnsweredBy = true, seen.Source, seen.Name
 	return result
 }
 

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func TestATargetReportsTheDialersAddress(t *testing.T) {
+func TestATargetReportsTheDialersAddressAndItsOwnName(t *testing.T) {
 	server := httptest.NewServer(handler())
 	defer server.Close()
 	target := strings.TrimPrefix(server.URL, "http://")
@@ -20,7 +20,7 @@ func TestATargetReportsTheDialersAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(outcomes) != 1 || outcomes[0] != (outcome{Name: hostname, Target: target, OK: true, SourceSeenByTarget: "127.0.0.1"}) {
+	if len(outcomes) != 1 || outcomes[0] != (outcome{Name: hostname, Target: target, OK: true, SourceSeenByTarget: "127.0.0.1", AnsweredBy: hostname}) {
 		t.Errorf("%+v", outcomes)
 	}
 }

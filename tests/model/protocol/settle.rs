@@ -52,7 +52,7 @@ pub fn comes_to_a_good_end(protocol: &Protocol, world: &World, rules: Rules) -> 
             // Hours later, the operator reads each NIC without an occasion.
             is_rechecked = true;
             let memory = world.operators[1].as_mut().and_then(|process| process.memory.as_mut());
-            memory.into_iter().for_each(|memory| memory.must_read = true);
+            memory.into_iter().for_each(|memory| memory.nic().must_read = true);
         } else {
             return false;
         }

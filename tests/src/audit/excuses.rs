@@ -17,16 +17,27 @@ const AGREED: Duration = Duration::from_secs(180);
 /// The state of all that.
 ///
 /// Azure may give an address away that was taken off a NIC, so each is excused until it is back on that NIC,
-/// or until that could be noticed and it leads to no pod of that node.
+/// or until that could be noticed and it leads to no pod of that node, or to a new one.
 #[derive(Debug)]
 pub struct Excuses {
     noticed: Duration,
     /// The nodes whose NIC is being written.
     under_way: BTreeSet<String>,
-    /// By node and address, when it was gone.
-    taken: BTreeMap<(String, Ipv4Addr), Instant>,
+    /// By node and address.
+    taken: BTreeMap<(String, Ipv4Addr), Taken>,
     /// When the store was set back, until Pods and kernels agree again.
     set_back: Option<Instant>,
+}
+
+/// An address that was taken off its NIC.
+#[derive(Debug)]
+struct Taken {
+    /// When it was gone.
+    at: Instant,
+    /// The namespaces of the pods that have had it until that could be noticed.
+    pods: BTreeSet<String>,
+    /// An observation has shown all of them.
+    is_complete: bool,
 }
 
 impl Default for Excuses {
@@ -40,6 +51,11 @@ impl Excuses {
         Self { noticed, under_way: BTreeSet::new(), taken: BTreeMap::new(), set_back: None }
     }
 
+    /// How long it takes to notice what others have done to a NIC.
+    pub fn noticed(&self) -> Duration {
+        self.noticed
+    }
+
     /// Another client is about to write this node's NIC.
     pub fn begin(&mut self, node: &str) {
         self.under_way.insert(node.to_owned());
@@ -48,7 +64,8 @@ impl Excuses {
     /// These addresses are gone from it.
     pub fn taken(&mut self, node: &str, addresses: &[Ipv4Addr], now: Instant) {
         self.under_way.remove(node);
-        self.taken.extend(addresses.iter().map(|&address| ((node.to_owned(), address), now)));
+        let taken = || Taken { at: now, pods: BTreeSet::new(), is_complete: false };
+        self.taken.extend(addresses.iter().map(|&address| ((node.to_owned(), address), taken())));
     }
 
     /// The API server's store is an earlier one from now on: Pods that have ended are back, and others that
@@ -68,9 +85,17 @@ impl Excuses {
             is_read && !observation.used(node).contains(address)
         };
         let noticed = self.noticed;
-        self.taken.retain(|one, at| {
-            let is_noticed = began.saturating_duration_since(*at) > noticed;
-            *at > began || (!is_back(one) && (!is_noticed || !is_unused(one)))
+        self.taken.retain(|one, taken| {
+            if taken.at > began {
+                return true;
+            }
+            let is_noticed = began.saturating_duration_since(taken.at) > noticed;
+            let pods = observation.inside.get(&one.0).map(|pods| having(one.1, pods));
+            // The first one after that may show a pod that has just got it before.
+            let is_new = taken.is_complete && pods.as_ref().is_some_and(|pods| !pods.is_subset(&taken.pods));
+            taken.is_complete |= is_noticed && pods.is_some();
+            taken.pods.extend(pods.into_iter().flatten());
+            !is_back(one) && !is_new && (!is_noticed || !is_unused(one))
         });
         let agree = observation.pods_agree(self);
         self.set_back = self.set_back.filter(|&at| began <= at || (began - at <= AGREED && !agree));
@@ -85,6 +110,12 @@ impl Excuses {
     pub fn suspend_pods(&self) -> bool {
         self.set_back.is_some()
     }
+}
+
+/// The namespaces with this address.
+fn having(address: Ipv4Addr, namespaces: &BTreeMap<String, BTreeSet<Ipv4Addr>>) -> BTreeSet<String> {
+    let those = namespaces.iter().filter(|(_, inside)| inside.contains(&address));
+    those.map(|(name, _)| name.clone()).collect()
 }
 
 #[cfg(test)]
@@ -143,6 +174,33 @@ mod tests {
             excuses.taken("node-1", &[address(1)], now);
             excuses.end(began, &seen);
             assert_eq!(excuses.cover("node-1", address(1)), is_excused, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn an_excuse_ends_when_a_new_pod_gets_its_address_after_it_could_have_been_noticed() {
+        let now = Instant::now();
+        let at = |seconds: u64| now + Duration::from_secs(seconds);
+        let given_to = |namespace: &str| {
+            let mut observation = taken();
+            let inside = [(namespace.to_owned(), [address(1)].into())].into();
+            observation.inside.insert("node-1".to_owned(), inside);
+            observation
+        };
+        let mut unread = taken();
+        unread.inside.remove("node-1");
+        let limit = NOTICED.as_secs();
+        for (last, is_excused) in [
+            // Both had it before; the second was first seen just after that.
+            ([(1, given_to("cni-a")), (limit + 1, given_to("cni-b")), (limit + 2, given_to("cni-a"))], true),
+            ([(1, given_to("cni-a")), (limit + 1, given_to("cni-a")), (limit + 2, given_to("cni-b"))], false),
+            ([(1, given_to("cni-a")), (limit + 1, unread), (limit + 2, given_to("cni-b"))], true),
+            ([(1, given_to("cni-a")), (limit - 2, given_to("cni-b")), (limit - 1, given_to("cni-c"))], true),
+        ] {
+            let mut excuses = Excuses::default();
+            excuses.taken("node-1", &[address(1)], now);
+            last.iter().for_each(|(seconds, seen)| excuses.end(at(*seconds), seen));
+            assert_eq!(excuses.cover("node-1", address(1)), is_excused, "{last:?}");
         }
     }
 

@@ -13,7 +13,12 @@ pub const LINK_PREFIX: &str = "vnp";
 /// The one that begins so and leads to all pods of a node, and stays there without any.
 pub const BRIDGE: &str = "vnpbridge";
 
-/// The addresses that `ip -json route show` leads to pods.
+/// Shows all routes of a node, whatever table they are in.
+pub const SHOW_ROUTES: [&str; 7] = ["ip", "-4", "-json", "route", "show", "table", "all"];
+/// The table in which the kernel keeps the addresses of the node's own links. It leads to nobody else.
+const OWN_TABLE: &str = "local";
+
+/// The addresses that [`SHOW_ROUTES`] leads to pods.
 ///
 /// # Errors
 /// When it isn't the output of `ip`.
@@ -23,10 +28,12 @@ pub fn led_to_pods(routes: &str) -> Result<BTreeSet<Ipv4Addr>> {
         dst: String,
         #[serde(default)]
         dev: String,
+        #[serde(default)]
+        table: String,
     }
     let routes: Vec<Route> = serde_json::from_str(routes)?;
-    let to_pods = routes.iter().filter(|route| route.dev.starts_with(LINK_PREFIX));
-    Ok(to_pods.filter_map(|route| route.dst.parse().ok()).collect())
+    let is_to_pods = |route: &&Route| route.dev.starts_with(LINK_PREFIX) && route.table != OWN_TABLE;
+    Ok(routes.iter().filter(is_to_pods).flat_map(|route| expanded(&route.dst)).collect())
 }
 
 /// Prints the addresses inside of all pods of the node on which a shell runs it, a line for each network
@@ -63,10 +70,12 @@ pub fn inside_pods(printed: &str) -> Result<BTreeMap<String, BTreeSet<Ipv4Addr>>
     { namespaces }.map(|one| Ok(of(one?))).collect()
 }
 
-/// Whether a line of `ip -brief link show` is about a link that was made for one pod.
-pub fn is_of_a_pod(link: &str) -> bool {
-    let name = link.split([' ', '@']).next().unwrap_or_default();
-    name.starts_with(LINK_PREFIX) && name != BRIDGE
+/// Whether a line of `ip -brief link show` is about a link that was made for one pod, or one of `ip neighbour
+/// show` about a pod's address.
+pub fn is_of_a_pod(line: &str) -> bool {
+    let name = line.split([' ', '@']).next().unwrap_or_default();
+    let is_link = name.starts_with(LINK_PREFIX) && name != BRIDGE;
+    is_link || line.contains(&format!(" dev {LINK_PREFIX}"))
 }
 
 /// What a node's ledger records.
@@ -119,13 +128,15 @@ pub fn dials(printed: &str) -> Vec<Dial> {
         name: String,
         target: SocketAddrV4,
         source_seen_by_target: String,
+        #[serde(default)]
+        answered_by: String,
     }
     let outcomes = Deserializer::from_str(printed).into_iter::<Vec<Outcome>>().flatten().flatten();
     // A target that wasn't reached has seen nothing.
-    let dial = |Outcome { name, target, source_seen_by_target }: Outcome| Dial {
-        from: name,
-        target: *target.ip(),
-        source: source_seen_by_target.parse().ok(),
+    let dial = |outcome: Outcome| {
+        let source = outcome.source_seen_by_target.parse().ok();
+        let answer = source.map(|source| Answer { name: outcome.answered_by, source });
+        Dial { from: outcome.name, target: *outcome.target.ip(), answer }
     };
     { outcomes }.map(dial).collect()
 }
@@ -145,9 +156,12 @@ mod tests {
             { "dst": "10.0.0.0/24", "dev": "eth0" },
             { "dst": "10.0.0.1", "dev": "vnp0123456789a", "scope": "link" },
             { "dst": "10.0.0.2", "dev": "vnpbridge", "scope": "link" },
+            { "dst": "10.0.0.3", "dev": "vnpabcdef012345", "table": "4705" },
+            { "dst": "10.0.0.4/31", "dev": "vnpabcdef012345" },
+            { "type": "local", "dst": "10.0.0.6", "dev": "vnpbridge", "table": "local" },
             { "type": "unreachable", "dst": "10.1.0.0/28" },
         ]);
-        assert_eq!(led_to_pods(&routes.to_string()).unwrap(), [address(1), address(2)].into());
+        assert_eq!(led_to_pods(&routes.to_string()).unwrap(), [1, 2, 3, 4, 5].map(address).into());
         assert!(led_to_pods("").is_err());
 
         let ledger = "ledger 1\nfree vnp-1 10.0.0.3 - 81023\n\
@@ -180,11 +194,13 @@ mod tests {
     }
 
     #[test]
-    fn only_links_that_were_made_for_one_pod_are_of_a_pod() {
+    fn only_links_that_were_made_for_one_pod_and_neighbours_behind_them_are_of_a_pod() {
         for (link, is_one) in [
             ("vnp0123456789a@if2 UP 0a:58:0a:01:02:03", true),
             ("vnpbridge        UP 02:76:6e:70:00:01", false),
             ("eth0@if7         UP 00:0d:3a:e5:1c:c0", false),
+            ("10.0.0.1 dev vnpbridge lladdr 0a:58:0a:01:02:03 PERMANENT", true),
+            ("10.0.0.254 dev eth0 lladdr 12:34:56:78:9a:bc REACHABLE", false),
         ] {
             assert_eq!(is_of_a_pod(link), is_one, "{link}");
         }
@@ -199,14 +215,14 @@ mod tests {
 
         let outcome = |name: &str, target: u8, source: &str| {
             json!({ "name": name, "target": format!("10.0.0.{target}:8080"), "ok": !source.is_empty(),
-                "source_seen_by_target": source, "error": "" })
+                "source_seen_by_target": source, "answered_by": "b", "error": "" })
         };
         let of_a = json!([outcome("a", 9, "10.0.0.1"), outcome("a", 2, "")]);
         let printed = format!("{of_a}\n{}\n", json!([outcome("b", 9, "10.0.0.2")]));
         let dial = |from: &str, target: u8, source: Option<u8>| Dial {
             from: from.to_owned(),
             target: address(target),
-            source: source.map(address),
+            answer: source.map(|source| Answer { name: "b".to_owned(), source: address(source) }),
         };
         assert_eq!(dials(&printed), [dial("a", 9, Some(1)), dial("a", 2, None), dial("b", 9, Some(2))]);
     }

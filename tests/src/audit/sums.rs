@@ -2,6 +2,8 @@
 //! nothing is wrong.
 
 use super::excuses::Excuses;
+use super::forgery::Sent;
+use super::lasting::Lasting;
 use super::{Addresses, Found, Observation};
 use anyhow::{Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,13 +11,13 @@ use std::fmt::{Display, Formatter};
 use std::time::{Duration, Instant};
 
 /// In a run of this length each kind of fault strikes.
-const EACH_KIND: Duration = Duration::from_secs(600);
+pub const EACH_KIND: Duration = Duration::from_secs(600);
 /// Of the whole time the auditor doesn't see a thing for one part in so many at most. A fault may take a node
 /// or the API server for half a minute.
 const BLIND: u32 = 2;
-/// A node without the rules that masquerade has them again within this time, whatever else is done to its
-/// agent.
-const MASQUERADED: Duration = Duration::from_secs(120);
+/// A fault has healed within this time and that in which a NIC is noticed that was wiped, whatever else strikes
+/// meanwhile.
+const HEALED: Duration = Duration::from_secs(420);
 
 #[derive(Default)]
 pub struct Sums {
@@ -38,12 +40,14 @@ pub struct Sums {
     pub excuses: Excuses,
     /// For how long addresses in use were off their NIC by another's hand, all together.
     excused: Duration,
+    /// For how long pods that were ready gave no answer, all together.
+    silent: Duration,
     /// For how long the rules about pods didn't count.
     suspended: Duration,
-    /// For how long pods of nodes haven't reached the internet, all together, and those nodes, each with how
-    /// long it has lasted.
-    cut_off: Duration,
-    cut_off_for: BTreeMap<String, Duration>,
+    /// The nodes whose pods haven't reached the internet.
+    cut_off: Lasting,
+    /// The nodes of which a forged packet has reached the VM.
+    forged: Lasting,
     violations: BTreeSet<String>,
 }
 
@@ -51,6 +55,8 @@ pub struct Sums {
 struct Kind {
     count: usize,
     longest: Duration,
+    /// How often it wasn't healed in time.
+    unhealed: usize,
     /// How often it couldn't be done, and why the last time.
     failed: usize,
     failure: String,
@@ -90,6 +96,13 @@ enum Write {
 impl Open {
     fn is_healed(&self) -> bool {
         self.nodes.is_empty() && self.inward.is_empty() && matches!(self.write, Write::NotNeeded)
+    }
+
+    /// What would show that it has healed.
+    fn lacks(&self) -> String {
+        let Open { nodes, inward, .. } = self;
+        let write = if matches!(self.write, Write::NotNeeded) { "" } else { ", and a NIC's new address" };
+        format!("pods that start on {nodes:?}, and reach the internet from {inward:?}{write}")
     }
 }
 
@@ -141,6 +154,7 @@ impl Sums {
             *self.blind.entry(what.clone()).or_default() += elapsed;
         }
         self.excused += elapsed * found.excused;
+        self.silent += elapsed * found.silent;
         if found.is_suspended {
             self.suspended += elapsed;
         }
@@ -160,9 +174,18 @@ impl Sums {
             }
         }
         self.close();
-        let certain = self.certain(found, unread.is_empty());
-        let lasting = self.cut_off(found, elapsed);
-        certain.into_iter().chain(lasting).filter(|one| self.violations.insert(one.clone())).collect()
+        let mut all: Vec<String> = self.certain(found, unread.is_empty()).into_iter().collect();
+        self.cut_off.observed(&found.cut_off, &found.outward, elapsed);
+        all.extend(self.cut_off.violations("its pods have reached the VM and not the internet"));
+        let sent = |is: fn(&Sent) -> bool| -> BTreeSet<String> {
+            observation.sent.iter().filter(|(_, sent)| is(sent)).map(|(node, _)| node.clone()).collect()
+        };
+        let dropped = sent(|sent| sent.own && !sent.foreign);
+        self.forged.observed(&sent(|sent| sent.foreign), &dropped, elapsed);
+        all.extend(self.forged.violations("the VM has got packets of its pods under foreign addresses"));
+        all.extend(self.unhealed(began));
+        all.retain(|one| self.violations.insert(one.clone()));
+        all
     }
 
     /// What was found twice, and was not missing in between where all was read.
@@ -175,19 +198,22 @@ impl Sums {
         certain
     }
 
-    /// What has lasted for too long. A node of which nothing was seen stays as it was.
-    fn cut_off(&mut self, found: &Found, elapsed: Duration) -> Vec<String> {
-        self.cut_off_for.retain(|node, _| !found.outward.contains(node));
-        for node in &found.cut_off {
-            self.cut_off += elapsed;
-            *self.cut_off_for.entry(node.clone()).or_default() += elapsed;
+    /// Faults that should have healed by then. They count once, and as long as they have taken so far.
+    fn unhealed(&mut self, now: Instant) -> Vec<String> {
+        let limit = HEALED + self.excuses.noticed();
+        let mut found = vec![];
+        for one in self.open.extract_if(.., |one| now.saturating_duration_since(one.began) > limit) {
+            let kind = self.faults.entry(one.kind).or_default();
+            kind.longest = kind.longest.max(limit);
+            kind.unhealed += 1;
+            found.push(format!(
+                "{}: not healed within {} s: it lacks {}",
+                one.kind,
+                limit.as_secs(),
+                one.lacks()
+            ));
         }
-        let lasting = self.cut_off_for.iter().filter(|(_, time)| **time > MASQUERADED);
-        let what = |node: &String| {
-            let limit = MASQUERADED.as_secs();
-            format!("{node}: its pods have reached the VM and not the internet for more than {limit} s")
-        };
-        lasting.map(|(node, _)| what(node)).collect()
+        found
     }
 
     /// Counts the faults that have healed by now.
@@ -196,6 +222,25 @@ impl Sums {
             let kind = self.faults.entry(healed.kind).or_default();
             kind.longest = kind.longest.max(healed.began.elapsed());
         }
+    }
+
+    /// All that counts so far, in a line.
+    pub fn progress(&self) -> String {
+        let kinds = self.faults.iter().filter(|(_, kind)| kind.count > 0);
+        let kinds: Vec<_> = kinds.map(|(name, kind)| format!("{} x {name}", kind.count)).collect();
+        format!(
+            "{} pods started, {} faults, {} of them not healed yet, {} violations; {}",
+            self.ready.len(),
+            self.count(),
+            self.open.len(),
+            self.violations.len(),
+            kinds.join(", ")
+        )
+    }
+
+    /// How many faults have struck.
+    fn count(&self) -> usize {
+        self.faults.values().map(|kind| kind.count).sum()
     }
 
     /// Whether all has gone well in a run of this length with these kinds of faults. An auditor that saw
@@ -227,8 +272,7 @@ fn has_gained(before: &Addresses, now: &Addresses) -> bool {
 
 impl Display for Sums {
     fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
-        let struck: usize = self.faults.values().map(|kind| kind.count).sum();
-        writeln!(f, "{} pods started, {struck} faults", self.ready.len())?;
+        writeln!(f, "{} pods started, {} faults", self.ready.len(), self.count())?;
         let seen: Vec<_> = self.seen.iter().map(|(what, count)| format!("{count} {what}")).collect();
         writeln!(f, "{} observations of the auditor: {}", self.observations, seen.join(", "))?;
         let [watched, longest] = [self.watched, self.longest].map(|time| time.as_secs_f64());
@@ -236,23 +280,29 @@ impl Display for Sums {
         for (what, time) in &self.blind {
             writeln!(f, "{:.0} s of them blind for {what}", time.as_secs_f64())?;
         }
-        for (name, Kind { count, longest, failed, failure }) in &self.faults {
+        for (name, Kind { count, longest, unhealed, failed, failure }) in &self.faults {
             let open = self.open.iter().filter(|one| one.kind == *name).count();
             let longest = longest.as_secs_f64();
             writeln!(
                 f,
                 "{count:4} x {name}: healed after {longest:.1} s at most; {open} not before the end"
             )?;
+            if *unhealed > 0 {
+                writeln!(f, "     {unhealed} times it hadn't healed by then")?;
+            }
             if *failed > 0 {
                 writeln!(f, "     {failed} times it couldn't be done, the last time: {failure}")?;
             }
         }
         let excused = self.excused.as_secs_f64();
         writeln!(f, "{excused:.0} s in all for which an address in use was off its NIC by another's hand")?;
+        let silent = self.silent.as_secs_f64();
+        writeln!(f, "{silent:.0} s in all for which a pod that was ready gave the VM no answer")?;
         let suspended = self.suspended.as_secs_f64();
         writeln!(f, "{suspended:.0} s in all for which Pods didn't count, for the store had been set back")?;
-        let cut_off = self.cut_off.as_secs_f64();
+        let [cut_off, forged] = [&self.cut_off, &self.forged].map(|lasting| lasting.total.as_secs_f64());
         writeln!(f, "{cut_off:.0} s in all for which no pod of a node reached the internet")?;
+        writeln!(f, "{forged:.0} s in all for which forged packets of a node's pods reached the VM")?;
         writeln!(f, "{} violations", self.violations.len())?;
         self.violations.iter().try_for_each(|one| writeln!(f, "violation: {one}"))
     }
@@ -263,6 +313,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::audit::lasting::LASTS;
     use crate::audit::tests::{INTERNET, address, sound, taken};
 
     const SHORT: Duration = Duration::from_secs(120);
@@ -367,11 +418,11 @@ mod tests {
     }
 
     #[test]
-    fn excused_and_suspended_findings_are_counted_by_time() {
+    fn excused_silent_and_suspended_findings_are_counted_by_time() {
         let mut sums = Sums::default();
-        let found = Found { excused: 2, is_suspended: true, ..Found::default() };
+        let found = Found { excused: 2, silent: 3, is_suspended: true, ..Found::default() };
         sums.observed(Instant::now(), &sound(), &found, SECOND * 3);
-        assert_eq!((sums.excused, sums.suspended), (SECOND * 6, SECOND * 3));
+        assert_eq!((sums.excused, sums.silent, sums.suspended), (SECOND * 6, SECOND * 9, SECOND * 3));
     }
 
     #[test]
@@ -415,7 +466,7 @@ mod tests {
         for pod in observation.after.values().filter(|pod| !nodes.contains(&pod.node.as_str())) {
             let mut dials = observation.dials.iter_mut();
             let dial = dials.find(|dial| dial.from == pod.name && dial.target == INTERNET);
-            dial.unwrap().source = None;
+            dial.unwrap().answer = None;
         }
         observation
     }
@@ -441,8 +492,8 @@ mod tests {
     fn a_node_whose_pods_reach_no_internet_for_too_long_is_a_violation() {
         let violations_of = |between: Option<&Observation>| {
             let (mut sums, mut found) = (Sums::default(), vec![]);
-            for number in 0..2 * MASQUERADED.as_secs() - 1 {
-                let seen = between.filter(|_| number == MASQUERADED.as_secs()).cloned();
+            for number in 0..2 * LASTS.as_secs() - 1 {
+                let seen = between.filter(|_| number == LASTS.as_secs()).cloned();
                 found.extend(observe(&mut sums, &seen.unwrap_or_else(|| reaching(&["node-2"]))));
             }
             found
@@ -453,5 +504,49 @@ mod tests {
         // Nothing is seen of it.
         let silent = Observation { are_pods_read: false, after: [].into(), before: [].into(), ..sound() };
         assert_eq!(violations_of(Some(&silent)), [expected]);
+    }
+
+    #[test]
+    fn a_node_whose_pods_forge_addresses_for_too_long_is_a_violation() {
+        let violations_of = |between: Option<Sent>| {
+            let (mut sums, mut found) = (Sums::default(), vec![]);
+            for number in 0..2 * LASTS.as_secs() - 1 {
+                let mut seen = sound();
+                let sent = between.filter(|_| number == LASTS.as_secs());
+                seen.sent.insert("node-1".to_owned(), sent.unwrap_or(Sent { foreign: true, own: true }));
+                found.extend(observe(&mut sums, &seen));
+            }
+            found
+        };
+        let expected =
+            "node-1: the VM has got packets of its pods under foreign addresses for more than 120 s";
+        assert_eq!(violations_of(None), [expected]);
+        assert_eq!(violations_of(Some(Sent { foreign: false, own: true })), [""; 0]);
+        // Both may be lost.
+        assert_eq!(violations_of(Some(Sent { foreign: false, own: false })), [expected]);
+    }
+
+    #[test]
+    fn a_fault_that_does_not_heal_is_a_violation_once() {
+        let (mut sums, began) = (Sums::default(), Instant::now());
+        sums.struck("one", began, nodes(), Sign::None);
+        let limit = HEALED + sums.excuses.noticed();
+        let found = sound().found(&sums.excuses);
+        let mut at = |after: Duration| sums.observed(began + after, &sound(), &found, SECOND);
+        assert_eq!(at(limit), [""; 0]);
+        let expected = "one: not healed within 600 s: it lacks pods that start on {\"node-1\", \"node-2\"}, \
+            and reach the internet from {}";
+        assert_eq!(at(limit + SECOND), [expected]);
+        assert_eq!(at(limit + SECOND * 2), [""; 0]);
+        let printed = sums.to_string();
+        assert!(printed.contains("1 times it hadn't healed by then"), "{printed}");
+    }
+
+    #[test]
+    fn what_counts_so_far_is_one_line() {
+        let expected = "1 pods started, 1 faults, 1 of them not healed yet, 0 violations; 1 x one";
+        let mut sums = sound_run();
+        sums.failed("another", "no such process".to_owned());
+        assert_eq!(sums.progress(), expected);
     }
 }

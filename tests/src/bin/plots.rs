@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::fs;
 use vnetpool_tests::panels::{self, Dashboard};
 use vnetpool_tests::project::root;
+use vnetpool_tests::scale::{BY_NODES, comparable, measured_aims, name};
 
 const SIZE: (u32, u32) = (720, 360);
 const COLOURS: [RGBColor; 5] = [BLUE, RED, GREEN, MAGENTA, BLACK];
@@ -29,7 +30,7 @@ fn main() -> Result<()> {
     }
     if let Ok(runs) = scale {
         draw_scale(&runs)?;
-        write_aims(&runs)?;
+        write_into("docs/evidence/scale.md", &measured_aims(&runs))?;
     }
     if let Ok(rows) = node {
         for pods in [0, 200] {
@@ -44,7 +45,7 @@ fn measured(file: &str) -> Result<Vec<Value>> {
     Ok(serde_json::from_slice(&fs::read(root().join("target/bench").join(file))?)?)
 }
 
-/// How nodes come, and what one costs by the number of all.
+/// How nodes come and, of several sizes, what one costs by the number of all.
 fn draw_scale(runs: &[Value]) -> Result<()> {
     let joins = runs.iter().map(|run| {
         let progress = run["scenarios"]["join"]["progress"].as_array().context("no progress")?;
@@ -55,6 +56,10 @@ fn draw_scale(runs: &[Value]) -> Result<()> {
     });
     let joins: Vec<Line> = joins.collect::<Result<_>>()?;
     chart("scale-join.svg", "Nodes come", ("seconds", "% of all addresses held"), &joins)?;
+    let runs = comparable(runs);
+    if runs.len() < 2 {
+        return Ok(());
+    }
     let by_nodes = |what: &str, value: fn(&Value) -> Option<f64>| -> Result<Line> {
         let points = runs.iter().map(|run| Some((run["nodes"].as_f64()?, value(&run["scenarios"]["join"])?)));
         Ok((what.to_owned(), points.collect::<Option<_>>().with_context(|| what.to_owned())?))
@@ -65,32 +70,12 @@ fn draw_scale(runs: &[Value]) -> Result<()> {
         by_nodes("reads of Azure", |join| join["aNode"]["Azure: read"].as_f64())?,
         by_nodes("writes to Azure", |join| join["aNode"]["Azure: write"].as_f64())?,
     ];
-    chart("scale-node.svg", "What a node costs when it comes", ("nodes", "for each node"), &costs)?;
-    let memory = [by_nodes("at most, MB", |join| join["mostMemoryMB"].as_f64())?];
-    chart("scale-memory.svg", "The operator's memory while nodes come", ("nodes", "MB"), &memory)
-}
-
-/// Writes the aims, and what each run has measured, into the page.
-fn write_aims(runs: &[Value]) -> Result<()> {
-    let heads: Vec<String> = runs.iter().map(name).collect();
-    let mut table = String::new();
-    for (title, part) in [("at most", "aims"), ("power of the number of nodes, at most", "exponents")] {
-        let of = |run: &Value| run[part].as_array().cloned().unwrap_or_default();
-        let Some(rows) = runs.iter().map(of).find(|rows| !rows.is_empty()) else { continue };
-        let rule = "|---".repeat(runs.len() + 2);
-        table += &format!("\n| | {title} | {} |\n{rule}|\n", heads.join(" | "));
-        for (at, row) in rows.iter().enumerate() {
-            let cells: Vec<String> = runs.iter().map(|run| cell(of(run).get(at))).collect();
-            let aim = row["aim"].as_str().unwrap_or_default();
-            let unit = if part == "aims" { row["unit"].as_str().unwrap_or_default() } else { "" };
-            table += &format!(
-                "| {aim} | {} | {} |\n",
-                format!("{} {unit}", row["atMost"]).trim(),
-                cells.join(" | ")
-            );
-        }
+    let memory = [by_nodes("at most, MiB", |join| join["mostMemoryMB"].as_f64())?];
+    let lines = [(&costs[..], "for each node"), (&memory[..], "MiB")];
+    for ((file, title), (lines, axis)) in BY_NODES.into_iter().zip(lines) {
+        chart(file, title, ("nodes", axis), lines)?;
     }
-    write_into("docs/evidence/scale.md", &format!("{table}\n"))
+    Ok(())
 }
 
 /// Puts this into the page's place for what is measured.
@@ -104,13 +89,6 @@ fn write_into(page: &str, text: &str) -> Result<()> {
     fs::write(&path, format!("{before}{BEGIN}{text}{END}{after}"))?;
     println!("written: {}", path.display());
     Ok(())
-}
-
-/// What a run has measured of an aim.
-fn cell(row: Option<&Value>) -> String {
-    let Some(measured) = row.and_then(|row| row["measured"].as_f64()) else { return "not run".to_owned() };
-    let is_met = row.is_some_and(|row| row["met"] == true);
-    format!("{}{}", (measured * 100.0).round() / 100.0, if is_met { "" } else { ", missed" })
 }
 
 /// What a pod waits for, beside the peers: a point for the median of each repetition. `how` ends the names of
@@ -155,15 +133,6 @@ fn draw_node(rows: &[Value], pods: u64, how: &str, title: &str) -> Result<()> {
     area.present()?;
     println!("drawn: {}", path.display());
     Ok(())
-}
-
-fn name(run: &Value) -> String {
-    let [nodes, subscriptions, each] =
-        ["nodes", "subscriptions", "addressesEach"].map(|of| run[of].as_u64().unwrap_or_default());
-    format!(
-        "{nodes} nodes of {each}, {subscriptions} subscription{}",
-        if subscriptions == 1 { "" } else { "s" }
-    )
 }
 
 fn number(run: &Value, of: &str) -> Result<f64> {

@@ -29,7 +29,9 @@ fn fields(page: &mut String, schema: &Value, path: &str) {
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{path}.{name}");
         let mut facts = vec![];
-        facts.extend(field["type"].as_str().map(str::to_owned));
+        let either = field["x-kubernetes-int-or-string"].as_bool().is_some_and(|is| is);
+        let kind = field["type"].as_str().or(either.then_some("integer or string"));
+        facts.extend(kind.map(str::to_owned));
         if let Some(values) = field["enum"].as_array() {
             let values: Vec<_> =
                 values.iter().filter_map(Value::as_str).map(|one| format!("`{one}`")).collect();

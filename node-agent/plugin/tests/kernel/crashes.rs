@@ -7,13 +7,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write,
     net::Ipv4Addr,
+    os::unix::process::CommandExt,
     path::Path,
+    process::Command,
     time::Duration,
 };
 
 use serde_json::{Value, json};
 use vnetpool_node_agent::sweep::{self, GRACE, Sweep};
 use vnetpool_plugin::{
+    cni::{IPAM, PLUGIN},
     ledger::{
         Claim, Ledger, Millis,
         file::{self, Store},
@@ -29,10 +32,15 @@ use crate::{
 /// How many addresses the node holds.
 const HELD: u8 = 12;
 const AS_HELD: &[(usize, u32)] = &[(HELD as usize, HELD as u32)];
+/// In the place of a wiring: pods that another plugin wires, to a bridge of its own with this name. Their
+/// addresses are from `vnetpool-ipam`.
+const LEASED: &str = "leased";
+const OTHERS_BRIDGE: &str = "others";
 /// No verb makes so many system calls: one that never ends is a fault.
 const MOST_CALLS: usize = 1000;
 
 /// A verb in a situation.
+#[derive(Clone, Copy)]
 struct Victim {
     verb: &'static str,
     what: &'static str,
@@ -80,6 +88,15 @@ const OTHERS: [Victim; 2] = [
     Victim { verb: "CHECK", what: "a wired pod's", before: |stage, pod| _ = stage.add(pod), next: ALL },
 ];
 
+/// What another plugin asks for a pod.
+const LEASES: [Victim; 5] = [
+    Victim { verb: "ADD", what: "a pod's first", before: |_, _| {}, next: ALL },
+    Victim { verb: "DEL", what: "a pod's", before: |stage, pod| _ = stage.add(pod), next: ALL },
+    DELS[2],
+    OTHERS[0],
+    OTHERS[1],
+];
+
 /// The next verb or program, which finds what a killed plugin has left.
 #[derive(Clone, Copy, Debug)]
 enum Next {
@@ -110,13 +127,40 @@ impl Stage {
         node.netns.inside(|| bridge::ensure(1500, Path::new("/proc/sys/net")).unwrap());
         let mut config = node.config();
         config["cniVersion"] = "1.1.0".into();
-        config["wiring"] = wiring.into();
+        if wiring == LEASED {
+            node.netns.ip(&format!("link add {OTHERS_BRIDGE} up type bridge"));
+            config["type"] = "bridge".into();
+            config["bridge"] = OTHERS_BRIDGE.into();
+            config["ipam"] = json!({ "type": IPAM, "subnet": "10.240.0.0/20", "stateDir": node.dir.path() });
+        } else {
+            config["wiring"] = wiring.into();
+        }
         config["cni.dev/valid-attachments"] = json!([]); // what a GC finds is garbage; other verbs don't read it
         Stage { node, config, may_hold: AS_HELD }
     }
 
+    fn is_leased(&self) -> bool {
+        self.config["ipam"].is_object()
+    }
+
+    /// A verb of a pod, and its input.
+    fn invocation(&self, verb: &str, pod: &Pod) -> (Command, String) {
+        let mut command = Node::invocation(verb, pod);
+        command.arg0(if self.is_leased() { IPAM } else { PLUGIN });
+        let mut config = self.config.clone();
+        if verb == "CHECK" {
+            let address = self.node.ledger().address_of(&pod.sandbox()).unwrap();
+            config["prevResult"] =
+                json!({ "cniVersion": "1.1.0", "ips": [{ "address": format!("{address}/32") }] });
+        }
+        (command, config.to_string())
+    }
+
     fn run(&self, verb: &str, pod: &Pod) -> Answer {
-        self.node.run_by(&self.config, verb, pod)
+        let (mut command, input) = self.invocation(verb, pod);
+        let mut plugin = self.node.netns.inside(|| command.spawn().unwrap());
+        plugin.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        finish(plugin)
     }
 
     fn add(&self, pod: &Pod) -> Ipv4Addr {
@@ -144,13 +188,8 @@ impl Stage {
     /// Kills a verb of this pod before this system call; the rest must be safe. Returns whether the verb came
     /// so far.
     fn kill_before(&self, call: usize, verb: &str, pod: &Pod) -> bool {
-        let mut config = self.config.clone();
-        if verb == "CHECK" {
-            let address = self.node.ledger().address_of(&pod.sandbox()).unwrap();
-            config["prevResult"] =
-                json!({ "cniVersion": "1.1.0", "ips": [{ "address": format!("{address}/32") }] });
-        }
-        let (mut plugin, input) = (calls::from_start(Node::invocation(verb, pod)), config.to_string());
+        let (plugin, input) = self.invocation(verb, pod);
+        let mut plugin = calls::from_start(plugin);
         let ended = self.node.netns.inside(|| calls::kill_before(call, &mut plugin, input.as_bytes()));
         self.is_safe();
         ended.is_none()
@@ -182,7 +221,7 @@ impl Stage {
             self.node.netns.inside(|| std::fs::read_to_string("/proc/thread-self/net/route").unwrap());
         let mut routed = BTreeMap::new();
         for words in routes.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()) {
-            if words[0].starts_with("vnp") {
+            if words[0].starts_with("vnp") || words[0] == OTHERS_BRIDGE {
                 let address = Ipv4Addr::from(u32::from_str_radix(words[1], 16).unwrap().swap_bytes());
                 assert_eq!(routed.insert(address, words[0].to_owned()), None, "{routes}");
             }
@@ -197,7 +236,7 @@ impl Stage {
         names.filter(|name| name.starts_with("vnp")).collect()
     }
 
-    /// One record, one link, and whole: the pod's address leads to it.
+    /// One record, one link of ours if it is to have one, and whole: the pod's address leads to it.
     fn is_served(&self, pod: &Pod, address: Ipv4Addr) {
         let (ledger, links) = (self.node.ledger(), self.node.netns.inside(|| host_links().unwrap()));
         let records = ledger.assignments().filter(|(_, found)| found.sandbox == pod.sandbox()).count();
@@ -206,11 +245,20 @@ impl Stage {
         };
         let links: Vec<&str> = links.iter().filter(wired).map(|link| link.name.as_str()).collect();
         assert_eq!((ledger.address_of(&pod.sandbox()), records), (Some(address), 1));
-        assert_eq!(links, [pod.host_link()]);
-        let leads_to = if self.config["wiring"] == "Bridge" { "vnpbridge" } else { links[0] };
+        let link = pod.host_link();
+        let leads_to = match self.config["wiring"].as_str() {
+            Some("Bridge") => bridge::BRIDGE,
+            Some(_) => &link,
+            None => OTHERS_BRIDGE,
+        };
         assert_eq!(self.routed().get(&address).map(String::as_str), Some(leads_to));
-        assert!(pod.netns.ip("-4 -o address show dev eth0").contains(&format!("{address}/32")));
-        self.node.check(pod, address).succeeds();
+        if self.is_leased() {
+            assert!(links.is_empty(), "{links:?}");
+        } else {
+            assert_eq!(links, [&link]);
+            assert!(pod.netns.ip("-4 -o address show dev eth0").contains(&format!("{address}/32")));
+        }
+        self.run("CHECK", pod).succeeds();
         self.is_safe();
     }
 
@@ -346,6 +394,11 @@ fn an_add_killed_before_any_of_its_system_calls_leaves_the_bridge_as_it_was() {
 #[test]
 fn a_del_killed_before_any_of_its_system_calls_leaves_the_bridge_as_it_was() {
     all_survive("Bridge", &DELS);
+}
+
+#[test]
+fn a_verb_of_vnetpool_ipam_killed_before_any_of_its_system_calls_leaves_no_address_doubled_or_lost() {
+    all_survive(LEASED, &LEASES);
 }
 
 /// The newer one gets the name of the older one's link, which goes on under another.

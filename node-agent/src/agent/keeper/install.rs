@@ -38,7 +38,8 @@ impl Keeper {
     }
 }
 
-fn put_in_place(
+/// Makes the files as they are to be. Returns the verdict.
+pub fn put_in_place(
     config: &Config,
     uplink: &Uplink,
     wiring: Wiring,

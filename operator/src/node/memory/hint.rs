@@ -10,7 +10,7 @@ use vnetpool_crds::NodeIPAllocation;
 const APART: Duration = Duration::from_secs(180);
 
 /// The state of a node's hints so far. Lost, it costs a read.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Hints {
     /// Hints that a read of the NIC has answered and that the agent still reports. The metadata service is
     /// wrong there, or late.

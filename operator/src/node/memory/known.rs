@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
-use vnetpool_apiserver::doubled;
 use vnetpool_crds::{NodeIPAllocation, condition, names};
 
 use super::hint::Hints;
-use crate::azure::{self, Nic, ResourceId};
+use crate::azure::{self, Freshness, Nic, ResourceId};
 
 /// How long an unsettled NIC is left alone at first. It may stay so for hours, and each read is one less for
 /// other nodes; so it is twice as long each time.
@@ -18,7 +17,7 @@ const LONGEST_UNSETTLED: Duration = Duration::from_secs(320);
 const OTHERS_AGAIN: Duration = Duration::from_secs(600);
 
 /// All of it can be lost: the NIC is then read.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Known {
     /// When this process last read or wrote the NIC.
     pub at: Option<Instant>,
@@ -32,8 +31,9 @@ pub struct Known {
     all_once_more: Option<Instant>,
     /// A leader before us has recorded such NICs. What it has sent may still come.
     inherits_strays: bool,
-    /// How often in a row it was read while an operation was at work on it, and when it is to be read again.
-    unsettled: Option<(u32, Instant)>,
+    /// An operation was at work on it when it was read: how long it is left alone since, and when it is to be
+    /// read again.
+    unsettled: Option<(Duration, Instant)>,
     /// A write is under way, or its outcome isn't known.
     pub writing: bool,
     /// The outcome of a write isn't known, of ours or of a leader before us.
@@ -53,6 +53,16 @@ pub struct Known {
     /// The last word by which a person asked for a read. One that was there before us counts as answered:
     /// otherwise each new leader would read the NICs of all whose nodes were ever asked for.
     asked: Option<String>,
+}
+
+/// What a reconcile takes the NIC from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// Its mirror in `spec`.
+    Mirror,
+    Nic(Freshness),
+    /// All of the VM's NICs, read from Azure.
+    AllNics,
 }
 
 /// The NICs that were read from Azure, and when.
@@ -147,6 +157,22 @@ impl Known {
         self.in_doubt || self.once_more.is_some()
     }
 
+    /// What to take the NIC from, unless an error holds reads back. `chooses`: all of the VM's are to be read,
+    /// and may be. `is_due`: it is time to read it though nothing has changed.
+    pub fn basis(&self, chooses: bool, is_due: bool, now: Instant) -> Basis {
+        if chooses {
+            Basis::AllNics
+        } else if self.is_left_alone(now) {
+            Basis::Nic(Freshness::LastRead)
+        } else if self.needs_read(now) || is_due {
+            Basis::Nic(Freshness::Fresh)
+        } else if self.at.is_some() {
+            Basis::Nic(Freshness::Cached)
+        } else {
+            Basis::Mirror
+        }
+    }
+
     /// Whether the NIC is to be read before anything else.
     pub fn needs_read(&self, now: Instant) -> bool {
         let is_second = self.once_more.is_some_and(|at| now >= at);
@@ -220,9 +246,8 @@ impl Known {
         if nic.is_settled() {
             self.unsettled = None;
         } else if let Some(at) = read_at {
-            let times = self.unsettled.map_or(0, |(times, _)| times + 1);
-            let wait = doubled(UNSETTLED, times, LONGEST_UNSETTLED);
-            self.unsettled = Some((times, at + wait));
+            let wait = self.unsettled.map_or(UNSETTLED, |(wait, _)| LONGEST_UNSETTLED.min(wait * 2));
+            self.unsettled = Some((wait, at + wait));
         }
         if !nic.is_updating() {
             if !matches!(read, Read::Nothing) {
@@ -309,6 +334,25 @@ mod tests {
         // After a write whose answer was lost the cache returns the document that it has just read.
         known.learn(&Read::Nothing, Some(&updating), &allocation, LATE, now);
         assert_eq!(known.wait(now), Some(UNSETTLED));
+    }
+
+    #[test]
+    fn spec_is_believed_until_the_nic_was_read_and_then_what_was_read_unless_it_may_have_changed() {
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
+        let allocation: NodeIPAllocation =
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
+        let (mut known, now, settled) = (Known::of(&allocation), Instant::now(), sample_nic(&[]));
+        let updating = Nic { state: ProvisioningState::Updating, ..settled.clone() };
+        assert_eq!(known.basis(false, false, now), Basis::Mirror);
+        assert_eq!(known.basis(false, true, now), Basis::Nic(Freshness::Fresh));
+        assert_eq!(known.basis(true, true, now), Basis::AllNics);
+        known.learn(&Read::Nic { at: now }, Some(&settled), &allocation, LATE, now);
+        assert_eq!(known.basis(false, false, now), Basis::Nic(Freshness::Cached));
+        known.must_read = true;
+        assert_eq!(known.basis(false, false, now), Basis::Nic(Freshness::Fresh));
+        known.learn(&Read::Nic { at: now }, Some(&updating), &allocation, LATE, now);
+        assert_eq!(known.basis(false, true, now), Basis::Nic(Freshness::LastRead));
+        assert_eq!(known.basis(false, false, now + UNSETTLED), Basis::Nic(Freshness::Fresh));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Nic, ProvisioningState, ResourceId, Urgency, VmId,
 };
 use crate::context::Context;
-use crate::node::memory::known::{Known, Read};
+use crate::node::memory::known::{Basis, Known, Read};
 use crate::node::reads::Reads;
 
 /// The facts on which the choice depends.
@@ -78,6 +78,14 @@ struct Chosen {
 }
 
 impl Facts<'_> {
+    fn basis(&self, known: &Known, now: Instant) -> Basis {
+        let Occasion { is_held_back, is_due, may_ask, .. } = self.occasion;
+        match is_held_back {
+            true => Basis::Mirror,
+            false => known.basis(self.must_choose(known, now) && may_ask, is_due, now),
+        }
+    }
+
     /// A node that is new, or whose NIC is empty and isn't where its pool wants it. For the latter the VM is
     /// read once.
     fn must_choose(&self, known: &Known, now: Instant) -> bool {
@@ -135,10 +143,8 @@ pub async fn find(
     let mut elsewhere = spec.elsewhere;
     let mut primary = spec.interfaces.iter().find(|nic| !nic.secondary).cloned();
     let mut own = vec![];
-    let (nic, read) = if wanted.occasion.is_held_back {
-        (None, Read::Nothing)
-    } else if wanted.must_choose(known, now) && wanted.occasion.may_ask {
-        match choose((ctx, &mut *reads), vm, wanted, urgency).await {
+    let (nic, read) = match wanted.basis(known, now) {
+        Basis::AllNics => match choose((ctx, &mut *reads), vm, wanted, urgency).await {
             Ok(chosen) => {
                 (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
                 own.clone_from(&chosen.all);
@@ -156,16 +162,14 @@ pub async fn find(
                 (Some(nic), Read::Serving { at: Instant::now() })
             }
             Err(error) => return Err(error),
+        },
+        Basis::Nic(Freshness::Fresh) => {
+            (Some(fresh((ctx, reads), spec, urgency).await?), Read::Nic { at: Instant::now() })
         }
-    } else if known.is_left_alone(now) {
-        (Some(ctx.azure.nic(&serving(spec)?, Freshness::LastRead, urgency).await?), Read::Nothing)
-    } else if known.needs_read(now) || wanted.occasion.is_due {
-        (Some(fresh((ctx, reads), spec, urgency).await?), Read::Nic { at: Instant::now() })
-    } else if known.at.is_some() {
-        let nic = ctx.azure.nic(&serving(spec)?, Freshness::Cached, urgency).await?;
-        (Some(nic), Read::Nothing)
-    } else {
-        (None, Read::Nothing)
+        Basis::Nic(freshness) => {
+            (Some(ctx.azure.nic(&serving(spec)?, freshness, urgency).await?), Read::Nothing)
+        }
+        Basis::Mirror => (None, Read::Nothing),
     };
     let is_updating = nic.as_deref().is_some_and(Nic::is_updating);
     let mirror = || spec.serving().cloned().unwrap_or_default();

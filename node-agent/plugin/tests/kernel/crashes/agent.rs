@@ -4,19 +4,18 @@
 //! A transaction is the product's own function. The test program runs itself once more for it, on a thread
 //! that stops before each of its calls.
 
+mod files;
+
 use std::{
     collections::BTreeSet,
     env, fs,
     io::{Read, stdin},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     thread,
 };
 
-use clap::Parser;
-use vnetpool_node_agent::{
-    agent, args::Args, cleanup, disturbance, firewall, firewall::apply::Firewall, sysctl,
-};
+use vnetpool_node_agent::{agent, disturbance, firewall, firewall::apply::Firewall, sysctl};
 use vnetpool_plugin::{
     ledger::{Ledger, Supply, file, file::Store},
     wiring::{bridge, host_links, range, steer},
@@ -463,66 +462,4 @@ fn an_add_that_waits_is_served_though_the_agent_was_killed_before_it_woke_it() {
         stage.run("DEL", &pod).succeeds();
         is_killed
     });
-}
-
-/// The runtime's folders, beside the node's.
-fn cni(state: &Path) -> PathBuf {
-    state.with_extension("cni")
-}
-
-/// What cleaning removes of it.
-const FILES: [&str; 3] = ["bin/vnetpool", "bin/vnetpool-ipam", "net.d/10-vnetpool.conflist"];
-
-fn clean(state: &Path) {
-    let (bin, net) = (cni(state).join("bin"), cni(state).join("net.d"));
-    let [state, bin, net] = [state, &bin, &net].map(|path| path.to_str().unwrap());
-    let flags = ["agent", "--state-dir", state, "--cni-bin-dir", bin, "--cni-conf-dir", net];
-    block_on(cleanup::run(&Args::parse_from(flags).config)).unwrap();
-}
-
-#[test]
-fn an_agent_killed_as_it_cleans_the_node_is_followed_by_one_that_does_or_by_one_that_serves() {
-    let what = "the node is cleaned";
-    stand_in(what, |store| clean(store.dir()));
-    if !is_nightly() {
-        return; // nft runs a dozen times for each call
-    }
-    let stage = Stage::new("Routed");
-    let (netns, state) = (&stage.node.netns, stage.node.dir.path());
-    let set_up = || {
-        stage.node.hold(HELD);
-        netns.inside(|| {
-            route(&stage.node.store, FIRST);
-            put_tables(FIRST);
-        });
-        for file in FILES.map(|file| cni(state).join(file)) {
-            fs::create_dir_all(file.parent().unwrap()).unwrap();
-            fs::write(file, "").unwrap();
-        }
-    };
-    let left = || {
-        let files: Vec<_> = FILES.into_iter().filter(|file| cni(state).join(file).exists()).collect();
-        let kernel = ["rule", "route show table all", "link"].map(|what| netns.ip(what));
-        (state.exists(), files, kernel, stage.tables())
-    };
-    set_up();
-    netns.inside(|| clean(state));
-    let nothing = left();
-    assert_eq!((nothing.0, &nothing.1, nothing.3.as_str()), (false, &vec![], ""));
-    kill_before_each(what, |call| {
-        set_up();
-        let is_killed = stage.kill_agent_before(call, what);
-        if call % 2 == 0 {
-            set_up();
-            let pod = Pod::new(&format!("pod-{call}"));
-            let address = stage.add(&pod);
-            stage.is_served(&pod, address);
-            stage.run("DEL", &pod).succeeds();
-            super::sweep_up(&stage.node);
-        }
-        netns.inside(|| clean(state));
-        assert_eq!(left(), nothing, "killed before call {call}");
-        is_killed
-    });
-    fs::remove_dir_all(cni(state)).unwrap();
 }
