@@ -110,10 +110,10 @@ impl Networks {
     ) {
         // Side by side: a count has the last place in Azure's limits, and while many nodes arrive it waits
         // for minutes.
-        tokio::join!(self.follow(in_use, &changed), self.count(&changed));
+        tokio::join!(self.follow(&in_use, &changed), self.count(&in_use, &changed));
     }
 
-    async fn follow(&self, in_use: impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
+    async fn follow(&self, in_use: &impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         let mut reads = Rounds::new();
         loop {
             let read_at = self.read_at();
@@ -122,8 +122,7 @@ impl Networks {
                 () = reads.ended() => continue,
                 () = sleep(wait) => {}
             }
-            let in_use = in_use();
-            self.lock().retain(|subnet, _| in_use.contains(subnet));
+            self.keep_only(&in_use());
             for (vnet, _) in self.read_at().into_iter().filter(|(_, at)| at.elapsed() >= NETWORK_KEPT) {
                 reads.begin(vnet, |vnet| async move {
                     self.read(&vnet, changed).await;
@@ -131,6 +130,10 @@ impl Networks {
                 });
             }
         }
+    }
+
+    fn keep_only(&self, in_use: &HashSet<ResourceId>) {
+        self.lock().retain(|subnet, _| in_use.contains(subnet));
     }
 
     /// When each virtual network was last read. One that a new subnet has shown is due with the others.
@@ -177,7 +180,7 @@ impl Networks {
         .collect()
     }
 
-    async fn count(&self, changed: &impl Fn(&ResourceId, News)) {
+    async fn count(&self, in_use: &impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         let mut counts = Rounds::new();
         loop {
             let vnets: HashSet<ResourceId> =
@@ -198,7 +201,7 @@ impl Networks {
                 // after; and if its network has been counted, that is known.
                 () = self.arrived.notified() => self.report(None, changed),
                 () = counts.ended() => {}
-                () = sleep(wait) => {}
+                () = sleep(wait) => self.keep_only(&in_use()),
             }
         }
     }
