@@ -161,8 +161,8 @@ pub fn others(found: &Value, further: &Further) -> Vec<String> {
     entries(found).iter().map(type_of).filter(is_others).map(str::to_owned).collect()
 }
 
-/// The `wanted` configuration, with the entries of others in the `found` one, each in its place. Ours keep the
-/// wanted order whatever is found: the first of them makes the interface that the next ones change.
+/// The `wanted` configuration, with the entries of others in the `found` one, each in its place. Ours keep
+/// the wanted order whatever is found: the first of them makes the interface that the next ones change.
 pub fn merged(wanted: &Value, found: &Value) -> Value {
     let mut ours = entries(wanted).iter();
     let mut plugins: Vec<Value> = Vec::new();

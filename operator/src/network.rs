@@ -113,11 +113,6 @@ impl Networks {
         tokio::join!(self.follow(&in_use, &changed), self.count(&in_use, &changed));
     }
 
-    /// Keeps what is known of these subnets.
-    fn keep_only(&self, in_use: &HashSet<ResourceId>) {
-        self.lock().retain(|subnet, _| in_use.contains(subnet));
-    }
-
     async fn follow(&self, in_use: &impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         let mut reads = Rounds::new();
         loop {
@@ -135,6 +130,10 @@ impl Networks {
                 });
             }
         }
+    }
+
+    fn keep_only(&self, in_use: &HashSet<ResourceId>) {
+        self.lock().retain(|subnet, _| in_use.contains(subnet));
     }
 
     /// When each virtual network was last read. One that a new subnet has shown is due with the others.

@@ -15,15 +15,15 @@
 //! ```
 //!
 //! Decided by the product: [`vnetpool_operator::planner::plan`], all of [`vnetpool_plugin::ledger::Ledger`],
-//! and [`vnetpool_operator::Known`], by which an operator reads the NIC or believes `spec`, and takes another's
-//! write for one. Modelled, after `operator/src/node` and `node-agent/src/agent`: the reads and writes of each
-//! process, their order, and the points at which a process may stand still or die.
-//! Between two steps of a process, any other may take any step: two leaders, of which either may be paused at
-//! any step and then go on; watches that show any of the last versions; NIC writes that arrive late, fail, or
-//! whose answer is lost; agents and DELs that die; a ledger that is lost; rules that are; a boot; pods that
-//! come and go; an object deleted by hand; another user of the subnet who takes addresses that were given
-//! back. Some tests also take ADD and Azure's work on a NIC write apart, lose the API server's answers, have
-//! the runtime collect garbage, or reserve blocks of two addresses.
+//! and [`vnetpool_operator::Known`], by which an operator reads the NIC or believes `spec`, and takes
+//! another's write for one. Modelled, after `operator/src/node` and `node-agent/src/agent`: the reads and
+//! writes of each process, their order, and the points at which a process may stand still or die. Between two
+//! steps of a process, any other may take any step: two leaders, of which either may be paused at any step
+//! and then go on; watches that show any of the last versions; NIC writes that arrive late, fail, or whose
+//! answer is lost; agents and DELs that die; a ledger that is lost; rules that are; a boot; pods that come
+//! and go; an object deleted by hand; another user of the subnet who takes addresses that were given back.
+//! Some tests also take ADD and Azure's work on a NIC write apart, lose the API server's answers, have the
+//! runtime collect garbage, or reserve blocks of two addresses.
 //!
 //! The invariants of every state stand in [`protocol`]; that each state leads to the good end once nothing
 //! fails any more, in `protocol/settle.rs`, with the node's rules and without. Left out: time (the cooldown

@@ -213,7 +213,8 @@ impl Operator<'_> {
         }
     }
 
-    /// `observe::interfaces::find`: the NIC, from where the memory has it taken from; `None`: from the mirror.
+    /// `observe::interfaces::find`: the NIC, from where the memory has it taken from; `None`: from the
+    /// mirror.
     fn observe_nic(&mut self, allocation: &Object) -> Option<Document> {
         let is_new = !allocation.spec.has_interface || allocation.spec.boot != self.world.node.boot;
         let now = self.world.azure.read();

@@ -3,8 +3,8 @@
 
 use crate::azure::expanded;
 use crate::cluster::{Cluster, Host};
-use crate::eventually;
 use crate::project::tool;
+use crate::wait::eventually;
 use crate::workload::{PORT, ProbePod};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};

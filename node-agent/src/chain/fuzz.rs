@@ -1,10 +1,10 @@
-//! Any bytes as what stands in our CNI configuration: a line with the further plugins that are asked for, then
-//! the file.
+//! Any bytes as what stands in our CNI configuration: a line with the further plugins that are asked for,
+//! then the file.
 
 use super::*;
 
-/// Entries of others stay in their order, and ours are there once each, in theirs. Merged again it is the same:
-/// otherwise each inspection would write the file anew. Returns whether there are others.
+/// Entries of others stay in their order, and ours are there once each, in theirs. Merged again it is the
+/// same: otherwise each inspection would write the file anew. Returns whether there are others.
 fn is_merged(bytes: &[u8]) -> bool {
     let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
     let further: Further = String::from_utf8_lossy(&bytes[..end]).parse().unwrap_or_default();

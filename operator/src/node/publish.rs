@@ -408,7 +408,8 @@ mod tests {
         let none = |spec: &NodeIPAllocationSpec, interfaces: &[Interface]| -> Vec<String> {
             on_no_nic(spec, interfaces).map(str::to_owned).collect()
         };
-        let attached = spec(&json!({"id": public("a"), "address": "20.0.0.1"}));
+        let attached = spec(&json!({"id": public("a").replace("providers", "PROVIDERS"),
+            "address": "20.0.0.1"}));
         assert_eq!(none(&attached, &attached.interfaces), [public("b")]);
         assert_eq!(none(&attached, &[]).len(), 2, "by a newer read");
         let announced = spec(&json!({"id": public("a")}));

@@ -15,8 +15,8 @@ pub const EACH_KIND: Duration = Duration::from_secs(600);
 /// Of the whole time the auditor doesn't see a thing for one part in so many at most. A fault may take a node
 /// or the API server for half a minute.
 const BLIND: u32 = 2;
-/// A fault has healed within this time and that in which a NIC is noticed that was wiped, whatever else strikes
-/// meanwhile.
+/// A fault has healed within this time and that in which a NIC is noticed that was wiped, whatever else
+/// strikes meanwhile.
 const HEALED: Duration = Duration::from_secs(420);
 
 #[derive(Default)]

@@ -157,8 +157,8 @@ impl Known {
         self.in_doubt || self.once_more.is_some()
     }
 
-    /// What to take the NIC from, unless an error holds reads back. `chooses`: all of the VM's are to be read,
-    /// and may be. `is_due`: it is time to read it though nothing has changed.
+    /// What to take the NIC from, unless an error holds reads back. `chooses`: all of the VM's are to be
+    /// read, and may be. `is_due`: it is time to read it though nothing has changed.
     pub fn basis(&self, chooses: bool, is_due: bool, now: Instant) -> Basis {
         if chooses {
             Basis::AllNics
