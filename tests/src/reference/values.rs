@@ -1,4 +1,5 @@
-//! The chart's values, from its schema, which is made from `values.yaml`. The same text is the chart's README.
+//! The chart's values, from its schema, which is made from `values.yaml`. The same text is the chart's
+//! README.
 
 use super::{schema, wrapped};
 use anyhow::{Context, Result};
