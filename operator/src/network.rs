@@ -183,6 +183,7 @@ impl Networks {
     async fn count(&self, in_use: &impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         let mut counts = Rounds::new();
         loop {
+            self.keep_only(&in_use());
             let vnets: HashSet<ResourceId> =
                 self.subnets().iter().filter_map(|subnet| azure::vnet_of(subnet).ok()).collect();
             lock(&self.counts).retain(|vnet, _| vnets.contains(vnet));
@@ -201,7 +202,7 @@ impl Networks {
                 // after; and if its network has been counted, that is known.
                 () = self.arrived.notified() => self.report(None, changed),
                 () = counts.ended() => {}
-                () = sleep(wait) => self.keep_only(&in_use()),
+                () = sleep(wait) => {}
             }
         }
     }
