@@ -59,8 +59,6 @@ use vnetpool_process::lock;
 pub use context::Waits;
 pub use demand::Uid;
 pub use left_alone::Architectures;
-/// Of the operator's program, and of the one that measures it.
-pub use mimalloc::MiMalloc as Allocator;
 pub use node::outlook;
 pub use node::{Basis, Found, Known, Read, adoption, lost};
 pub use operate::{Config, Error, run};

@@ -9,14 +9,10 @@ use clap::Parser;
 use futures::StreamExt;
 use tokio::signal::unix::{SignalKind, signal};
 use vnetpool_apiserver::client;
-use vnetpool_operator::Allocator;
 use vnetpool_operator::args::{Args, Command, Crds};
 use vnetpool_operator::azure::{Azure, role};
 use vnetpool_operator::datapath::{self, Here};
 use vnetpool_operator::{crds, preflight, reserved, telemetry};
-
-#[global_allocator]
-static ALLOCATOR: Allocator = Allocator;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {

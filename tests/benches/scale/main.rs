@@ -43,10 +43,6 @@ use serde_json::json;
 use vnetpool_tests::control_plane::ControlPlane;
 use world::{Size, World};
 
-/// As the operator's own program has it.
-#[global_allocator]
-static ALLOCATOR: vnetpool_operator::Allocator = vnetpool_operator::Allocator;
-
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|one| !one.starts_with("--")).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

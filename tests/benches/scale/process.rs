@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use vnetpool_operator::Waits;
-use vnetpool_tests::control_plane::{ControlPlane, User};
+use vnetpool_tests::control_plane::{ControlPlane, User, rendered};
 
 /// The first argument of this program when it is to be the operator.
 pub const ROLE: &str = "operator";
@@ -45,7 +45,7 @@ impl Process {
     fn of(server: &str, arm: &str, identity: &str) -> Result<Process> {
         let admin = operator::free_address()?;
         let mut program = Command::new(std::env::current_exe()?);
-        program.args([ROLE, server, arm, &admin.to_string(), identity]);
+        program.args([ROLE, server, arm, &admin.to_string(), identity]).envs(allocator()?);
         let child = program.stdin(Stdio::null()).spawn()?;
         Ok(Process { child, admin })
     }
@@ -100,6 +100,18 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// How the chart has the operator's allocator go about with memory.
+fn allocator() -> Result<Vec<(String, String)>> {
+    let objects = rendered(&[])?;
+    let deployment = objects.get("operator/deployment.yaml").and_then(|all| all.first());
+    let env = deployment.and_then(|one| one.pointer("/spec/template/spec/containers/0/env")?.as_array());
+    let set = env.context("the operator's environment in the chart")?.iter().filter_map(|one| {
+        let (name, value) = (one["name"].as_str()?, one["value"].as_str()?);
+        name.starts_with("MALLOC_").then(|| (name.to_owned(), value.to_owned()))
+    });
+    Ok(set.collect())
 }
 
 /// The process's work: the arguments are those after [`ROLE`], the first a kubeconfig or an address without
