@@ -352,4 +352,5 @@ test-nightly:
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test conduct -- pruned::kinds
 	NIGHTLY=yes CHAPTERS=backwards $(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test paths --test services --test modes --test story
 	NIGHTLY=yes $(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test standalone -- an_idle_agent_sleeps
+	@$(MAKE) images
 	$(TOOLS)/cluster apart cargo test --workspace --no-fail-fast --test skew

@@ -250,6 +250,9 @@ table! {
     InterfaceLeft: &[], WARNING,
         "A NIC that served the node belongs to another VM now and keeps its reservations.", Azure,
         "Register the other VM's Node, or delete the NIC.";
+    DeletionWaits: &[], WARNING,
+        "A NodeIPAllocation that somebody has deleted stays until its public addresses are deleted or on its NIC.",
+        Azure, "Look for the cause in the Events of the node and of its pods.";
 
     // Reports of the agent.
     NotReported: &[AgentReporting], None, "The agent has not reported since the node booted.", Cluster,

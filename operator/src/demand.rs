@@ -123,7 +123,9 @@ impl BoundPods {
         let is_swept = self.swept.is_some_and(|last| now.duration_since(last) < KEPT);
         if !is_swept && !self.nodes.contains_key(&node) {
             self.swept = Some(now);
-            self.nodes.retain(|_, bound| !bound.pods.is_empty() || now.duration_since(bound.changed) < KEPT);
+            self.nodes.retain(|_, bound| {
+                !bound.pods.is_empty() || bound.is_lasting || now.duration_since(bound.changed) < KEPT
+            });
         }
         let bound = self.nodes.entry(node.clone()).or_insert_with(|| Bound {
             pods: vec![],
@@ -364,6 +366,17 @@ mod tests {
         assert_eq!(demand.bound("n"), (0, Some(start)), "its stillness may still count");
         demand.apply(Event::Apply(pod("c", "l")), start + KEPT);
         assert_eq!((demand.bound("n"), demand.bound("m").0), ((0, None), 1));
+    }
+
+    #[test]
+    fn a_node_whose_last_pod_has_gone_is_not_forgotten_before_it_was_woken_for_that() {
+        let (mut demand, start) = two_pods(0..=9, 2, false);
+        for uid in ["a", "b"] {
+            demand.apply(Event::Delete(pod(uid, "n")), start);
+        }
+        let later = start + KEPT.max(calm::LASTING);
+        demand.apply(Event::Apply(pod("c", "m")), later);
+        assert_eq!(demand.lasted(later), [Arc::from("n")]);
     }
 
     /// Two pods on the node "n", and what its last reconcile has found.

@@ -204,6 +204,19 @@ pub fn left_behind(nic: &str, vm: &str) -> Event {
     )
 }
 
+/// An object that somebody has deleted can't go yet, and serves its node meanwhile.
+pub fn deletion_waits(public_addresses: &[&str]) -> Event {
+    event(
+        Reason::DeletionWaits,
+        "Delete",
+        format!(
+            "somebody deleted this object while its Node lives; it serves the node until these public addresses, which no \
+             other object names, are deleted or on its NIC: {}",
+            public_addresses.join(", ")
+        ),
+    )
+}
+
 fn event(reason: Reason, action: &str, note: String) -> Event {
     let type_ = match reason.row().event {
         Some(Loudness::Normal) => EventType::Normal,

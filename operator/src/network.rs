@@ -122,7 +122,8 @@ impl Networks {
                 () = reads.ended() => continue,
                 () = sleep(wait) => {}
             }
-            self.keep_only(&in_use());
+            let in_use = in_use();
+            self.lock().retain(|subnet, _| in_use.contains(subnet));
             for (vnet, _) in self.read_at().into_iter().filter(|(_, at)| at.elapsed() >= NETWORK_KEPT) {
                 reads.begin(vnet, |vnet| async move {
                     self.read(&vnet, changed).await;
@@ -130,10 +131,6 @@ impl Networks {
                 });
             }
         }
-    }
-
-    fn keep_only(&self, in_use: &HashSet<ResourceId>) {
-        self.lock().retain(|subnet, _| in_use.contains(subnet));
     }
 
     /// When each virtual network was last read. One that a new subnet has shown is due with the others.
@@ -152,7 +149,7 @@ impl Networks {
             // One request for all of them.
             match self.azure.network(&subnet, URGENCY).await {
                 Ok(network) => {
-                    if self.keep(&subnet, Arc::new(network)) {
+                    if self.is_known(&subnet) && self.keep(&subnet, Arc::new(network)) {
                         info!(%subnet, "virtual network has changed");
                         changed(&subnet, News::Network);
                     }
@@ -183,11 +180,11 @@ impl Networks {
     async fn count(&self, in_use: &impl Fn() -> HashSet<ResourceId>, changed: &impl Fn(&ResourceId, News)) {
         let mut counts = Rounds::new();
         loop {
-            self.keep_only(&in_use());
-            let vnets: HashSet<ResourceId> =
-                self.subnets().iter().filter_map(|subnet| azure::vnet_of(subnet).ok()).collect();
+            let vnets = vnets_of(&self.subnets());
             lock(&self.counts).retain(|vnet, _| vnets.contains(vnet));
-            for vnet in vnets.into_iter().filter(|vnet| self.is_to_count(vnet)) {
+            // A subnet is known before the first `spec` names it: once it is counted in any case.
+            let still = vnets_of(&in_use());
+            for vnet in vnets.into_iter().filter(|vnet| self.is_to_count(vnet, &still)) {
                 counts.begin(vnet, |vnet| async move {
                     self.count_one(&vnet, changed).await;
                     vnet
@@ -195,7 +192,8 @@ impl Networks {
             }
             let wait = {
                 let known = lock(&self.counts);
-                until_due(known.iter().filter(|(vnet, _)| !counts.has(*vnet)).map(|(_, (at, _))| *at))
+                let next = known.iter().filter(|(vnet, _)| still.contains(*vnet) && !counts.has(*vnet));
+                until_due(next.map(|(_, (at, _))| *at))
             };
             tokio::select! {
                 // How full a new subnet is isn't read on its first node's way to its addresses, but right
@@ -207,8 +205,9 @@ impl Networks {
         }
     }
 
-    fn is_to_count(&self, vnet: &ResourceId) -> bool {
-        lock(&self.counts).get(vnet).is_none_or(|(last, _)| last.elapsed() >= NETWORK_KEPT)
+    fn is_to_count(&self, vnet: &ResourceId, in_use: &HashSet<ResourceId>) -> bool {
+        let is_due = |last: &Instant| in_use.contains(vnet) && last.elapsed() >= NETWORK_KEPT;
+        lock(&self.counts).get(vnet).is_none_or(|(last, _)| is_due(last))
     }
 
     /// Counts a virtual network, and leaves Azure the pause that it asks for.
@@ -280,6 +279,11 @@ impl Networks {
         is_news
     }
 
+    /// It may have gone out of use while its network was read.
+    fn is_known(&self, subnet: &ResourceId) -> bool {
+        self.lock().contains_key(subnet)
+    }
+
     fn subnets(&self) -> Vec<ResourceId> {
         self.lock().keys().cloned().collect()
     }
@@ -287,6 +291,11 @@ impl Networks {
     fn lock(&self) -> MutexGuard<'_, HashMap<ResourceId, Known>> {
         lock(&self.known)
     }
+}
+
+/// The virtual networks that these subnets are of.
+fn vnets_of<'a>(subnets: impl IntoIterator<Item = &'a ResourceId>) -> HashSet<ResourceId> {
+    subnets.into_iter().filter_map(|subnet| azure::vnet_of(subnet).ok()).collect()
 }
 
 /// How long until the earliest of these reads is due again.

@@ -105,7 +105,7 @@ async fn reconcile_one(
 ) -> Result<Next, Error> {
     let allocation = Box::pin(report::settle_unanswered(ctx, allocation, memory)).await?;
     let node = match ctx.cluster.node(&allocation.name_any()) {
-        Some(node) if is_served(&allocation, memory) => node,
+        Some(node) if is_served(&allocation, memory, is_of_another_past) => node,
         node => return Box::pin(let_go(ctx, &allocation, memory, node.is_none())).await,
     };
     memory.vacant_since = None;
@@ -159,11 +159,15 @@ async fn reconcile_one(
     Ok(Next::After(progress.requeue_in(memory, report_again, recheck, Instant::now())))
 }
 
-/// Whether a node is served with this object: it is to stay, or can't go yet.
-fn is_served(allocation: &NodeIPAllocation, memory: &Memory) -> bool {
-    let spec = &allocation.spec;
-    let is_to_go = allocation.metadata.deletion_timestamp.is_some();
-    !is_to_go || memory.serves_on && publish::on_no_nic(spec, &spec.interfaces).next().is_some()
+/// Whether a node is served with this object: it is to stay, or can't go yet. One that can't is served until
+/// its NIC has been read and published: before that `spec` may show on it what has left it.
+fn is_served(allocation: &NodeIPAllocation, memory: &Memory, is_of_another_past: bool) -> bool {
+    if allocation.metadata.deletion_timestamp.is_none() {
+        return true;
+    }
+    let names_more =
+        |spec: &NodeIPAllocationSpec| publish::on_no_nic(spec, &spec.interfaces).next().is_some();
+    !is_of_another_past && memory.serves_on && (memory.nic.must_read || names_more(&allocation.spec))
 }
 
 /// The object of a Node that is gone, or one that was deleted.
@@ -190,7 +194,8 @@ async fn let_go(
     next
 }
 
-/// Whether a reconcile that has waited goes on: for the same machine, and an object that is to stay.
+/// Whether a reconcile that has waited goes on: for the same machine, and an object that nobody has deleted
+/// or made again meanwhile.
 /// Otherwise the next reconcile finds out what to do instead.
 fn is_as_begun(
     (allocation, node): (&NodeIPAllocation, &Node),
@@ -198,10 +203,10 @@ fn is_as_begun(
     newest_node: Option<&Node>,
 ) -> bool {
     let is_same_node = newest_node.is_some_and(|newest| node.is_same_machine(newest));
-    let is_to_stay = newest.is_some_and(|newest| {
-        newest.metadata.deletion_timestamp.is_none() && newest.uid() == allocation.uid()
-    });
-    is_same_node && is_to_stay
+    let is_to_go = |object: &NodeIPAllocation| object.metadata.deletion_timestamp.is_some();
+    let is_same_object = newest
+        .is_some_and(|newest| newest.uid() == allocation.uid() && is_to_go(newest) == is_to_go(allocation));
+    is_same_node && is_same_object
 }
 
 /// Observe, plan, write, publish, attach.
@@ -557,6 +562,8 @@ mod tests {
         assert!(goes_on(&object("a", None), Some(&machine("u", "vm", "b"))));
         assert!(!goes_on(&object("a", Some("2026-01-01T00:00:00Z")), Some(&node)), "somebody deletes it");
         assert!(!goes_on(&object("b", None), Some(&node)), "made anew");
+        let going = object("a", Some("2026-01-01T00:00:00Z"));
+        assert!(is_as_begun((&going, &node), Some(&going), Some(&node)), "it was to go before");
         assert!(!goes_on(&begun, None), "the Node is gone");
         for other in [machine("v", "vm", "b"), machine("u", "vm2", "b"), machine("u", "vm", "b2")] {
             assert!(!goes_on(&begun, Some(&other)), "{other:?}");

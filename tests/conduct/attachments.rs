@@ -391,10 +391,9 @@ async fn a_right_to_make_public_addresses_that_is_granted_serves_all_pools_once_
     Ok(())
 }
 
-/// A pod with a public address, whose ipConfiguration another client has taken off its NIC. Azure holds the
-/// write that is to bring the pod's address back. Another node, n2, has four addresses. Gives the pod, the
-/// public address's id, and that fault.
-pub async fn detached(plane: &ControlPlane) -> Result<(Stage<'_>, String, String, u64)> {
+/// A pod with a public address on n1. Another node, n2, has four addresses. Gives the pod and the public
+/// address's id.
+pub async fn on_a_public_address(plane: &ControlPlane) -> Result<(Stage<'_>, String, String)> {
     let stage = Stage::set(plane, quick(), pool()).await?;
     for node in ["n1", "n2"] {
         stage.node(node, None).await?;
@@ -405,6 +404,13 @@ pub async fn detached(plane: &ControlPlane) -> Result<(Stage<'_>, String, String
     let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
     let public = entry.public_address.context("no public address")?.id;
     stage.compare("n1", 1).await?;
+    Ok((stage, pod, public))
+}
+
+/// The same, but another client has taken its ipConfiguration off the NIC. Azure holds the write that is to
+/// bring the pod's address back. Gives that fault, too.
+pub async fn detached(plane: &ControlPlane) -> Result<(Stage<'_>, String, String, u64)> {
+    let (stage, pod, public) = on_a_public_address(plane).await?;
     let fault = stage.fault("PUT", "/networkInterfaces/n1-nic", None, Effect::HoldBefore);
     wipe(&stage, "n1").await?;
     stage.compare("n1", 2).await?;

@@ -2,9 +2,12 @@
 //! then nothing would name a public address that no NIC has.
 
 use crate::Test;
-use crate::attachments::{deletions, detached, kept, refused_for_a_second, until_deleted};
+use crate::attachments::{
+    deletions, detached, kept, on_a_public_address, refused_for_a_second, until_deleted,
+};
 use crate::gateway::{Gateway, Trouble};
 use crate::stage::Stage;
+use crate::wiped::wipe;
 use anyhow::{Result, ensure};
 use axum::http::StatusCode;
 use kube::ResourceExt;
@@ -16,6 +19,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_public_address_on_no_nic_is_not_forgotten_when_its_pod_ends_between_two_objects,
     a_public_address_that_azure_refuses_to_delete_keeps_its_object_until_it_is_deleted,
     a_living_pod_keeps_its_public_address_that_no_nic_has_while_its_object_is_made_again,
+    an_object_that_is_deleted_once_others_have_wiped_its_nic_serves_its_node_and_is_made_again,
 ];
 
 /// From its next start on the operator can make no object.
@@ -116,4 +120,22 @@ async fn a_living_pod_keeps_its_public_address_that_no_nic_has_while_its_object_
     let has = stage.until("the pod has a public address again", "n1", has).await?;
     ensure!(has.id == public && deletions(&stage).is_empty(), "it has {has:?}");
     Ok(())
+}
+
+/// `spec` shows the public address on the NIC still.
+async fn an_object_that_is_deleted_once_others_have_wiped_its_nic_serves_its_node_and_is_made_again(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, _, public) = on_a_public_address(plane).await?;
+    stage.kill().await?;
+    wipe(&stage, "n1").await?;
+    let before = stage.allocation("n1").await?.uid();
+    stage.delete_allocation("n1").await?;
+    stage.start().await?;
+    let again = |seen: &NodeIPAllocation| (seen.uid() != before).then_some(());
+    stage.until("it is made again", "n1", again).await?;
+    let has = |seen: &NodeIPAllocation| kept(seen)?.public_address.filter(|one| one.address.is_some());
+    let has = stage.until("the pod has a public address again", "n1", has).await?;
+    ensure!(has.id == public && deletions(&stage).is_empty(), "it has {has:?}");
+    stage.until_reported("n1", "DeletionWaits", &["NodeIPAllocation"]).await
 }

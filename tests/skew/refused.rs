@@ -48,9 +48,10 @@ pub async fn a_node_whose_ledger_only_the_later_release_reads_keeps_its_pods_and
             Ok(())
         })
         .await?;
-        // Its agent has been there for a while.
+        // Its agent has had the time to put a plugin of its own in place.
         cluster.deploy("meanwhile", 1, Some(NODE)).await?;
-        marks::started(world, &cluster.running("meanwhile", 1, STARTED).await?, true).await?;
+        let meanwhile = cluster.running("meanwhile", 1, STARTED).await?;
+        marks::started(world, &meanwhile, Later { agent: false, ..Later::ALL }).await?;
         ensure!(marks::is_configuration_later(world, NODE)?, "the CNI configuration is ours");
         cluster.undeploy("meanwhile").await?;
 

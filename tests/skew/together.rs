@@ -71,7 +71,7 @@ async fn serve(world: &World, later: Later) -> Result<()> {
     cluster.deploy("more", MORE, Some(NODE)).await?;
     let pods = cluster.running("more", MORE as usize, SETTLED).await?;
     cluster.addresses_are_held(&pods).await?;
-    marks::started(world, &pods, later.plugin).await?;
+    marks::started(world, &pods, later).await?;
     marks::written(world, NODE, later).await?;
     let mut new = world.reserved(NODE).await?;
     new.retain(|name| !before.contains(name));

@@ -70,13 +70,15 @@ fn pod(name: &str, node: &str) -> serde_json::Value {
     })
 }
 
-/// Observes again and again. Places that are read one after the other may change in between: only what two
+/// Observes again and again, until all could be read once at least. Places that are read one after the other may change in between: only what two
 /// observations show, one after the other, is a violation.
 async fn audit(world: &World, is_over: &Cell<bool>) -> Result<()> {
     let (observer, excuses) = (Observer::of(&world.cluster, LABEL), Excuses::default());
-    let mut suspected = BTreeSet::new();
-    while !is_over.get() {
-        let found = observer.observe().await?.found(&excuses).violations;
+    let (mut suspected, mut whole) = (BTreeSet::new(), 0);
+    while whole == 0 || !is_over.get() {
+        let seen = observer.observe().await?;
+        whole += usize::from(seen.unread().is_empty());
+        let found = seen.found(&excuses).violations;
         let doubled: Vec<_> = found.intersection(&suspected).collect();
         ensure!(doubled.is_empty(), "{doubled:?}");
         suspected = found;

@@ -22,6 +22,8 @@ const SECONDS: u32 = 120;
 /// How soon room that others leave is taken, and how much there may be by then.
 const BETWEEN: Duration = Duration::from_millis(500);
 const ROOM: u32 = 2048;
+/// The largest table that is filled: it takes 160 MB, which nothing can swap out.
+const MOST: u32 = 1 << 19;
 const FOLDER: &str = "/proc/sys/net/netfilter";
 /// To fill the table, and to empty it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -43,6 +45,10 @@ pub async fn fill(world: &World, host: &Host, time: Duration) -> Result<()> {
 
 async fn keep_full(world: &World, host: &Host, time: Duration) -> Result<()> {
     let limit = number(world, host, "nf_conntrack_max").await?;
+    ensure!(
+        limit <= MOST,
+        "a table of {limit} connections takes too much of this machine's memory to be filled"
+    );
     let mut put_in = 0;
     put(host, put_in..put_in + limit).await?;
     put_in += limit;

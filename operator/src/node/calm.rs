@@ -3,7 +3,9 @@
 //! It rests on this: a reconcile reads of pods that ask for no attachment how many there are, and nothing
 //! else, unless it compares them with the holders that the agent names. And it does what its plan has, which
 //! the planner finds to be alike for some numbers of pods. Everything else that it reads wakes the node when
-//! it changes, or has a time at which the node is reconciled again. In doubt each pod wakes its node.
+//! it changes, or has a time at which the node is reconciled again. But how coarse steps are while writes are
+//! scarce is heeded at the node's next reconcile only, by which it keeps a surplus for longer at most. In
+//! doubt each pod wakes its node.
 
 use super::memory::Memory;
 use super::progress::Progress;

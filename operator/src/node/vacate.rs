@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use tracing::warn;
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::pool::Mode;
@@ -22,6 +22,7 @@ use super::{backend, growth, pause, publish, report};
 use crate::azure::{self, Change, Kind, Priority, ResourceId, Urgency};
 use crate::cluster::kept;
 use crate::context::Context;
+use crate::events;
 use crate::planner::attachments::{Wish, pod_of};
 
 /// How soon to check again whether the VM still lives. Mostly it is about to go; the longer it stays, the
@@ -191,9 +192,13 @@ pub async fn replace(
     delete_ended(ctx, allocation, &mut memory.absences).await;
     // An object of another past serves nobody.
     if !allocation.is_copy() && !allocation.is_set_back() {
-        let mut all = publish::on_no_nic(&allocation.spec, &interfaces);
-        memory.serves_on = all.any(|id| !memory.absences.has_deleted(id));
+        let all = publish::on_no_nic(&allocation.spec, &interfaces);
+        let awaited: Vec<&str> = all.filter(|id| !memory.absences.has_deleted(id)).collect();
+        let is_news = !std::mem::replace(&mut memory.serves_on, !awaited.is_empty());
         if memory.serves_on {
+            if is_news {
+                ctx.events.report(&[allocation.object_ref(&())], events::deletion_waits(&awaited));
+            }
             memory.nic.must_read = true;
             return Ok(Next::After(SOON));
         }
@@ -467,9 +472,14 @@ impl<'a> Attempt<'a> {
             if leaves_used && matches!(deleted, Err(azure::Error::InUse { .. })) {
                 continue;
             }
+            let is_silent = matches!(deleted, Err(azure::Error::Unavailable { .. }));
             let deleted = deleted.map_err(|error| of_public_address(ctx, id, error));
             if let Answer::Done(()) = self.learn(id, deleted)? {
                 self.absences.deleted(id);
+            }
+            // The others would wait as long, each for itself.
+            if is_silent {
+                break;
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
+use futures::FutureExt;
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt;
@@ -220,9 +221,15 @@ fn make(ctx: &Context, progress: &Progress, attaching: &mut Attaching, asked: &M
     attaching.public.retain(|id, public| public.is_some() || *id != asked.id);
     let urgency = pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, ATTACHED);
     let (azure, for_pod) = (ctx.azure.clone(), asked.clone());
+    let (waited_for, id) = (azure.clone(), asked.id.clone());
+    let mut reserved = Box::pin(async move { waited_for.reserve_public_address(&id).await });
+    // From now on whoever deletes it comes later. Another node's object may be about to, and get no answer.
+    let at_once = (&mut reserved).now_or_never();
     let work = async move {
-        // Another node's object may be about to delete it, and gets no answer.
-        let reserved = azure.reserve_public_address(&for_pod.id).await;
+        let reserved = match at_once {
+            Some(reserved) => reserved,
+            None => reserved.await,
+        };
         let new = new(&azure, &nic, &for_pod, &urgency).await?;
         presence.made(&azure, &reserved, &new, urgency).await.map(Some)
     };
