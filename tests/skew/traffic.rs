@@ -70,8 +70,8 @@ fn pod(name: &str, node: &str) -> serde_json::Value {
     })
 }
 
-/// Observes again and again, until all could be read once at least. Places that are read one after the other may change in between: only what two
-/// observations show, one after the other, is a violation.
+/// Observes again and again, until all could be read once at least. Places that are read one after the other
+/// may change in between: only what two observations show, one after the other, is a violation.
 async fn audit(world: &World, is_over: &Cell<bool>) -> Result<()> {
     let (observer, excuses) = (Observer::of(&world.cluster, LABEL), Excuses::default());
     let (mut suspected, mut whole) = (BTreeSet::new(), 0);
