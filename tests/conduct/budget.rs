@@ -201,8 +201,8 @@ async fn pods_that_come_to_a_node_whose_refill_waits_for_its_turn_go_first_and_i
     for name in names {
         stage.until_holds(name, 2).await?;
     }
-    // From here on there is one write a second for pods, and none for refills for six.
-    stage.fault("PUT", "/networkInterfaces/", Some(1), used_up(1, "writes"));
+    // From six seconds on there is one write a second for pods, and none for refills for six more.
+    stage.fault("PUT", "/networkInterfaces/", Some(1), used_up(6, "writes"));
     stage.bind("n0", 3).await?;
     let waiting = |metrics: &Metrics, priority: &str| {
         metrics.sum("vnetpool_operator_arm_waiting", &[&format!(r#"priority="{priority}""#)])
@@ -273,7 +273,7 @@ async fn the_budget_its_spend_and_its_waiting_calls_are_metrics(plane: &ControlP
     let throttled = Effect::Status {
         status: 429,
         body: json!({ "error": { "code": "SubscriptionRequestsThrottled", "message": "slow down" } }),
-        headers: BTreeMap::from([("retry-after".into(), "15".into())]),
+        headers: BTreeMap::from([("retry-after".into(), "20".into())]),
     };
     stage.fault("PUT", "/networkInterfaces/", Some(1), throttled);
     stage.start_with(|config| config.azure.budget_percent = 50).await?;

@@ -51,8 +51,8 @@ async fn a_reconcile_that_waits_for_azures_limits_or_for_a_write_to_end_is_not_d
 ) -> Result<()> {
     let stage = set(plane, Config { write_seconds: 5.0, ..quick() }).await?;
     let body =
-        json!({ "error": { "code": "TooManyRequests", "message": "Please try again after '6' seconds." } });
-    let headers = [("Retry-After".to_owned(), "6".to_owned())].into();
+        json!({ "error": { "code": "TooManyRequests", "message": "Please try again after '15' seconds." } });
+    let headers = [("Retry-After".to_owned(), "15".to_owned())].into();
     let effect = Effect::Status { status: 429, body, headers };
     stage.fault("GET", "/virtualMachines/n1", Some(1), effect);
     stage.node("n1", None).await?;

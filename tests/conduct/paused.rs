@@ -176,6 +176,8 @@ async fn a_pause_stops_waiting_writes_too(plane: &ControlPlane) -> Result<()> {
     stage.fault("PUT", "/networkInterfaces/", Some(1), used_up(1, "writes"));
     stage.bind("n0", 3).await?;
     stage.until_holds("n0", 3).await?;
+    // The first refill is refused, too, so that a busy machine has time to see the others wait.
+    stage.fault("PUT", "/networkInterfaces/", Some(1), used_up(8, "writes"));
     stage.pool("default", sizing(4, 0)).await?;
     let waiting =
         |metrics: &Metrics| metrics.sum("vnetpool_operator_arm_waiting", &[r#"priority="warm_refill""#]);
@@ -184,7 +186,7 @@ async fn a_pause_stops_waiting_writes_too(plane: &ControlPlane) -> Result<()> {
     pause_pool(&stage, Some("stop")).await?;
     Metrics::until(&stage, "nothing waits", |metrics| waiting(metrics) == 0.0).await?;
     // Longer than they would have waited.
-    throughout("nothing is written", Duration::from_secs(7), async || stage.nothing_was_written()).await?;
+    throughout("nothing is written", Duration::from_secs(16), async || stage.nothing_was_written()).await?;
     pause_pool(&stage, None).await?;
     for name in names {
         stage.until_holds(name, 4).await?;

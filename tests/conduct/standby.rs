@@ -8,7 +8,7 @@ use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use vnetpool_crds::condition::ATTACHED;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::wait::throughout;
@@ -89,9 +89,8 @@ async fn a_leaders_work_beside_its_reconciles_ends_when_its_lease_is_taken(
     let stage = Stage::set(plane, quick(), crate::attachments::pool()).await?;
     stage.node("n1", None).await?;
     stage.until_holds("n1", 4).await?;
-    // Writes are used up. They come back when the Lease is lost at the latest, and the leader that has lost
-    // it would be sure for a while still.
-    const SECONDS: u8 = 7;
+    // Writes are used up, for long enough that a busy machine has the making wait for them.
+    const SECONDS: u8 = 20;
     let fault = stage.fault("PUT", "/n2-nic", Some(1), used_up(SECONDS, "writes"));
     stage.node("n2", None).await?;
     stage.until_struck(fault, 1).await?;
@@ -101,6 +100,9 @@ async fn a_leaders_work_beside_its_reconciles_ends_when_its_lease_is_taken(
         metrics.sum("vnetpool_operator_arm_waiting", &[r#"priority="warm_refill""#]) >= 1.0
     };
     Metrics::until(&stage, "the making of the public address waits", waiting).await?;
+    // They come back when the loss of the Lease is noticed at the latest, and the leader that has lost it
+    // would be sure for a while still.
+    sleep_until(come_back - Duration::from_secs(6)).await;
     stage.unseat().await?;
     stage.until_condition("n1", ATTACHED, "Attached").await?;
     let made = async || {

@@ -199,6 +199,14 @@ fn a_node_that_lacks_its_rules_gets_no_pods_meanwhile_and_loses_nothing() {
     fails(Broken::BuildsAsIfRuled, NOT_EXPOSED, faults);
 }
 
+/// The runtime may repeat an ADD for the same sandbox.
+#[test]
+fn an_add_whose_predecessor_has_died_waits_for_the_nodes_rules_too() {
+    let faults = Faults { lost_rules: 1, broken_adds: 1, pod_changes: 1, ..NONE };
+    let split = Protocol { pods: 1, splits_adds: true, ..Protocol::new(Broken::None, faults) };
+    holds("dies without rules", split);
+}
+
 /// As when the pool of a node goes whose kernel is too old: no process waits for rules that never come.
 #[test]
 fn a_node_that_lacks_its_rules_for_good_gives_back_unassigned_addresses() {

@@ -220,6 +220,14 @@ pub const ALL: &[Mutation] = &[
         tests: &["a_ledger_built_without_the_nodes_rules_knows_the_holders_and_asks_for_no_pods"],
     },
     Mutation {
+        rule: "a_sandbox_that_has_an_address_waits_for_the_nodes_rules_too",
+        file: LEDGER,
+        from: "if self.is_ruled\n            && let Some(address)",
+        to: "if (self.is_ruled || true)\n            && let Some(address)",
+        program: UNITS,
+        tests: &["a_sandbox_whose_first_add_has_died_waits_for_the_nodes_rules_like_any_other"],
+    },
+    Mutation {
         rule: "a_late_report_is_refused_by_its_version",
         file: REPORT,
         from: "\"resourceVersion\": metadata.resource_version }",

@@ -198,9 +198,14 @@ impl Ledger {
     }
 
     /// Records whether the node's rules are in place. Without them no address is assigned, or counts as free;
-    /// pods' addresses, and the times at which others were freed, aren't touched.
+    /// pods' addresses, and the times at which others were freed, aren't touched. With them the waits end of
+    /// the sandboxes that have an address already.
     pub fn rule(&mut self, is_ruled: bool) {
         self.is_ruled = is_ruled;
+        if is_ruled {
+            let records = &self.records;
+            self.waiting.retain(|waiter| !records.iter().any(|record| record.is_of(&waiter.sandbox)));
+        }
         self.note_first_address();
     }
 
@@ -295,10 +300,13 @@ impl Ledger {
 
     /// Gives the sandbox an address: the one it has, or the one freed longest ago among those that have
     /// cooled and may go to its pod, in the fullest block that has one. If there is none, or others wait for
-    /// it, the sandbox waits in line.
+    /// it, the sandbox waits in line. It does so, too, while the node lacks its rules, though it may have an
+    /// address of an ADD that has died: a pod that is wired then would be reached past the rules.
     pub fn assign(&mut self, claim: &Claim<'_>, now: Millis) -> Assign {
         let Claim { sandbox, pod, network, proof } = claim;
-        if let Some(address) = self.address_of(sandbox) {
+        if self.is_ruled
+            && let Some(address) = self.address_of(sandbox)
+        {
             return Assign::Assigned(address);
         }
         if !self.is_waiting(sandbox) {
@@ -306,7 +314,7 @@ impl Ledger {
             self.waiting.push(Waiter { sandbox, pod, network, since: now, proof: proof.clone() });
         }
         self.serve(now, |_| true);
-        match self.address_of(sandbox) {
+        match self.granted_to(sandbox) {
             Some(address) => Assign::Assigned(address),
             None => Assign::Waiting,
         }
@@ -417,6 +425,12 @@ impl Ledger {
     /// The address the sandbox has.
     pub fn address_of(&self, sandbox: &Sandbox) -> Option<Ipv4Addr> {
         self.records.iter().find(|record| record.is_of(sandbox)).map(Record::address)
+    }
+
+    /// The address with which the sandbox's ADD may go on. While it waits there is none, though it may have
+    /// one of an ADD that has died.
+    pub fn granted_to(&self, sandbox: &Sandbox) -> Option<Ipv4Addr> {
+        self.address_of(sandbox).filter(|_| !self.is_waiting(sandbox))
     }
 
     pub fn is_waiting(&self, sandbox: &Sandbox) -> bool {

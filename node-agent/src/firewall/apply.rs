@@ -232,14 +232,19 @@ impl Firewall {
         if self.put.is_none() || self.family != Family::Inet {
             return;
         }
-        match timeout(COUNTED, self.listed(&["table", self.family.word(), "vnetpool"])).await {
-            Ok(Ok(listed)) => {
-                self.dropped.read(dropped(&listed));
-                self.asked.read(asked(&listed));
-            }
+        match timeout(COUNTED, self.count_all()).await {
+            Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "can't read what a table of nftables has counted"),
             Err(_) => tracing::debug!("what a table of nftables has counted wasn't read in time"),
         }
+    }
+
+    /// Reads all counts of the table, those of its set's elements whether a counter has moved or not.
+    pub(crate) async fn count_all(&mut self) -> Result<(), Error> {
+        let listed = self.listed(&["table", self.family.word(), "vnetpool"]).await?;
+        self.dropped.read(dropped(&listed));
+        self.asked.read(asked(&listed));
+        Ok(())
     }
 
     async fn listed(&self, what: &[&str]) -> Result<Vec<Value>, Error> {

@@ -225,6 +225,18 @@ fn without_the_nodes_rules_no_pod_gets_an_address_and_with_them_all_is_as_it_was
 }
 
 #[test]
+fn a_sandbox_whose_first_add_has_died_waits_for_the_nodes_rules_like_any_other() {
+    let mut ledger = holding(&[1]);
+    assert_eq!(assign(&mut ledger, 7, START), Some(address(1)));
+    ledger.rule(false);
+    assert_eq!(assign(&mut ledger, 7, START), None);
+    assert_eq!((ledger.granted_to(&sandbox(7)), ledger.counts(START).waiting), (None, 1));
+    ledger.rule(true);
+    assert_eq!((ledger.granted_to(&sandbox(7)), ledger.counts(START).waiting), (Some(address(1)), 0));
+    assert_eq!(assign(&mut ledger, 7, START), Some(address(1)));
+}
+
+#[test]
 fn a_node_that_lacks_its_rules_gives_back_only_cooled_addresses_beyond_the_target() {
     let mut ledger = holding(&[1, 2, 3, 4]);
     for number in [7, 8] {

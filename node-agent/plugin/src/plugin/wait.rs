@@ -65,14 +65,14 @@ fn in_line(store: &Store, claim: &Claim<'_>, deadline: Instant) -> Result<Ipv4Ad
     loop {
         let stamp = store.stamp();
         let ledger = store.peek()?;
-        if let Some(address) = ledger.address_of(sandbox) {
+        if let Some(address) = ledger.granted_to(sandbox) {
             return Ok(address); // the agent, or another verb, has served us
         }
         let place = ledger.waiting().iter().position(|waiter| waiter.sandbox == *sandbox);
         let place = place.ok_or(Error::Cancelled)?;
         let (read_at, left) = (now(), deadline.saturating_duration_since(Instant::now()));
         if left.is_zero() || ledger.is_due(read_at) {
-            let served = store.with(|ledger, now| match ledger.address_of(sandbox) {
+            let served = store.with(|ledger, now| match ledger.granted_to(sandbox) {
                 None if !ledger.is_waiting(sandbox) => Err(Error::Cancelled),
                 None if left.is_zero() => {
                     ledger.cancel(sandbox);

@@ -103,7 +103,9 @@ impl World {
             Event::Assign(number) => {
                 let before = self.ledger.address_of(&sandbox(number));
                 let after = assign(&mut self.ledger, number, self.now);
-                assert!(before.is_none() || before == after, "ADD twice gives the same address");
+                let (is_again, waits) = (before.is_some(), !self.is_ruled);
+                assert!(!is_again || after == before.filter(|_| !waits), "ADD twice gives the same address");
+                assert!(!is_again || before == self.ledger.address_of(&sandbox(number)), "and keeps it");
             }
             Event::Free(number) => {
                 if let Some(address) = self.ledger.free(&sandbox(number), self.now) {
@@ -201,7 +203,8 @@ impl World {
         for (entry, assignment) in self.ledger.assignments() {
             assert!(addresses.insert(entry.address), "{} is on two sandboxes", entry.address);
             assert!(sandboxes.insert(&assignment.sandbox), "{:?} has two addresses", assignment.sandbox);
-            assert!(!self.ledger.is_waiting(&assignment.sandbox), "served and still waiting");
+            let waits = self.ledger.is_waiting(&assignment.sandbox);
+            assert!(!waits || !self.is_ruled, "served and still waiting");
             if !before.contains_key(&assignment.sandbox) {
                 assert!(self.is_ruled, "{entry:?} was assigned while the node lacks its rules");
                 assert!(!self.given_up.contains(&entry.name), "{} was relinquished and assigned", entry.name);
