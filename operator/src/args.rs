@@ -106,10 +106,10 @@ pub enum Command {
     /// and does every node answer? What `helm test` runs. Fails if anything is wrong.
     Datapath {
         /// The node that the pod runs on.
-        #[arg(long, env = "VNETPOOL_NODE_NAME")]
+        #[arg(long = "node-name", env = "VNETPOOL_NODE_NAME")]
         node: String,
         /// The pod's address.
-        #[arg(long, env = "VNETPOOL_POD_ADDRESS")]
+        #[arg(long = "pod-address", env = "VNETPOOL_POD_ADDRESS")]
         address: Ipv4Addr,
         /// Where the kubelets answer.
         #[arg(long, env = "VNETPOOL_KUBELET_PORT", default_value_t = 10250)]

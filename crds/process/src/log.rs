@@ -85,7 +85,7 @@ pub const DETAILS: &[Key] = &[
     key("node", "name", "of the Node, and so of its NodeIPAllocation"),
     key("nodes", "number", "how many Nodes"),
     key("object", "name", "of a Kubernetes object; its kind is in `kind`, where it isn't plain"),
-    key("phases", "a list of names and s", "the stages of an invocation of the plugin, each with its time"),
+    key("phases", "a list of names and seconds", "the stages of an invocation of the plugin"),
     key("pid", "number", "of the plugin's process"),
     key("plugin", "`true` or `false`", "whether the file of the CNI plugin was changed"),
     key("pod", "`namespace/name`", "a pod"),
