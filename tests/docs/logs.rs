@@ -1,5 +1,5 @@
-//! Whoever searches the logs of both programs needs one name for one thing: each detail of a log line is in the
-//! table of `crds/process/src/log.rs`, and each flag has its variable by one rule.
+//! Whoever searches the logs of both programs needs one name for one thing. So each detail of a log line is
+//! in the table of `crds/process/src/log.rs`, and each flag has its variable by one rule.
 
 use std::collections::BTreeSet;
 

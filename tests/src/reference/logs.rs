@@ -25,7 +25,7 @@ pub(super) fn page() -> String {
 fn table(page: &mut String, keys: &[Key]) {
     *page += "\n| key | unit or form | meaning |\n|---|---|---|\n";
     for Key { name, unit, meaning } in keys {
-        let unit = if unit.is_empty() { "text" } else { unit };
+        let unit = if unit.is_empty() { "text" } else { *unit };
         let _ = writeln!(page, "| `{name}` | {unit} | {meaning} |");
     }
 }

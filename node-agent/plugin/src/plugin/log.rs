@@ -144,8 +144,8 @@ fn rfc3339(time: Duration) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
 }
 
-/// Year, month and day, so many days after 1970 began. Counted in years that begin with March, the leap day is
-/// the last of its year, and in eras of 400 years, which all have as many days.
+/// Year, month and day, so many days after 1970 began. In years that begin with March the leap day is the
+/// last one, and eras of 400 years all have as many days.
 fn date(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468; // since March of the year 0
     let (era, day) = (days / 146_097, days % 146_097);
