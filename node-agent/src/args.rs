@@ -1,6 +1,7 @@
 //! The program's subcommands and flags, from the command line and the environment.
 
 use clap::{Parser, Subcommand, ValueEnum};
+use vnetpool_process::log::LogFormat;
 
 use crate::{
     attach::{Container, Namespace},
@@ -15,7 +16,7 @@ pub struct Args {
     pub command: Option<Command>,
     #[command(flatten)]
     pub config: Config,
-    /// The format of log lines.
+    /// How log lines are written; RUST_LOG chooses which.
     #[arg(long, global = true, env = "VNETPOOL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     pub log_format: LogFormat,
 }
@@ -56,10 +57,4 @@ pub enum Command {
 pub enum Output {
     Text,
     Json,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum LogFormat {
-    Json,
-    Text,
 }

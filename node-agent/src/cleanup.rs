@@ -77,7 +77,7 @@ pub async fn stay(config: &Config, metrics: &Metrics) -> anyhow::Result<()> {
         match cleaned {
             Ok(()) if was_clean => {}
             Ok(()) => tracing::info!("the node is clean"),
-            Err(error) => tracing::warn!("the node isn't clean yet: {error:#}"),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "the node isn't clean yet"),
         }
         metrics.reconcile_ended();
         tokio::time::sleep(PAUSE).await;

@@ -17,11 +17,10 @@ use tokio::{
     runtime::Runtime,
     signal::unix::{SignalKind, signal},
 };
-use tracing_subscriber::EnvFilter;
 use vnetpool_node_agent::{
     admin,
     agent::Agent,
-    args::{Args, Command, LogFormat, Output},
+    args::{Args, Command, Output},
     attach,
     beat::Beat,
     cleanup,
@@ -35,6 +34,7 @@ use vnetpool_plugin::{
     ledger::file::{self, Store},
     wiring,
 };
+use vnetpool_process::log;
 
 /// How long a thread stays that has waited for the kernel: until the next inspection, and many more. Its end
 /// would wake the process each time.
@@ -72,7 +72,7 @@ fn in_step() -> io::Result<(Runtime, Beat)> {
 
 async fn run(beat: Beat) -> anyhow::Result<()> {
     let Args { command, config, log_format } = Args::parse();
-    log(log_format);
+    log::init(log_format);
     match command.unwrap_or(Command::Run) {
         Command::Run => serve(config, beat).await,
         Command::Cleanup { stay: false } => cleanup::run(&config).await,
@@ -151,13 +151,4 @@ async fn client() -> anyhow::Result<kube::Client> {
     let name = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
     config.headers.push((USER_AGENT, HeaderValue::from_static(name)));
     Ok(vnetpool_apiserver::client::client(config)?)
-}
-
-fn log(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
-        LogFormat::Text => subscriber.init(),
-    }
 }

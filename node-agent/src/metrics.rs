@@ -17,7 +17,7 @@ use vnetpool_crds::refusal::{Refusal, Service};
 use vnetpool_plugin::{
     cni::code,
     ledger::Counts,
-    plugin::log::{Failure, Invocation, Reader},
+    plugin::log::{Invocation, Reader},
 };
 use vnetpool_process::lock::lock;
 
@@ -191,8 +191,8 @@ impl Metrics {
     pub fn example() -> Self {
         let metrics = Self::new(Path::new("/nonexistent"));
         metrics.set_counts(Counts::default());
-        let (verb, phases) = ("ADD".to_owned(), vec![("ledger".to_owned(), 100)]);
-        metrics.count_invocation(&Invocation { verb, micros: 3000, phases, error: None });
+        let (verb, phases) = ("ADD".to_owned(), vec![("ledger".to_owned(), 0.0001)]);
+        metrics.count_invocation(&Invocation { verb, took_seconds: 0.003, phases, code: None });
         metrics.count_report(true);
         metrics.count_relinquished(1);
         metrics.count_dropped("metadata".to_owned(), 1);
@@ -223,18 +223,17 @@ impl Metrics {
     fn count_invocation(&self, invocation: &Invocation) {
         let verbs = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
         let Some(verb) = verbs.into_iter().find(|verb| *verb == invocation.verb) else { return };
-        let outcome = match &invocation.error {
+        let outcome = match invocation.code {
             None => "ok",
-            Some(Failure { code: code::TRY_AGAIN_LATER }) => "later",
+            Some(code::TRY_AGAIN_LATER) => "later",
             Some(_) => "failed",
         };
-        let seconds = |micros: u64| Duration::from_micros(micros).as_secs_f64();
-        self.verbs.get_or_create(&Verb { verb, outcome }).observe(seconds(invocation.micros));
+        self.verbs.get_or_create(&Verb { verb, outcome }).observe(invocation.took_seconds);
         if verb == "ADD" {
             let waited =
-                invocation.phases.iter().find(|(name, _)| name == "ledger").map(|(_, micros)| *micros);
-            let in_vain = (outcome == "later").then_some(invocation.micros);
-            waited.or(in_vain).into_iter().for_each(|micros| self.waits.observe(seconds(micros)));
+                invocation.phases.iter().find(|(name, _)| name == "ledger").map(|(_, seconds)| *seconds);
+            let in_vain = (outcome == "later").then_some(invocation.took_seconds);
+            waited.or(in_vain).into_iter().for_each(|seconds| self.waits.observe(seconds));
         }
     }
 
@@ -369,11 +368,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let metrics = Metrics::new(dir.path());
         let lines = [
-            r#"{"verb":"ADD","micros":3000,"phases":[["lock",10],["ledger",700],["wired",2000]]}"#,
-            r#"{"verb":"ADD","micros":20003000,"phases":[["lock",10]],"error":{"code":11,"msg":"none"}}"#,
-            r#"{"verb":"ADD","micros":40,"phases":[],"error":{"code":4,"msg":"no namespace"}}"#,
-            r#"{"verb":"DEL","micros":900,"phases":[["lock",10]]}"#,
-            r#"{"verb":"anything","micros":900,"phases":[]}"#,
+            r#"{"verb":"ADD","took_seconds":0.003,"phases":[["lock",1e-5],["ledger",0.0007],["wired",0.002]]}"#,
+            r#"{"verb":"ADD","took_seconds":20.003,"phases":[["lock",0.00001]],"code":11,"error":"none"}"#,
+            r#"{"verb":"ADD","took_seconds":0.00004,"phases":[],"code":4,"error":"no namespace"}"#,
+            r#"{"verb":"DEL","took_seconds":0.0009,"phases":[["lock",0.00001]]}"#,
+            r#"{"verb":"anything","took_seconds":0.0009,"phases":[]}"#,
         ];
         std::fs::write(dir.path().join("plugin.log"), lines.join("\n") + "\n").unwrap();
         let count = |verb, outcome| {

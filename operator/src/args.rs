@@ -5,13 +5,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use clap::{Parser, Subcommand};
 use reqwest::Url;
 use uuid::Uuid;
+use vnetpool_process::log::LogFormat;
 
 use crate::Config;
 use crate::azure::role::{self, Part};
 use crate::azure::{self, ApiVersions, Cloud, Credential, ResourceId};
 use crate::context::Waits;
 use crate::preflight::Subject;
-use crate::telemetry::LogFormat;
 
 /// Reserves addresses of Azure virtual networks for the nodes of a cluster.
 ///
@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long, env = "VNETPOOL_METRICS_ADDRESS")]
     metrics_address: Option<SocketAddr>,
     /// How log lines are written; RUST_LOG chooses which.
-    #[arg(long, env = "VNETPOOL_LOG_FORMAT", value_enum, default_value = "json")]
+    #[arg(long, global = true, env = "VNETPOOL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     log_format: LogFormat,
 }
 
@@ -106,10 +106,10 @@ pub enum Command {
     /// and does every node answer? What `helm test` runs. Fails if anything is wrong.
     Datapath {
         /// The node that the pod runs on.
-        #[arg(long, env = "VNETPOOL_NODE_NAME")]
+        #[arg(long = "node-name", env = "VNETPOOL_NODE_NAME")]
         node: String,
         /// The pod's address.
-        #[arg(long, env = "VNETPOOL_POD_ADDRESS")]
+        #[arg(long = "pod-address", env = "VNETPOOL_POD_ADDRESS")]
         address: Ipv4Addr,
         /// Where the kubelets answer.
         #[arg(long, env = "VNETPOOL_KUBELET_PORT", default_value_t = 10250)]

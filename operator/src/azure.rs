@@ -366,7 +366,8 @@ impl Azure {
         let written = self.complete(&call, url, accepted).await;
         let document = Document::read(id, self.unless_gone(id, written)?)?;
         let nic = document.nic.clone();
-        info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written");
+        let took_seconds = started.elapsed().as_secs_f64();
+        info!(took_seconds, ip_configurations = nic.ip_configurations.len(), "Azure has written a NIC");
         self.nics.keep(&mut known, document);
         Ok(Written { after: nic, was_sent: true })
     }

@@ -34,7 +34,7 @@ pub async fn or_later<E>(
     reconcile: impl Future<Output = Result<Action, E>>,
 ) -> Result<Action, E> {
     caught(reconcile).await.unwrap_or_else(|panicked| {
-        error!(object, "reconcile {panicked}");
+        error!(object, error = %panicked, "reconcile ended");
         Ok(Action::requeue(LATER))
     })
 }

@@ -34,7 +34,7 @@ pub async fn apply(client: Client) -> anyhow::Result<()> {
                 format!("{name} isn't served {} s after it was applied", ESTABLISHED_WITHIN.as_secs())
             })?
             .with_context(|| format!("watching {name}"))?;
-        info!(crd = name, "applied");
+        info!(kind = "CustomResourceDefinition", object = name, "applied");
     }
     Ok(())
 }

@@ -118,7 +118,8 @@ impl Candidate {
             let asked = Instant::now();
             match timeout(REQUEST, self.attempt(&mut seen)).await {
                 Ok(Ok(Attempt::Won(lease, gap))) => {
-                    info!(lease = self.name, identity = self.identity, ?gap, "leading");
+                    let gap_seconds = gap.map(|gap| gap.as_secs_f64());
+                    info!(lease = self.name, identity = self.identity, gap_seconds, "leading");
                     return Ok(Leadership {
                         candidate: self,
                         lease: *lease,

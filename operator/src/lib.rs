@@ -48,7 +48,6 @@ mod rollout;
 mod rounds;
 mod scarcity;
 mod shortage;
-pub mod telemetry;
 mod woken;
 mod writes;
 

@@ -12,7 +12,8 @@ use vnetpool_apiserver::client;
 use vnetpool_operator::args::{Args, Command, Crds};
 use vnetpool_operator::azure::{Azure, role};
 use vnetpool_operator::datapath::{self, Here};
-use vnetpool_operator::{crds, preflight, reserved, telemetry};
+use vnetpool_operator::{crds, preflight, reserved};
+use vnetpool_process::log;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -33,7 +34,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
-    telemetry::init(args.log_format());
+    log::init(args.log_format());
     let command = args.command.clone();
     match command {
         None => operate(args).await,

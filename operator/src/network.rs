@@ -241,7 +241,7 @@ impl Networks {
             };
             if self.note(&subnet, &free) {
                 if let FreeAddresses::Unreadable { reason, message } = free {
-                    warn!(%subnet, %reason, message, "free addresses not read");
+                    warn!(%subnet, %reason, error = message, "free addresses not read");
                 }
                 changed(&subnet, News::Free);
             } else if counted == Some(&vnet) {

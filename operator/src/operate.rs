@@ -101,7 +101,7 @@ pub async fn run(
     loop {
         match serve(&config, &client, &mut candidate, stop.as_mut()).await {
             // An outage of the API server is no reason to restart a process.
-            Ok(Some(lost)) => warn!("begins anew as a standby: {lost}"),
+            Ok(Some(lost)) => warn!(error = %lost, "begins anew as a standby"),
             Ok(None) => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -255,7 +255,7 @@ async fn lead(
     }
     drop(end);
     tokio::select! {
-        lost = leadership.keep() => warn!("no longer the leader: {lost}"),
+        lost = leadership.keep() => warn!(error = %lost, "no longer the leader"),
         drained = timeout(DRAIN, control) => {
             if drained.is_err() {
                 warn!("reconciles under way are abandoned: the next leader reads their NICs");

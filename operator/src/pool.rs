@@ -92,6 +92,9 @@ pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIP
                 Ok(_) => {}
                 // Its nodes still name a pool that is gone.
                 Err(controller::Error::ObjectNotFound(pool)) => ctx.metrics.pool_gone(&pool.name),
+                Err(controller::Error::ReconcilerFailed(error, pool)) => {
+                    warn!(pool = pool.name, %error, "pool not reported");
+                }
                 Err(error) => warn!(%error, "pool not reported"),
             }
         })

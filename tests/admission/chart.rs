@@ -218,7 +218,7 @@ pub fn the_chart_sets_fields_a_cluster_demands_of_all_pods() -> Result<()> {
   podLabels: {{ team: network }}
   podAnnotations: {{ scrape: 'true' }}
   serviceAccount: {{ annotations: {{ owner: network }} }}
-  probes: {{ liveness: {{ timeoutSeconds: 20 }} }}
+  probes: {{ liveness: {{ timeoutSeconds: 20 }}, startup: {{ failureThreshold: 90 }} }}
   priorityClassName: ours
   extraEnv: [{{ name: EXTRA, value: given }}]
   extraArgs: [--log-format=text]
@@ -239,6 +239,10 @@ pub fn the_chart_sets_fields_a_cluster_demands_of_all_pods() -> Result<()> {
         let liveness = &container["livenessProbe"];
         ensure!(liveness["timeoutSeconds"] == 20 && liveness["periodSeconds"] == 10, "{liveness}");
         ensure!(liveness["httpGet"]["path"] == "/healthz", "{liveness}");
+        // A process that starts slowly isn't one that hangs.
+        let startup = &container["startupProbe"];
+        ensure!(startup["failureThreshold"] == 90 && startup["periodSeconds"] == 2, "{startup}");
+        ensure!(startup["httpGet"] == liveness["httpGet"], "{startup}");
         let has = |list: &Value, one: Value| list.as_array().is_some_and(|all| all.contains(&one));
         ensure!(has(&container["env"], json!({ "name": "EXTRA", "value": "given" })), "{container}");
         ensure!(container["args"] == json!(["--log-format=text"]), "{container}");
@@ -360,6 +364,46 @@ pub fn further_plugins_reach_the_agent_and_ours_are_refused_as_such() -> Result<
     Ok(())
 }
 
+pub fn every_pod_has_the_secrets_for_its_registry_those_of_a_parent_chart_too() -> Result<()> {
+    let own = "image: { pullSecrets: [{ name: ours }, { name: both }] }\n";
+    let objects =
+        with_values(&format!("{own}global: {{ other: 1, imagePullSecrets: [{{ name: both }}, plain] }}"))?;
+    let expected = json!([{ "name": "both" }, { "name": "plain" }, { "name": "ours" }]);
+    let specs = objects.values().flatten().filter_map(|object| match object["kind"].as_str()? {
+        "Pod" => Some(&object["spec"]),
+        "Deployment" | "DaemonSet" | "Job" => Some(&object["spec"]["template"]["spec"]),
+        _ => None,
+    });
+    let secrets: Vec<_> = specs.map(|spec| &spec["imagePullSecrets"]).collect();
+    ensure!(secrets.len() == 4 && secrets.iter().all(|one| **one == expected), "{secrets:?}");
+    ensure!(pod(&rendered(&[])?, "operator/deployment.yaml")?["spec"]["imagePullSecrets"].is_null());
+    Ok(())
+}
+
+/// Artifact Hub takes lists only as texts of YAML, and ignores one that isn't.
+pub fn what_artifact_hub_reads_of_the_chart_names_its_kinds() -> Result<()> {
+    let chart: Value =
+        serde_yaml_ng::from_str(&std::fs::read_to_string(path("charts/vnetpool/Chart.yaml"))?)?;
+    let list = |name: &str| -> Result<Value> {
+        let text = chart["annotations"][format!("artifacthub.io/{name}")].as_str();
+        Ok(serde_yaml_ng::from_str(text.with_context(|| format!("no {name}"))?)?)
+    };
+    let listed = list("crds")?;
+    let listed: Vec<_> = listed.as_array().into_iter().flatten().collect();
+    let there_are = vnetpool_crds::definitions()?;
+    ensure!(listed.len() == there_are.len(), "{listed:?}");
+    for definition in &there_are {
+        let definition = serde_json::to_value(definition)?;
+        let (name, spec) = (&definition["metadata"]["name"], &definition["spec"]);
+        let has = |one: &&&Value| one["name"] == *name && one["kind"] == spec["names"]["kind"];
+        let one = listed.iter().find(has).with_context(|| format!("no {name} in {listed:?}"))?;
+        ensure!(one["version"] == spec["versions"][0]["name"], "{one}");
+    }
+    let changes = list("changes")?;
+    ensure!(changes[0]["kind"].is_string() && changes[0]["description"].is_string(), "{changes}");
+    Ok(())
+}
+
 /// Both programs are on the host's network, where every pod and the whole VNet could else ask.
 pub fn only_the_node_sees_metrics_unless_the_values_expose_them() -> Result<()> {
     let (unless, so) = (rendered(&[])?, rendered(&["--set", "monitoring.expose=true"])?);
@@ -371,7 +415,7 @@ pub fn only_the_node_sees_metrics_unless_the_values_expose_them() -> Result<()> 
         ensure!(open["VNETPOOL_ADMIN_ADDRESS"] == closed["VNETPOOL_ADMIN_ADDRESS"], "probes: {open:?}");
         ensure!(open["VNETPOOL_METRICS_ADDRESS"] == Some(format!("$(HOST_IP):{port}")), "{open:?}");
         let container = container(&unless, template)?;
-        for probe in ["livenessProbe", "readinessProbe"] {
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
             ensure!(container[probe]["httpGet"]["host"] == "127.0.0.1", "{}", container[probe]);
         }
     }

@@ -93,6 +93,8 @@ fn main() {
         values::an_unknown_value_is_refused,
         values::an_installation_without_a_registry_is_refused_with_the_value_to_set,
         chart::the_chart_sets_fields_a_cluster_demands_of_all_pods,
+        chart::every_pod_has_the_secrets_for_its_registry_those_of_a_parent_chart_too,
+        chart::what_artifact_hub_reads_of_the_chart_names_its_kinds,
         chart::the_hook_and_the_operator_tolerate_the_values_taints,
         chart::replicas_are_spread_over_zones_and_no_affinity_puts_two_on_a_node,
         chart::the_folders_of_cni_are_those_of_the_values,

@@ -122,6 +122,7 @@ pub fn an_unknown_value_is_refused() -> Result<()> {
     for (value, named) in [
         ("operator.replica=3", "replica"),
         ("operator.probes.liveness.initialDelaySeconds=3", "initialDelaySeconds"),
+        ("image.pullSecrets[0].names=acr", "name"),
     ] {
         let refusal = template(&["--set", value]).err().map(|error| error.to_string());
         ensure!(refusal.as_ref().is_some_and(|text| text.contains(named)), "{value}: {refusal:?}");

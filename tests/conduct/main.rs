@@ -125,7 +125,7 @@ fn main() -> ExitCode {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     arguments.test_threads = arguments.test_threads.or(Some(PER_CORE * cores));
     if std::env::var_os("RUST_LOG").is_some() {
-        vnetpool_operator::telemetry::init(vnetpool_operator::telemetry::LogFormat::Text);
+        vnetpool_process::log::init(vnetpool_process::log::LogFormat::Text);
     }
     let planes = Arc::new(Planes::default());
     let further = match hostile::further_seeds() {

@@ -6,6 +6,7 @@
 mod clocks;
 mod evidence;
 mod impls;
+mod logs;
 mod modules;
 #[path = "../mutations/table.rs"]
 mod mutations;

@@ -68,7 +68,9 @@ pub async fn started(world: &World, pods: &[ProbePod], later: Later) -> Result<(
         // There is none until the log has been long once.
         let before = fs::read_to_string(host.path("/run/vnetpool/plugin.log.1")).unwrap_or_default();
         let log = before + &now;
-        let is_add = |line: &Value| line["verb"] == "ADD" && line["pod"]["name"] == pod.name.as_str();
+        let is_its =
+            |line: &Value| line["pod"].as_str().is_some_and(|one| one.ends_with(&format!("/{}", pod.name)));
+        let is_add = |line: &Value| line["verb"] == "ADD" && is_its(line);
         let add = log.lines().filter_map(|line| serde_json::from_str(line).ok()).find(is_add);
         let add = add.with_context(|| format!("no ADD of {} in the log", pod.name))?;
         let marks =

@@ -67,8 +67,8 @@ pub const STEPS: &[(&str, &[Edit])] = &[
             Edit { file: LOG, from: "    line: &'a Line,\n", to: "    line: &'a Line,\n    later: bool,\n" },
             Edit {
                 file: LOG,
-                from: "&Entry { line: self, error }",
-                to: "&Entry { line: self, later: true, error }",
+                from: "&Entry { line: self, error, code }",
+                to: "&Entry { line: self, later: true, error, code }",
             },
         ],
     ),

@@ -7,6 +7,7 @@ mod commands;
 mod facts;
 mod kinds;
 mod limits;
+mod logs;
 pub mod metrics;
 mod names;
 mod permissions;
@@ -30,6 +31,7 @@ pub fn pages() -> Result<Vec<(&'static str, String)>> {
         ("docs/reference/values.md", values::page()?),
         ("charts/vnetpool/README.md", values::readme()?),
         ("charts/vnetpool/values.schema.json", schema::file()?),
+        ("docs/reference/logs.md", logs::page()),
         ("docs/reference/commands.md", commands::page()?),
         ("docs/reference/permissions.md", permissions::page()),
         ("docs/reference/names.md", names::page()?),

@@ -62,11 +62,8 @@ fn time_of(line: &str, year: i16) -> Option<Timestamp> {
     }
 }
 
-/// The plugin counts milliseconds, others write the time out under one of these names.
+/// Programs write the time out under one of these names.
 fn time_of_object(line: &Value) -> Option<Timestamp> {
-    if let Some(millis) = line["unixMs"].as_i64() {
-        return Timestamp::from_millisecond(millis).ok();
-    }
     ["timestamp", "ts", "time"].iter().find_map(|name| line[*name].as_str()?.parse().ok())
 }
 
@@ -100,7 +97,7 @@ mod tests {
             (format!("{micros} stdout F {{\"timestamp\": \"2020-01-01T00:00:00Z\"}}"), micros),
             (format!("{micros}  INFO azure_sim: listens"), micros),
             (format!("time=\"{millis}\" level=info msg=\"RunPodSandbox\""), millis),
-            (format!("{{\"unixMs\":{},\"verb\":\"ADD\"}}", millis.as_millisecond()), millis),
+            (format!("{{\"timestamp\":\"{micros}\",\"verb\":\"ADD\"}}"), micros),
             (format!("{{\"timestamp\":\"{micros}\",\"level\":\"INFO\"}}"), micros),
             (format!("{{\"level\":\"warn\",\"ts\":\"{micros}\"}}"), micros),
             (format!("{{\"method\":\"PUT\",\"time\":\"{millis}\"}}"), millis),

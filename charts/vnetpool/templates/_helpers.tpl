@@ -27,8 +27,18 @@ value takes a pod from its Deployment or DaemonSet. */}}
 {{ merge $selected (last . | default dict) (include "vnetpool.labels" $component | fromYaml) | toYaml }}
 {{- end }}
 
+{{/* The Secrets for the registry: the values' and those of a parent chart, which may give names alone. */}}
 {{- define "vnetpool.pullSecrets" -}}
-{{- with .Values.image.pullSecrets -}}
+{{- $names := list -}}
+{{- $global := .Values.global | default dict -}}
+{{- range concat ($global.imagePullSecrets | default list) (.Values.image.pullSecrets | default list) -}}
+{{- if kindIs "string" . -}}
+{{- $names = append $names . -}}
+{{- else -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- end -}}
+{{- with uniq $names -}}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
@@ -154,6 +164,11 @@ it. */}}
 {{/* A component's probes. Argument: .Values.operator or .Values.nodeAgent. Values that an upgrade reuses may
 lack them. */}}
 {{- define "vnetpool.probes" -}}
+startupProbe:
+  httpGet: { host: 127.0.0.1, path: /healthz, port: admin }
+  {{- with (.probes | default dict).startup }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 livenessProbe:
   httpGet: { host: 127.0.0.1, path: /healthz, port: admin }
   {{- with (.probes | default dict).liveness }}

@@ -1,8 +1,9 @@
 //! The facts that each of Vnetpool's programs publishes about itself: its build, and the resources of its
 //! process. Prometheus' own libraries name the latter `process_*`, and so do the common dashboards. And how
-//! the programs lock plain data.
+//! the programs write log lines and lock plain data.
 
 pub mod lock;
+pub mod log;
 
 use std::fmt;
 use std::fs;

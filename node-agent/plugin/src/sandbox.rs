@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use serde::Serialize;
-
 /// How the names of all links that lead to pods begin.
 pub const LINK_PREFIX: &str = "vnp";
 
@@ -15,8 +13,7 @@ const LINK_DIGITS: usize = 11;
 pub(crate) const POD_IFNAME: &str = "eth0";
 
 /// The key of an assignment: one interface of one container.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sandbox {
     /// CNI_CONTAINERID. It is empty for an address that was found in use by an unknown container; then
     /// `ifname` is that address.
@@ -68,7 +65,7 @@ pub(crate) fn is_link_name(name: &str) -> bool {
 
 /// The pod that a sandbox belongs to, for people and for the status. Its strings are empty if the runtime
 /// didn't name it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
     pub namespace: String,
     pub name: String,

@@ -65,7 +65,7 @@ impl Notes {
     }
 
     pub(super) fn repaired(&self, kind: Kind, what: String) {
-        tracing::warn!(kind = kind.word(), what, "put right what somebody else had changed");
+        tracing::warn!(repair = kind.word(), what, "put right what somebody else had changed");
         self.metrics.count_repair(kind.word());
         lock(&self.disturbances).repaired(kind, what, file::now());
     }
@@ -76,7 +76,7 @@ impl Notes {
             return false;
         }
         let table = format!("table {family} vnetpool");
-        tracing::info!(table, "put a table of nftables in place");
+        tracing::info!(nft_table = table, "put a table of nftables in place");
         self.metrics.rules.inc();
         if ensured == Ensured::Restored {
             self.repaired(Kind::Table, table);

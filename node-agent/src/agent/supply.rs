@@ -65,7 +65,7 @@ impl Agent {
         let Transacted { supplied, relinquished, ledger, at } = transacted?;
         self.has_seen_ledger = true;
         if !relinquished.is_empty() {
-            tracing::info!(names = ?relinquished, target, "relinquished");
+            tracing::info!(names = ?relinquished, target_addresses = target, "relinquished");
             self.metrics.count_relinquished(relinquished.len());
         }
         let generation = object.and_then(|object| object.metadata.generation).unwrap_or_default();

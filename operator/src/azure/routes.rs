@@ -267,7 +267,8 @@ impl Azure {
         };
         let document = Document::read(id, &self.complete(&call, url, accepted).await?)?;
         let (nodes, routes) = (changes.len(), document.table.routes.len());
-        info!(table = %id, nodes, routes, took = ?started.elapsed(), "route table written");
+        let took_seconds = started.elapsed().as_secs_f64();
+        info!(route_table = %id, nodes, routes, took_seconds, "route table written");
         let table = document.table.clone();
         *known = Some(document);
         Ok((Written { after: table, was_sent: true }, outcomes))

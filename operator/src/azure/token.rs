@@ -217,7 +217,10 @@ impl Tokens {
                 {
                     let refusal = Refusal::after(Some(last), header, Instant::now());
                     let failure = refusal.failure();
-                    warn!(bar = ?FIRST_BAR, "signing in gives the token that was refused");
+                    warn!(
+                        bar_seconds = FIRST_BAR.as_secs_f64(),
+                        "signing in gives the token that was refused"
+                    );
                     state.refusal = Some(refusal);
                     // The source keeps its token and gives no new one.
                     state.source = None;
@@ -227,7 +230,7 @@ impl Tokens {
                 Ok(header)
             }
             Err(failure) => {
-                warn!(message = failure.message, still_has_one = state.token.is_some(), "no new token");
+                warn!(error = failure.message, has_token = state.token.is_some(), "no new token");
                 state.failure = Some((Instant::now(), failure.clone()));
                 Err(failure)
             }

@@ -183,11 +183,11 @@ impl Transport {
         };
         debug!(
             resource = call.resource,
-            kind = call.kind.as_str(),
+            call = call.kind.as_str(),
             status = record.status,
-            took = ?record.took,
+            took_seconds = record.took.as_secs_f64(),
             %request_id,
-            correlation = %call.correlation,
+            correlation_id = %call.correlation,
             "asked Azure"
         );
         if let Some(observer) = self.0.observer.get() {
@@ -226,8 +226,8 @@ impl Transport {
         if waited > LONG_WAIT {
             info!(
                 resource = call.resource,
-                kind = call.kind.as_str(),
-                ?waited,
+                call = call.kind.as_str(),
+                waited_seconds = waited.as_secs_f64(),
                 "waited for Azure's request limits"
             );
         }
@@ -247,8 +247,8 @@ impl Transport {
         if let Error::Throttled { retry_after, limit, .. } = &error {
             warn!(
                 resource = call.resource,
-                kind = call.kind.as_str(),
-                ?retry_after,
+                call = call.kind.as_str(),
+                retry_after_seconds = retry_after.as_secs_f64(),
                 ?limit,
                 "throttled by Azure"
             );

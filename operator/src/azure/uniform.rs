@@ -174,7 +174,9 @@ impl Azure {
         self.follow(&call, &url, &accepted).await?;
         begun.left_nothing();
         let nic = self.nics.learn(known, self.read_nic(&call.following(Kind::Read), id).await?);
-        info!(took = ?started.elapsed(), held = nic.ip_configurations.len(), "NIC written through its instance");
+        let took_seconds = started.elapsed().as_secs_f64();
+        let ip_configurations = nic.ip_configurations.len();
+        info!(took_seconds, ip_configurations, "Azure has written a NIC through its instance");
         Ok(Written { after: nic, was_sent: true })
     }
 }

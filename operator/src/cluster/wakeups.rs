@@ -114,7 +114,7 @@ impl Waker {
 
     pub(super) fn unreadable(&self, object: Option<Arc<Unreadable>>) {
         if let Some(object) = object {
-            warn!(kind = object.kind, name = object.name(), error = object.error, "object can't be read");
+            warn!(kind = object.kind, object = object.name(), error = object.error, "object can't be read");
             let _ = self.unreadable.unbounded_send(object);
         }
     }

@@ -31,6 +31,9 @@ pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<Node>>
         .for_each(|result| async {
             match result {
                 Ok(_) | Err(controller::Error::ObjectNotFound(_)) => {}
+                Err(controller::Error::ReconcilerFailed(error, node)) => {
+                    warn!(node = node.name, %error, "Node not admitted");
+                }
                 Err(error) => warn!(%error, "Node not admitted"),
             }
         })

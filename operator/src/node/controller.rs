@@ -84,8 +84,11 @@ async fn control(nodes: Arc<Nodes>, requests: UnboundedReceiver<ObjectRef<NodeIP
             match result {
                 Ok(_) => {}
                 Err(controller::Error::ObjectNotFound(object)) => all.absent(&object.name),
-                Err(controller::Error::ReconcilerFailed(error, _)) if error.is_conflict() => {
-                    debug!(%error, "planned from the past");
+                Err(controller::Error::ReconcilerFailed(error, object)) if error.is_conflict() => {
+                    debug!(node = object.name, %error, "planned from the past");
+                }
+                Err(controller::Error::ReconcilerFailed(error, object)) => {
+                    warn!(node = object.name, %error, "reconcile failed");
                 }
                 Err(error) => warn!(%error, "reconcile failed"),
             }
@@ -120,7 +123,7 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     let is_set_back = || allocation.is_set_back() && memories.may_renew(&name, started);
     let is_of_another_past = allocation.is_copy() || is_set_back();
     let work = reconcile_one(ctx, allocation.clone(), &mut memory, is_of_another_past);
-    let work = Box::pin(caught(work.instrument(info_span!("node", name))));
+    let work = Box::pin(caught(work.instrument(info_span!("reconcile", node = name))));
     let result = match within(ctx.waits.deadline, work).await {
         Ok(Ok(result)) => result,
         Ok(Err(panicked)) => {

@@ -124,7 +124,7 @@ pub async fn publish(
         return Ok(allocation);
     }
     let answer = apply(ctx, &allocation, &spec).await.map_err(Error::Publish)?;
-    info!(target = spec.target, held = spec.addresses(), "published");
+    info!(target_addresses = spec.target, held = spec.addresses(), "published");
     let answer = Arc::new(answer);
     ctx.cluster.answered(&answer);
     nic.spec_written(&answer);

@@ -171,7 +171,7 @@ async fn release(
     }
     let change = Change { release: idle(allocation, &nic), ..Change::default() };
     asking.write(&nic, &change, urgency).await?;
-    info!(nic = %id, count = change.release.len(), "released what a NIC that doesn't serve its node held");
+    info!(nic = %id, release = change.release.len(), "released what a NIC that doesn't serve its node held");
     Ok(Outcome::Released)
 }
 

@@ -20,9 +20,20 @@ pub(super) fn schema() -> Result<Value> {
     let values = std::fs::read_to_string(root().join("charts/vnetpool/values.yaml"))?;
     let mut schema = made_from(&values)?;
     schema["$schema"] = json!("http://json-schema.org/draft-07/schema#");
-    // Helm gives them to every chart.
-    let global = json!({ "description": "Values of a parent chart; Vnetpool has none.", "type": "object" });
-    schema["properties"]["global"] = global;
+    // Helm gives them to every chart, with whatever other charts use of them.
+    let object =
+        json!({ "type": "object", "required": ["name"], "properties": { "name": { "type": "string" } } });
+    schema["properties"]["global"] = json!({
+        "description": "Values of a parent chart.",
+        "type": "object",
+        "properties": {
+            "imagePullSecrets": {
+                "description": "Secrets for the registry, by name or as in a Pod.",
+                "type": "array",
+                "items": { "anyOf": [{ "type": "string" }, object] },
+            },
+        },
+    });
     Ok(schema)
 }
 

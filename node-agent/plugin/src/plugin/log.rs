@@ -1,6 +1,6 @@
 //! The plugin's log: one JSON line for each invocation, in a file whose size is bounded. It never fails a
 //! verb. The agent makes metrics of it ([`Reader`]), since a process that lives for milliseconds can't be
-//! asked for any.
+//! asked for any. Its keys are those of all logs of Vnetpool's (`docs/reference/logs.md`).
 
 mod reader;
 
@@ -10,7 +10,7 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::Serialize;
@@ -20,7 +20,7 @@ use crate::{
     ledger::{Pod, Sandbox, file::PRIVATE},
 };
 
-pub use reader::{Failure, Invocation, Reader};
+pub use reader::{Invocation, Reader};
 
 const LOG: &str = "plugin.log";
 const OLD_LOG: &str = "plugin.log.1";
@@ -29,22 +29,28 @@ const SIZE: u64 = 1 << 20;
 
 /// One invocation's work, as it will be logged.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub(super) struct Line {
-    /// When it ended: milliseconds since 1970.
-    unix_ms: u64,
+    /// When it ended.
+    timestamp: String,
+    level: &'static str,
+    target: &'static str,
+    message: &'static str,
     verb: &'static str,
     pid: u32,
+    /// As `container/interface`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    sandbox: Option<Sandbox>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pod: Option<Pod>,
+    sandbox: Option<String>,
+    /// As `namespace/name`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pod: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pod_uid: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     address: Option<Ipv4Addr>,
-    /// The stages in their order, with the microseconds that each took.
-    phases: Vec<(&'static str, u64)>,
-    /// How long all of it took, in microseconds.
-    micros: u64,
+    /// The stages in their order, with the seconds that each took.
+    phases: Vec<(&'static str, f64)>,
+    /// How long all of it took.
+    took_seconds: f64,
     #[serde(skip)]
     begun: Instant,
     #[serde(skip)]
@@ -57,29 +63,36 @@ struct Entry<'a> {
     #[serde(flatten)]
     line: &'a Line,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'a cni::Error>,
+    error: Option<String>,
+    /// The error's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<u32>,
 }
 
 impl Line {
     pub(super) fn new(verb: &'static str) -> Line {
         let now = Instant::now();
         Line {
-            unix_ms: 0,
+            timestamp: String::new(),
+            level: "INFO",
+            target: "vnetpool_plugin",
+            message: "done",
             verb,
             pid: std::process::id(),
             sandbox: None,
-            pod: None,
+            pod: String::new(),
+            pod_uid: String::new(),
             address: None,
             phases: Vec::new(),
-            micros: 0,
+            took_seconds: 0.0,
             begun: now,
             last: now,
         }
     }
 
     pub(super) fn about(&mut self, sandbox: &Sandbox, pod: &Pod) {
-        self.sandbox = Some(sandbox.clone());
-        self.pod = Some(pod.clone());
+        self.sandbox = Some(format!("{}/{}", sandbox.container_id, sandbox.ifname));
+        (self.pod, self.pod_uid) = (pod.to_string(), pod.uid.clone());
     }
 
     pub(super) fn address(&mut self, address: Ipv4Addr) {
@@ -89,7 +102,7 @@ impl Line {
     /// The stage of this name has just ended.
     pub(super) fn phase(&mut self, name: &'static str) {
         let now = Instant::now();
-        self.phases.push((name, (now - self.last).as_micros() as u64));
+        self.phases.push((name, (now - self.last).as_secs_f64()));
         self.last = now;
     }
 
@@ -98,14 +111,19 @@ impl Line {
         if error.is_none() && self.sandbox.is_none() && self.verb != "GC" {
             return;
         }
-        self.unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
-        self.micros = self.begun.elapsed().as_micros() as u64;
+        if error.is_some() {
+            (self.level, self.message) = ("WARN", "failed");
+        }
+        self.timestamp = rfc3339(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+        self.took_seconds = self.begun.elapsed().as_secs_f64();
         // A failure is ignored: the verb's outcome must not depend on its log.
         let _ = self.append(dir, error);
     }
 
     fn append(&self, dir: &Path, error: Option<&cni::Error>) -> io::Result<()> {
-        let mut bytes = serde_json::to_vec(&Entry { line: self, error })?;
+        let code = error.map(|error| error.code);
+        let error = error.map(|error| format!("{}: {}", error.msg, error.details));
+        let mut bytes = serde_json::to_vec(&Entry { line: self, error, code })?;
         bytes.push(b'\n');
         let path = dir.join(LOG);
         let mut file = fs::OpenOptions::new().append(true).create(true).mode(PRIVATE).open(&path)?;
@@ -117,11 +135,70 @@ impl Line {
     }
 }
 
+/// The time that is so long after 1970, as the other programs write it: in UTC, with microseconds.
+fn rfc3339(time: Duration) -> String {
+    let (days, seconds) = (time.as_secs() / 86_400, time.as_secs() % 86_400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let micros = time.subsec_micros();
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+}
+
+/// Year, month and day, so many days after 1970 began. In years that begin with March the leap day is the
+/// last one, and eras of 400 years all have as many days.
+fn date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468; // since March of the year 0
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153; // March is 0
+    let day = day - (153 * month + 2) / 5 + 1;
+    let year = 400 * era + year;
+    if month < 10 { (year, month + 3, day) } else { (year + 1, month - 9, day) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use vnetpool_process::log::{DETAILS, OF_EACH_LINE};
+
     use super::*;
+
+    #[test]
+    fn a_time_is_written_as_other_programs_write_it() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.000001Z"),
+            (951_782_399, "2000-02-28T23:59:59.000001Z"),
+            (951_782_400, "2000-02-29T00:00:00.000001Z"),
+            (951_868_800, "2000-03-01T00:00:00.000001Z"),
+            (1_709_164_800, "2024-02-29T00:00:00.000001Z"),
+            (1_767_225_599, "2025-12-31T23:59:59.000001Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000001Z"),
+        ] {
+            assert_eq!(rfc3339(Duration::new(seconds, 1000)), text);
+        }
+    }
+
+    #[test]
+    fn a_line_has_only_keys_that_the_other_programs_have_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut line = Line::new("ADD");
+        let pod = Pod { namespace: "default".to_owned(), name: "web".to_owned(), uid: "1".to_owned() };
+        line.about(&Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() }, &pod);
+        line.address(Ipv4Addr::new(10, 0, 0, 1));
+        line.phase("lock");
+        line.write(dir.path(), Some(&cni::Error::new(11, "no address", "wait")));
+        let text = fs::read_to_string(dir.path().join(LOG)).unwrap();
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let there_are: Vec<_> = OF_EACH_LINE.iter().chain(DETAILS).map(|key| key.name).collect();
+        let keys: Vec<_> = line.as_object().unwrap().keys().map(String::as_str).collect();
+        assert!(keys.iter().all(|key| there_are.contains(key)), "{keys:?}");
+        assert_eq!(keys.len(), 14, "{keys:?}");
+        assert_eq!((&line["pod"], &line["sandbox"]), (&"default/web".into(), &"a/eth0".into()));
+        assert_eq!((&line["error"], &line["code"]), (&"no address: wait".into(), &11.into()));
+        assert_eq!((&line["level"], &line["message"]), (&"WARN".into(), &"failed".into()));
+    }
 
     #[test]
     fn the_log_does_not_outgrow_its_bound() {

@@ -333,8 +333,8 @@ fn each_call_is_a_line_in_the_log() {
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines[0]["verb"], "ADD");
     assert_eq!(lines[0]["address"], address.to_string());
-    assert_eq!(lines[0]["sandbox"]["containerId"], "a");
-    assert_eq!(lines[0]["pod"]["name"], "a");
+    assert_eq!(lines[0]["sandbox"], "a/eth0");
+    assert_eq!(lines[0]["pod"], "default/a");
     assert_eq!(lines[0]["phases"].as_array().unwrap().len(), 3);
     assert_eq!(lines.len(), 1, "a request that isn't one has no folder to be logged in");
 }

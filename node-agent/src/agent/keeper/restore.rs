@@ -70,13 +70,13 @@ impl Keeper {
             let store = self.store.clone();
             match blocking(move || disturbance::restore(&store, &link)).await {
                 Ok(Ok(damage)) if !disturbance::is_disturbance(&damage, first) => {
-                    tracing::info!(%pod, "added the node's neighbour entry for a pod");
+                    tracing::info!(address = %pod, "added the node's neighbour entry for a pod");
                 }
                 Ok(Ok(damage)) => {
                     damage.into_iter().for_each(|damage| self.repaired(damage.into(), pod.to_string()));
                 }
                 Ok(Err(error)) => self.stands(format!("can't restore the way to {pod}: {error}")),
-                Err(error) => tracing::warn!(%error, "can't restore the way to a pod"),
+                Err(error) => tracing::warn!(address = %pod, %error, "can't restore the way to a pod"),
             }
         }
     }

@@ -259,7 +259,7 @@ async fn check(
         }
         // A node that needs the table fails on it, and reports that.
         Err(error) => {
-            warn!(%table, reason = %error.reason(), %error, "route table not read");
+            warn!(route_table = %table, reason = %error.reason(), %error, "route table not read");
             sleep(error.pause()).await;
         }
     }

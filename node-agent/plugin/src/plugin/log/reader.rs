@@ -17,17 +17,13 @@ pub struct Invocation {
     pub verb: String,
     /// How long the invocation took.
     #[serde(default)]
-    pub micros: u64,
-    /// Each stage's name, and the microseconds that it took.
+    pub took_seconds: f64,
+    /// Each stage's name, and the seconds that it took.
     #[serde(default)]
-    pub phases: Vec<(String, u64)>,
+    pub phases: Vec<(String, f64)>,
+    /// The error's, if it failed.
     #[serde(default)]
-    pub error: Option<Failure>,
-}
-
-#[derive(Debug, Deserialize)]
-pub struct Failure {
-    pub code: u32,
+    pub code: Option<u32>,
 }
 
 /// The invocations since the reader was made. They go uncounted only if their log was turned over twice
@@ -145,8 +141,8 @@ mod tests {
         let mut invocations = vec![];
         reader.read(|invocation| invocations.push(invocation));
         let invocation = invocations.pop().unwrap();
-        assert_eq!(invocation.error.map(|error| error.code), Some(11));
+        assert_eq!(invocation.code, Some(11));
         assert_eq!(invocation.phases[0].0, "lock");
-        assert!(invocation.micros >= invocation.phases[0].1);
+        assert!(invocation.took_seconds >= invocation.phases[0].1);
     }
 }
