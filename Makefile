@@ -314,13 +314,10 @@ test-units:
 
 # Tests with an API server and no node.
 test-conduct:
-	cargo test --workspace --no-fail-fast --test conduct -- $(addprefix --skip ,$(SKIP))
+	cargo test --workspace --no-fail-fast --test conduct
 
-# Those that take longest, for a check before a review. `make test` has them, too.
-LONG := hostile:: an_outage_and_a_restart_of_many_nodes a_wiped_nic_is_found_though_the_metadata a_subnet_that_fills_up_is_forecast \
-	a_sandbox_that_outlives_its_pod disturbed::an_outage_of_the_api_server \
-	pruned:: garbage:: secluded::
-test-conduct-short: SKIP := $(LONG)
+# Without those that take longest, for a check before a review. `make test` has them, too.
+test-conduct-short: export CONDUCT := short
 test-conduct-short: test-conduct
 
 # Tests with a cluster with nodes. Each run has namespaces of its own, so that others can run beside it, and
