@@ -48,6 +48,7 @@ mod overdue;
 mod paused;
 mod proxy;
 mod pruned;
+mod public_addresses;
 mod quiet;
 mod refused;
 mod regained;
@@ -170,6 +171,7 @@ fn main() -> ExitCode {
     ];
     let usual = [
         attachments::TESTS,
+        public_addresses::TESTS,
         between::TESTS,
         budget::TESTS,
         churn::TESTS,
