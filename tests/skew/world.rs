@@ -34,7 +34,7 @@ const AGENT: &str = "daemonset/vnetpool-node-agent";
 /// The later release, once for all worlds.
 static LATER: OnceCell<Release> = OnceCell::const_new();
 
-/// After all worlds.
+/// Takes the later release from the disk, after all worlds.
 pub fn end() {
     if let Some(later) = LATER.get() {
         later.remove();

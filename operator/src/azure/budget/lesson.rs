@@ -289,7 +289,7 @@ mod tests {
         let (alone, all) = ([true, false, false], [false, true, false]);
         assert_eq!([closed(true, "100 calls"), closed(true, "many calls"), closed(true, "100")], [alone; 3]);
         assert_eq!([closed(true, "1000 calls"), closed(false, "1000 calls")], [all, alone]);
-        assert_eq!([closed(true, "1,000 calls"), closed(true, "1, calls")], [all, alone]);
+        assert_eq!([closed(true, "1,000 calls"), closed(false, "1,000 calls")], [all, alone]);
         assert_eq!(closed(false, "10000 calls"), all);
     }
 }
