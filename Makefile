@@ -65,8 +65,8 @@ test: setup ## every check and every test that gates a landing; the last line is
 soak: build images build-tests ## MINUTES=10 SEED=7 MODE=Prefix WIRING=Bridge: all that can end is ended while pods come and go
 	@$(MAKE) test-clusters RUN=soak
 
-# The next release is built by the test itself, beside these images.
-skew: build images build-tests ## this release beside the next, a step ahead in each format: each mixture, upgrade and rollback under traffic
+# The later release is built by the test itself, beside these images.
+skew: build images build-tests ## this release beside the later one, a step ahead in each format: each mixture, upgrade and rollback under traffic
 	@$(MAKE) test-clusters RUN=skew
 
 # Kubernetes' own suite is built for this alone. With NIGHTLY all combinations come one after the other.
@@ -314,13 +314,10 @@ test-units:
 
 # Tests with an API server and no node.
 test-conduct:
-	cargo test --workspace --no-fail-fast --test conduct -- $(addprefix --skip ,$(SKIP))
+	cargo test --workspace --no-fail-fast --test conduct
 
-# Those that take longest, for a check before a review. `make test` has them, too.
-LONG := hostile:: an_outage_and_a_restart_of_many_nodes a_wiped_nic_is_found_though_the_metadata a_subnet_that_fills_up_is_forecast \
-	a_sandbox_that_outlives_its_pod disturbed::an_outage_of_the_api_server \
-	pruned:: garbage:: secluded::
-test-conduct-short: SKIP := $(LONG)
+# Without those that take longest, for a check before a review. `make test` has them, too.
+test-conduct-short: export CONDUCT := short
 test-conduct-short: test-conduct
 
 # Tests with a cluster with nodes. Each run has namespaces of its own, so that others can run beside it, and
@@ -342,7 +339,7 @@ build-tests:
 
 # Many more cases for every property, the model in ten million states, a plugin killed in more situations,
 # more seeds of hostile answers and of garbage, watches that are silent for minutes, the chapters on clusters
-# in the opposite order, with those that keep a machine busy for minutes, and this release beside the next.
+# in the opposite order, with those that keep a machine busy for minutes, and this release beside the later.
 test-nightly:
 	PROPTEST_CASES=10000 cargo test --workspace --no-fail-fast --lib
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test model -- trouble_of_every_kind

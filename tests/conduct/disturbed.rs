@@ -17,15 +17,18 @@ use vnetpool_tests::{eventually, throughout};
 
 pub const TESTS: &[Test] = crate::tests![
     answers_that_never_come_hold_a_node_up_no_longer_than_a_request_may_take,
-    a_list_that_stops_in_the_middle_holds_the_operator_up_no_longer_than_a_request_may_take,
     watches_that_are_cut_cost_a_moment,
-    one_of_two_api_servers_that_dies_without_a_word_is_missed_for_less_than_a_minute,
     errors_of_the_api_server_cost_no_more_than_their_backoff,
     an_api_server_that_is_busy_is_asked_again_at_its_retry_time,
     lists_and_watches_that_are_refused_cost_no_more_than_their_backoff,
     watches_whose_version_is_too_old_are_listed_anew,
-    an_outage_of_the_api_server_ends_a_leadership_and_restarts_nothing,
     a_turn_of_conditions_is_reported_once_though_the_answer_to_their_write_is_lost,
+];
+
+pub const LONG: &[Test] = crate::tests![
+    a_list_that_stops_in_the_middle_holds_the_operator_up_no_longer_than_a_request_may_take,
+    one_of_two_api_servers_that_dies_without_a_word_is_missed_for_less_than_a_minute,
+    an_outage_of_the_api_server_ends_a_leadership_and_restarts_nothing,
 ];
 
 /// Promised, as [`STALLED`] and [`DEAD`] are. A lost answer: the time a request may take, and the wait before

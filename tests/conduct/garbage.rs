@@ -30,7 +30,7 @@ use vnetpool_operator::outlook;
 use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::{eventually, throughout};
 
-pub const TESTS: &[Test] =
+pub const LONG: &[Test] =
     crate::tests![garbage_in_fields_of_any_kind_costs_only_its_node_through_whole_reconciles];
 
 /// No seed takes longer than this on a machine that does nothing else.

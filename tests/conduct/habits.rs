@@ -21,8 +21,11 @@ pub const TESTS: &[Test] = crate::tests![
     a_write_to_an_instance_that_is_answered_with_a_location_only_is_followed_on_its_model,
     a_write_that_is_refused_because_another_is_under_way_is_made_when_that_has_ended,
     a_stopped_machine_keeps_its_addresses_and_delays_no_node_whether_or_not_its_nic_is_writable,
-    a_machine_that_is_being_deleted_delays_no_node_whether_or_not_its_nic_is_writable,
     a_public_address_that_is_refused_for_its_zone_keeps_nothing_from_its_node_and_goes_with_its_pod,
+];
+
+pub const LONG: &[Test] = crate::tests![
+    a_machine_that_is_being_deleted_delays_no_node_whether_or_not_its_nic_is_writable,
     addresses_that_a_deleted_nic_holds_for_a_while_are_asked_for_no_more_often_by_many_nodes_than_by_one,
 ];
 

@@ -26,7 +26,7 @@ use vnetpool_tests::eventually;
 pub use world::Scene;
 use world::World;
 
-pub const TESTS: &[Test] = crate::tests![
+pub const LONG: &[Test] = crate::tests![
     one_seed_of_random_answers_leaves_nothing_leaked_doubled_or_reported_twice,
     another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_reported_twice,
 ];

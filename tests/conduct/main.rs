@@ -10,7 +10,7 @@
 //! ```
 //! A test is `async fn(&ControlPlane) -> Result<()>`; it begins with [`stage::Stage::set`]. As many run at
 //! once as there are threads (`--test-threads`; without it two for each core), each with an API server of
-//! its own, which they hand on.
+//! its own, which they hand on. `CONDUCT=short` leaves the lists `LONG` out, and has three for each core.
 
 mod absent;
 mod agent;
@@ -48,6 +48,7 @@ mod overdue;
 mod paused;
 mod proxy;
 mod pruned;
+mod public_addresses;
 mod quiet;
 mod refused;
 mod regained;
@@ -106,7 +107,8 @@ fn trial(
     })
 }
 
-/// The tests of a module: `tests![a_sentence, another]` as the value of its `pub const TESTS: &[Test]`.
+/// The tests of a module: `tests![a_sentence, another]` as the value of its `pub const TESTS: &[Test]`, or of
+/// `LONG` for those that take more than 40 s.
 macro_rules! tests {
     ($($test:ident),* $(,)?) => {
         &[$($crate::Test { name: concat!(module_path!(), "::", stringify!($test)), run: |plane| Box::pin($test(plane)) }),*]
@@ -119,11 +121,15 @@ const LONGEST: Duration = Duration::from_secs(180);
 /// So many run at once for each core: almost all that they do is to wait, for Azure's writes and the
 /// operator's pauses.
 const PER_CORE: usize = 2;
+/// So many if none of them takes long: with `CONDUCT=short`, as a check before a review has it.
+const SHORT_PER_CORE: usize = 3;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    arguments.test_threads = arguments.test_threads.or(Some(PER_CORE * cores));
+    let is_short = std::env::var_os("CONDUCT").is_some_and(|which| which == "short");
+    let per_core = if is_short { SHORT_PER_CORE } else { PER_CORE };
+    arguments.test_threads = arguments.test_threads.or(Some(per_core * cores));
     if std::env::var_os("RUST_LOG").is_some() {
         vnetpool_process::log::init(vnetpool_process::log::LogFormat::Text);
     }
@@ -150,8 +156,22 @@ fn main() -> ExitCode {
     // Those that take minutes.
     let nightly = std::env::var_os("NIGHTLY").map(|_| [silent::TESTS, pruned::NIGHTLY]).unwrap_or_default();
     let nightly = nightly.into_iter().flatten().map(|test| test.trial(&planes, silent::LONGEST));
-    let trials = [
+    let long = |lists: &[&'static [Test]]| -> Vec<&'static Test> {
+        lists.iter().filter(|_| !is_short).copied().flatten().collect()
+    };
+    let beginning = [
+        budget::LONG,
+        habits::LONG,
+        outlived::LONG,
+        pruned::LONG,
+        quiet::LONG,
+        scarce::LONG,
+        shortage::LONG,
+        subnets::LONG,
+    ];
+    let usual = [
         attachments::TESTS,
+        public_addresses::TESTS,
         between::TESTS,
         budget::TESTS,
         churn::TESTS,
@@ -175,10 +195,8 @@ fn main() -> ExitCode {
         nics::TESTS,
         operations::TESTS,
         metadata::TESTS,
-        outlived::TESTS,
         overdue::TESTS,
         paused::TESTS,
-        pruned::TESTS,
         quiet::TESTS,
         refused::TESTS,
         regained::TESTS,
@@ -186,7 +204,6 @@ fn main() -> ExitCode {
         restored::TESTS,
         rollout::TESTS,
         routes::TESTS,
-        scarce::TESTS,
         shortage::TESTS,
         standby::TESTS,
         subnets::TESTS,
@@ -194,14 +211,14 @@ fn main() -> ExitCode {
         unsupplied::TESTS,
         // At the end the operators have most processor time, and these measure how soon they are back.
         disturbed::TESTS,
-        secluded::TESTS,
-    ]
-    .into_iter()
-    .flatten()
-    .map(|test| test.trial(&planes, LONGEST));
+    ];
+    let trials = long(&beginning).into_iter().chain(usual.into_iter().flatten());
+    let trials = trials.chain(long(&[disturbed::LONG, secluded::LONG]));
+    let trials = trials.map(|test| test.trial(&planes, LONGEST));
     // The longest begin first, so that nothing waits for them at the end.
-    let longest = [(hostile::TESTS, hostile::LONGEST), (garbage::TESTS, garbage::LONGEST)];
-    let longest = longest.into_iter().flat_map(|(tests, limit)| tests.iter().map(move |test| (test, limit)));
+    let longest = [(hostile::LONG, hostile::LONGEST), (garbage::LONG, garbage::LONGEST)];
+    let longest = longest.into_iter().filter(|_| !is_short);
+    let longest = longest.flat_map(|(tests, limit)| tests.iter().map(move |test| (test, limit)));
     let longest = longest.map(|(test, limit)| test.trial(&planes, limit));
     let further = further.into_iter().flat_map(of_seed).chain(nightly);
     let trials = longest.chain(further).chain(trials).collect();

@@ -12,7 +12,7 @@ use vnetpool_crds::condition::SANDBOXES_ENDED;
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
-pub const TESTS: &[Test] = crate::tests![a_sandbox_that_outlives_its_pod_is_reported_and_keeps_its_address];
+pub const LONG: &[Test] = crate::tests![a_sandbox_that_outlives_its_pod_is_reported_and_keeps_its_address];
 
 async fn a_sandbox_that_outlives_its_pod_is_reported_and_keeps_its_address(
     plane: &ControlPlane,

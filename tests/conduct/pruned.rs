@@ -20,7 +20,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPPool};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::{eventually, throughout};
 
-pub const TESTS: &[Test] = crate::tests![
+pub const LONG: &[Test] = crate::tests![
     a_pool_that_a_tool_prunes_in_any_way_takes_nothing_of_a_pod_and_ends_by_annotation,
     an_object_that_a_tool_prunes_in_any_way_is_made_again_and_takes_nothing_of_a_pod,
     an_object_that_another_client_holds_is_made_again_with_all_that_it_recorded,

@@ -25,8 +25,10 @@ pub const TESTS: &[Test] = crate::tests![
     a_hint_that_azure_contradicts_costs_one_read,
     a_read_that_is_refused_is_not_made_again_for_each_reconcile,
     a_read_that_fails_stops_no_other_clock_of_its_node,
-    a_wiped_nic_is_found_though_the_metadata_service_is_closed_to_the_agent,
 ];
+
+pub const LONG: &[Test] =
+    crate::tests![a_wiped_nic_is_found_though_the_metadata_service_is_closed_to_the_agent];
 
 /// A node with three pods whose addresses the metadata service has listed.
 async fn listed(plane: &ControlPlane) -> Result<(Stage<'_>, BTreeSet<String>)> {

@@ -2,7 +2,8 @@
 //! pod from what it has.
 
 use crate::Test;
-use crate::attachments::{detached, kept, pool};
+use crate::attachments::{kept, pool};
+use crate::public_addresses::detached;
 use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Pod;

@@ -11,7 +11,7 @@ use vnetpool_crds::condition::{self, WRITES_SCARCE};
 use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus};
 use vnetpool_tests::control_plane::ControlPlane;
 
-pub const TESTS: &[Test] =
+pub const LONG: &[Test] =
     crate::tests![while_writes_are_scarce_nodes_write_less_often_and_their_pool_reports_it,];
 
 /// Four pods come to a node one after the other; gives how many writes that took.

@@ -17,7 +17,7 @@ use vnetpool_tests::control_plane::{ControlPlane, User};
 use vnetpool_tests::eventually;
 use vnetpool_tests::wait::patience;
 
-pub const TESTS: &[Test] = crate::tests![
+pub const LONG: &[Test] = crate::tests![
     an_agent_serves_pods_that_wait_though_its_watch_is_silent_and_though_its_api_server_dies,
     an_agent_serves_pods_that_wait_though_answers_never_come_or_stop_in_the_middle,
     an_agent_serves_pods_that_wait_though_its_api_server_hangs_up_forgets_and_refuses,

@@ -22,12 +22,15 @@ pub const TESTS: &[Test] = crate::tests![
     a_full_subnet_slows_all_its_nodes_at_once_and_shares_freed_addresses_by_need,
     a_full_subnet_is_probed_by_one_node_after_a_restart,
     a_node_whose_nic_is_gone_delays_no_node_in_a_full_subnet,
-    a_node_in_need_whose_read_hangs_delays_others_for_no_longer_than_its_turn,
     a_virtual_network_at_azures_limit_shares_freed_addresses_as_a_full_subnet_does,
     an_instance_in_a_nearly_full_subnet_gets_the_rest_and_its_model_stays_clean,
     what_a_failed_write_has_left_in_a_model_goes_though_no_pod_asks_any_more,
     what_a_failed_write_has_left_in_a_model_is_found_by_the_next_leader,
     what_a_dropped_write_has_left_in_a_model_goes_though_no_pod_asks_any_more,
+];
+
+pub const LONG: &[Test] = crate::tests![
+    a_node_in_need_whose_read_hangs_delays_others_for_no_longer_than_its_turn,
     writes_that_wait_for_their_turn_when_a_subnet_runs_out_are_not_sent,
 ];
 

@@ -14,8 +14,11 @@ use vnetpool_tests::control_plane::ControlPlane;
 
 pub const TESTS: &[Test] = crate::tests![
     a_pool_shows_each_subnets_size_held_and_free_addresses,
-    a_subnet_that_fills_up_is_forecast_on_the_pool_and_reported_once,
     without_permission_to_count_nothing_but_the_forecast_is_missing,
+];
+
+pub const LONG: &[Test] = crate::tests![
+    a_subnet_that_fills_up_is_forecast_on_the_pool_and_reported_once,
     a_networks_taken_addresses_and_forecast_do_not_depend_on_how_azure_counts_blocks,
 ];
 

@@ -17,13 +17,17 @@ fn tally(printed: &str) -> Vec<String> {
 fn a_stage_is_summed_up_by_binary_with_the_names_of_skipped_tests() {
     let printed = "
      Running unittests src/lib.rs (target/x86_64-unknown-linux-gnu/debug/deps/vnetpool_operator-0123456789abcdef)
+running 2 tests
 test one ... ok
 test two ... ignored, there are no documents
 test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 1.50s
      Running unittests lib.rs (target/x86_64-unknown-linux-gnu/debug/deps/vnetpool_model-0123456789abcdee)
+running 0 tests
 test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
      Running tests/story/main.rs (target/x86_64-unknown-linux-gnu/debug/deps/story-0123456789abcdef)
+running 9 tests
 test result: ok. 9 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 100.20s
+running 6 tests
 test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 20.10s
 ";
     let expected = [
@@ -48,8 +52,67 @@ fn a_failed_tests_own_report_is_kept_for_the_end() {
 }
 
 #[test]
+fn each_failed_test_is_named_once_and_what_runs_in_its_report_counts_for_nothing() {
+    // A test that has run itself again: what that printed is part of the report of the test around it.
+    let again = "running 1 test\ntest agent::one ... FAILED\n\nfailures:\n\nfailures:\n    agent::one\n\n\
+                 test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 9 filtered out; finished in 0.10s\n";
+    let printed = |begun: usize, passed: usize, again: &str| {
+        format!(
+            "
+     Running unittests src/lib.rs (target/debug/deps/vnetpool_node_agent-0123456789abcdef)
+
+running {begun} tests
+test agent::one ... FAILED
+
+failures:
+
+---- agent::one stdout ----
+thread 'agent::one' panicked at node-agent/src/alone.rs:36:5:
+{again}
+
+failures:
+    agent::one
+
+test result: FAILED. {passed} passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s
+
+error: test failed, to rerun pass `-p vnetpool-node-agent --lib`
+     Running tests/paths/main.rs (target/debug/deps/paths-0123456789abcdef)
+
+running 2 tests
+
+failures:
+
+---- beyond::two ----
+dropped
+
+---- agent::one ----
+left: 1
+
+
+failures:
+    beyond::two
+    agent::one
+
+test result: FAILED. 0 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s
+--- FAIL: TestC (0.0s)
+"
+        )
+    };
+    let indented = again.replace('\n', "\n  ");
+    for (begun, passed, again) in [(10, 9, again), (10, 9, indented.as_str()), (1, 0, indented.as_str())] {
+        let summed_up = tally(&printed(begun, passed, again).replace(" 1 tests", " 1 test"));
+        let of = |what: &str| -> Vec<&str> {
+            summed_up.iter().filter_map(|line| line.strip_prefix(what)).collect()
+        };
+        assert_eq!(of("failed "), ["agent::one", "beyond::two", "TestC"], "{summed_up:?}");
+        assert_eq!(of("count "), [format!("{passed} 4 0")], "{summed_up:?}");
+    }
+}
+
+#[test]
 fn a_test_program_without_a_test_is_named() {
     let printed = "     Running tests/paths/main.rs (target/debug/deps/paths-0123456789abcdef)
+running 0 tests
 test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
 ";
     assert_eq!(tally(printed), ["empty tests/paths/main.rs", "count 0 0 0"]);
@@ -75,18 +138,24 @@ fn stages_that_run_beside_others_count_like_them() {
 case $1 in
 test-*)
   echo '     Running tests/one.rs (target/deps/one-0)'
+  echo 'running 3 tests'
+  if [ \"$1\" = \"$FAILS\" ]; then
+    printf 'failures:\\n    a::b\\n    c\\n'
+    echo 'test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s'
+    exit 2
+  fi
   echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s';;
 check-clippy) echo 'a finding';;
 esac
 [ \"$1\" != \"$RED\" ]
 ";
     let (_folder, path) = standing_in_for("make", make);
-    let output = |red: &str| {
+    let output = |red: &str, fails: &str| {
         let mut run = Command::new(root().join("tests/run-all.sh"));
-        run.arg("test").env("PATH", &path).env("RED", red).output().unwrap()
+        run.arg("test").env("PATH", &path).env("RED", red).env("FAILS", fails).output().unwrap()
     };
     let last_line = |red: &str| {
-        let output = output(red);
+        let output = output(red, "");
         let printed = String::from_utf8(output.stdout).unwrap();
         (output.status.success(), printed.lines().last().unwrap_or_default().to_owned())
     };
@@ -96,9 +165,13 @@ esac
     assert_eq!(last_line("test-units"), (false, "25 passed, 1 failed, 0 skipped".into()));
     assert_eq!(last_line("test-clusters"), (false, "25 passed, 2 failed, 0 skipped".into()));
     assert_eq!(last_line("images"), (false, "14 passed, 1 failed, 0 skipped".into()));
-    let printed = String::from_utf8(output("check-clippy").stdout).unwrap();
-    let ends = "---- Clippy ----\na finding\n\nfailed: Clippy\n24 passed, 1 failed, 0 skipped\n";
-    assert!(printed.ends_with(ends), "{printed}");
+    let clippy = "---- Clippy ----\na finding\n\nfailed: Clippy\n24 passed, 1 failed, 0 skipped\n";
+    let named =
+        "failed: Rust: units, model: a::b\nfailed: Rust: units, model: c\n23 passed, 2 failed, 0 skipped\n";
+    for (red, fails, ends) in [("check-clippy", "", clippy), ("", "test-units", named)] {
+        let printed = String::from_utf8(output(red, fails).stdout).unwrap();
+        assert!(printed.ends_with(ends), "{printed}");
+    }
 }
 
 #[test]

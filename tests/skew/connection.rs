@@ -7,7 +7,8 @@ use tokio::task::JoinHandle;
 use vnetpool_tests::place::Flow;
 use vnetpool_tests::wait::patience;
 
-/// No answer of the connection takes longer: TCP sends what was lost again after 0.2, 0.6 and 1.4 s.
+/// No answer of the connection takes longer: TCP sends what was lost again after 0.2, 0.6 and 1.4 s. [`Flow`]
+/// waits longer before it gives a connection up, so that a slow answer isn't taken for the end.
 const STILL: Duration = Duration::from_secs(3);
 
 /// A connection that is watched until it is dropped.

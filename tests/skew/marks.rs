@@ -1,4 +1,4 @@
-//! Which release a program is of, by what it has written: each step of the next one leaves a mark.
+//! Which release a program is of, by what it has written: each step of the later one leaves a mark.
 
 use crate::world::{Later, SETTLED, World};
 use anyhow::{Context, Result, ensure};

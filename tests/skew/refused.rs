@@ -1,4 +1,4 @@
-//! What only the next release reads: a ledger of its format, and a `spec` with its value. Where ours comes
+//! What only the later release reads: a ledger of its format, and a `spec` with its value. Where ours comes
 //! back all the same, nothing is built or written over that, and pods go on.
 
 use crate::marks::{self, condition};

@@ -12,8 +12,8 @@ const NODE: &str = "node-3";
 /// More pods than a node holds addresses for as long as it has few.
 const MORE: u32 = 12;
 
-/// As the documents have it typed, by the next release's chart; the commands of a rollback need none.
-pub async fn an_upgrade_to_the_next_release_and_a_rollback_go_unnoticed(world: &World) -> Result<()> {
+/// As the documents have it typed, by the later release's chart; the commands of a rollback need none.
+pub async fn an_upgrade_to_the_later_release_and_a_rollback_go_unnoticed(world: &World) -> Result<()> {
     world.run(Later::NONE).await?;
     let snippets = snippets::of("upgrade")?;
     ensure!(snippets.len() == 2, "{snippets:?}");

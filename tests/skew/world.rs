@@ -31,10 +31,17 @@ const NAMESPACE: &str = "--namespace=vnetpool-system";
 const OPERATOR: &str = "deployment/vnetpool-operator";
 const AGENT: &str = "daemonset/vnetpool-node-agent";
 
-/// The next release, once for all worlds.
+/// The later release, once for all worlds.
 static LATER: OnceCell<Release> = OnceCell::const_new();
 
-/// Which of the programs are of the next release.
+/// Takes the later release from the disk, after all worlds.
+pub fn end() {
+    if let Some(later) = LATER.get() {
+        later.remove();
+    }
+}
+
+/// Which of the programs are of the later release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Later {
     pub operator: bool,

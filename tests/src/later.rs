@@ -1,4 +1,4 @@
-//! The next release: the product a step ahead in each format that crosses programs or time. Most steps are
+//! The later release: the product a step ahead in each format that crosses programs or time. Most steps are
 //! those of a release that only adds something, which this one has to read or to ignore. Two are of the kind
 //! that this release refuses to read: a format of the ledger, and a value of a pool's field.
 
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// Pods whose names begin so need the ledger's next format.
 pub const NEWEST: &str = "newest";
-/// The value of `podMetadataAccess` that only the next release reads.
+/// The value of `podMetadataAccess` that only the later release reads.
 pub const ACCESS: &str = "Limited";
 /// How each new ipConfiguration's name begins.
 pub const NAME: &str = "vnp-later-";
@@ -95,7 +95,7 @@ pub const STEPS: &[(&str, &[Edit])] = &[
                 file: ALLOCATION,
                 from: "    pub elsewhere: u32,\n",
                 to: "    pub elsewhere: u32,
-    /// A field of the next release.
+    /// A field of the later release.
     #[serde(default, skip_serializing_if = \"is_zero\")]
     pub later: u32,\n",
             },
@@ -123,7 +123,7 @@ pub const STEPS: &[(&str, &[Edit])] = &[
                 file: ALLOCATION,
                 from: "    pub pods: u32,\n",
                 to: "    pub pods: u32,
-    /// A field of the next release.
+    /// A field of the later release.
     #[serde(default, skip_serializing_if = \"is_zero\")]
     #[schemars(range(max = 65536))]
     pub later: u32,\n",
@@ -147,19 +147,19 @@ pub const STEPS: &[(&str, &[Edit])] = &[
                 file: "crds/src/condition.rs",
                 from: "    NodesSupported NODES_SUPPORTED: NodeIPPool, Operator, True, [],\n",
                 to: "    Later LATER: NodeIPAllocation, Agent, Either, [],
-        \"A condition of the next release.\";
+        \"A condition of the later release.\";
     NodesSupported NODES_SUPPORTED: NodeIPPool, Operator, True, [],\n",
             },
             Edit {
                 file: "crds/src/reason.rs",
                 from: "    InterfaceLeft: &[], WARNING,\n",
-                to: "    Later: &[Later], None, \"A reason of the next release.\", Nobody, \"\";
+                to: "    Later: &[Later], None, \"A reason of the later release.\", Nobody, \"\";
     InterfaceLeft: &[], WARNING,\n",
             },
             Edit {
                 file: REPORT,
                 from: "    // This condition is part of every report, or it has ended.\n",
-                to: "    let later = Verdict::yes(Reason::Later, \"the next release reports this\");
+                to: "    let later = Verdict::yes(Reason::Later, \"the later release reports this\");
     condition::set(&mut merged, later.condition(condition::LATER, None, *time));
     // This condition is part of every report, or it has ended.\n",
             },
@@ -171,7 +171,7 @@ pub const STEPS: &[(&str, &[Edit])] = &[
             Edit {
                 file: "crds/src/pool.rs",
                 from: "    /// Everything the service has, tokens of the node's identities included.\n",
-                to: "    /// Of the next release: for this test, nothing.
+                to: "    /// Of the later release: for this test, nothing.
     Limited,
     /// Everything the service has, tokens of the node's identities included.\n",
             },
@@ -250,6 +250,7 @@ rm -r "$out/ours" "$out/later" "$out"/vnetpool-operator-later-*
 
 /// Its images and its chart, in a folder.
 pub struct Release {
+    overlay: Overlay,
     folder: PathBuf,
 }
 
@@ -266,7 +267,12 @@ impl Release {
         let command = ["env", "--unset=MAKEFLAGS", "bash", "-c", BUILD, "build", &programs, OUT];
         let (is_built, printed) = overlay.run(WITHIN, &command)?;
         ensure!(is_built, "the later release can't be built: {printed}");
-        Ok(Self { folder: overlay.path(OUT) })
+        Ok(Self { folder: overlay.path(OUT), overlay })
+    }
+
+    /// Takes all of it from the disk: nothing drops what is static.
+    pub fn remove(&self) {
+        self.overlay.remove();
     }
 
     /// The source's folder as far as an upgrade needs it: the chart is below it.
@@ -291,7 +297,7 @@ mod tests {
     use vnetpool_crds::names::IP_CONFIGURATION_PREFIX;
 
     #[test]
-    fn each_step_of_the_next_release_has_its_place_in_the_product() {
+    fn each_step_of_the_later_release_has_its_place_in_the_product() {
         let sources = edited(&edits()).unwrap();
         for (step, edits) in STEPS {
             assert!(!edits.is_empty(), "{step}");

@@ -22,7 +22,7 @@
 //!   reference the pages of docs/reference that are made from the programs
 //!   caught    whether tests have noticed that a rule was left out of the product
 //!   overlay   the project with edits of its sources, without a trace in its folder
-//!   later     the next release: the product a step ahead in each format
+//!   later     the later release: the product a step ahead in each format
 //!   asked     what a run is asked for by its environment
 //!   site      the documents as a site, and which of its links lead nowhere
 //!   guest     what a guest with a kernel of its own reports

@@ -39,7 +39,8 @@ pub fn edited(edits: &[Edit]) -> Result<BTreeMap<&'static str, String>> {
     Ok(sources)
 }
 
-/// The difference from the project in its folder.
+/// The difference from the project in its folder, which goes when this is dropped: no later overlay would be
+/// compiled sooner with it.
 pub struct Overlay {
     dir: PathBuf,
 }
@@ -72,6 +73,11 @@ impl Overlay {
         Ok(())
     }
 
+    /// Takes the folder from the disk. What can't be removed now is by the next overlay of this name.
+    pub fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+
     /// Where a file or folder is that was edited, or that a command has made.
     pub fn path(&self, inside: &str) -> PathBuf {
         self.dir.join("upper").join(inside)
@@ -91,6 +97,12 @@ impl Overlay {
         let printed =
             [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         Ok((output.status.success(), printed.concat()))
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        self.remove();
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::azure::expanded;
 use crate::cluster::{Cluster, Host};
 use crate::project::tool;
-use crate::wait::eventually;
+use crate::wait::{eventually, patience};
 use crate::workload::{PORT, ProbePod};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
@@ -19,6 +19,9 @@ use tokio::process::{Child, ChildStdout, Command};
 
 /// How long a datapath takes to follow a change, at most.
 const SOON: Duration = Duration::from_secs(20);
+/// A connection of which nothing comes back for so long is dead. One that only stood still has had what was
+/// lost sent again long before.
+const DEAD: Duration = Duration::from_secs(10);
 
 pub const PREMISES: &str = "192.168.0.10";
 pub const STORAGE: &str = "203.0.113.20";
@@ -228,7 +231,7 @@ impl Flow {
     pub async fn goes_on(&mut self) -> Result<()> {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_millis();
         loop {
-            let line = tokio::time::timeout(Duration::from_secs(10), self.lines.next_line()).await;
+            let line = tokio::time::timeout(patience(DEAD), self.lines.next_line()).await;
             let line = line.context("the flow hangs")??.context("the flow broke")?;
             // Each line carries the time at which it was sent.
             if line.trim().parse::<u128>()? > now {

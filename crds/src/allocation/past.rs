@@ -5,13 +5,10 @@ use crate::NodeIPAllocation;
 
 impl NodeIPAllocation {
     /// Whether the object was made from a copy, addresses included. The operator makes an object without a
-    /// boot and names addresses for a boot in later versions only, after it has read the NIC. A deletion
-    /// counts as a version of its own.
+    /// boot and names addresses for a boot in later versions only, after it has read the NIC.
     pub fn is_copy(&self) -> bool {
         let names_addresses = self.spec.ip_configurations().next().is_some();
-        let written = self.metadata.generation.unwrap_or_default()
-            - i64::from(self.metadata.deletion_timestamp.is_some());
-        written == 1 && !self.spec.boot_id.is_empty() && names_addresses
+        self.spec_generation() == Some(1) && !self.spec.boot_id.is_empty() && names_addresses
     }
 
     /// Whether it is older than the version that its node's agent has taken up: the API server's store was

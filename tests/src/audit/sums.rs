@@ -1,10 +1,11 @@
-//! The faults, how long each took to heal, and the violations; and whether all that is enough to believe that
-//! nothing is wrong.
+//! What the auditor has seen and for how long, and the violations; and whether that and the faults are enough
+//! to believe that nothing is wrong.
 
 use super::excuses::Excuses;
 use super::forgery::Sent;
+use super::healing::{Faults, Sign};
 use super::lasting::Lasting;
-use super::{Addresses, Found, Observation};
+use super::{Found, Observation};
 use anyhow::{Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Formatter};
@@ -15,17 +16,12 @@ pub const EACH_KIND: Duration = Duration::from_secs(600);
 /// Of the whole time the auditor doesn't see a thing for one part in so many at most. A fault may take a node
 /// or the API server for half a minute.
 const BLIND: u32 = 2;
-/// A fault has healed within this time and that in which a NIC is noticed that was wiped, whatever else
-/// strikes meanwhile.
-const HEALED: Duration = Duration::from_secs(420);
 
 #[derive(Default)]
 pub struct Sums {
     /// UIDs of the pods that have become ready.
     ready: BTreeSet<String>,
-    faults: BTreeMap<&'static str, Kind>,
-    /// Faults that haven't healed yet.
-    open: Vec<Open>,
+    faults: Faults,
     /// Observations of the auditor, and all that it saw in them.
     observations: usize,
     seen: BTreeMap<&'static str, usize>,
@@ -51,61 +47,6 @@ pub struct Sums {
     violations: BTreeSet<String>,
 }
 
-#[derive(Default)]
-struct Kind {
-    count: usize,
-    longest: Duration,
-    /// How often it wasn't healed in time.
-    unhealed: usize,
-    /// How often it couldn't be done, and why the last time.
-    failed: usize,
-    failure: String,
-}
-
-/// A fault that has struck.
-struct Open {
-    kind: &'static str,
-    /// Before it struck, so that the time for which something stood still counts.
-    began: Instant,
-    /// The nodes on which no pod that was made since has become ready yet.
-    nodes: BTreeSet<String>,
-    /// Those of which no pod has reached the internet since.
-    inward: BTreeSet<String>,
-    write: Write,
-}
-
-/// What shows that a fault has healed, beside pods that start.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Sign {
-    None,
-    /// It is Azure's, the API server's or the operator's: a NIC has gained an address.
-    Write,
-    /// It takes the node's rules: a pod of it has reached the internet.
-    Internet,
-}
-
-/// The first address that a NIC gains after a fault. A node starts pods from its warm addresses without
-/// Azure and the operator, so pods alone don't show that these work.
-enum Write {
-    NotNeeded,
-    /// It counts from the first observation after the fault.
-    Unseen,
-    Since(Addresses),
-}
-
-impl Open {
-    fn is_healed(&self) -> bool {
-        self.nodes.is_empty() && self.inward.is_empty() && matches!(self.write, Write::NotNeeded)
-    }
-
-    /// What would show that it has healed.
-    fn lacks(&self) -> String {
-        let Open { nodes, inward, .. } = self;
-        let write = if matches!(self.write, Write::NotNeeded) { "" } else { ", and a NIC's new address" };
-        format!("pods that start on {nodes:?}, and reach the internet from {inward:?}{write}")
-    }
-}
-
 impl Sums {
     pub fn new(excuses: Excuses) -> Self {
         Self { excuses, ..Self::default() }
@@ -113,28 +54,19 @@ impl Sums {
 
     /// A fault that began then has struck; pods of these nodes can feel it.
     pub fn struck(&mut self, kind: &'static str, began: Instant, nodes: BTreeSet<String>, sign: Sign) {
-        self.faults.entry(kind).or_default().count += 1;
-        let write = if sign == Sign::Write { Write::Unseen } else { Write::NotNeeded };
-        let inward = if sign == Sign::Internet { nodes.clone() } else { BTreeSet::new() };
-        self.open.push(Open { kind, began, nodes, inward, write });
+        self.faults.struck(kind, began, nodes, sign);
     }
 
     /// A fault couldn't be done.
     pub fn failed(&mut self, kind: &'static str, why: String) {
-        let kind = self.faults.entry(kind).or_default();
-        kind.failed += 1;
-        kind.failure = why;
+        self.faults.failed(kind, why);
     }
 
     /// A pod of this UID is ready on a node; it was made at `made`.
     pub fn ready(&mut self, uid: &str, node: &str, made: Instant) {
-        if !self.ready.insert(uid.to_owned()) {
-            return;
+        if self.ready.insert(uid.to_owned()) {
+            self.faults.started(node, made);
         }
-        for one in self.open.iter_mut().filter(|one| made > one.began) {
-            one.nodes.remove(node);
-        }
-        self.close();
     }
 
     /// The auditor has begun an observation then and found this in it, so long after the one before. Returns
@@ -161,19 +93,7 @@ impl Sums {
         for (what, count) in observation.seen() {
             *self.seen.entry(what).or_default() += count;
         }
-        let nics = &observation.nics;
-        for one in &mut self.open {
-            match &one.write {
-                _ if nics.is_empty() => {}
-                Write::Unseen => one.write = Write::Since(nics.clone()),
-                Write::Since(before) if has_gained(before, nics) => one.write = Write::NotNeeded,
-                _ => {}
-            }
-            if began > one.began {
-                one.inward.retain(|node| !found.outward.contains(node));
-            }
-        }
-        self.close();
+        self.faults.observed(began, &observation.nics, &found.outward);
         let mut all: Vec<String> = self.certain(found, unread.is_empty()).into_iter().collect();
         self.cut_off.observed(&found.cut_off, &found.outward, elapsed);
         all.extend(self.cut_off.violations("its pods have reached the VM and not the internet"));
@@ -183,7 +103,7 @@ impl Sums {
         let dropped = sent(|sent| sent.own && !sent.foreign);
         self.forged.observed(&sent(|sent| sent.foreign), &dropped, elapsed);
         all.extend(self.forged.violations("the VM has got packets of its pods under foreign addresses"));
-        all.extend(self.unhealed(began));
+        all.extend(self.faults.unhealed(began, self.excuses.noticed()));
         all.retain(|one| self.violations.insert(one.clone()));
         all
     }
@@ -198,49 +118,16 @@ impl Sums {
         certain
     }
 
-    /// Faults that should have healed by then. They count once, and as long as they have taken so far.
-    fn unhealed(&mut self, now: Instant) -> Vec<String> {
-        let limit = HEALED + self.excuses.noticed();
-        let mut found = vec![];
-        for one in self.open.extract_if(.., |one| now.saturating_duration_since(one.began) > limit) {
-            let kind = self.faults.entry(one.kind).or_default();
-            kind.longest = kind.longest.max(limit);
-            kind.unhealed += 1;
-            found.push(format!(
-                "{}: not healed within {} s: it lacks {}",
-                one.kind,
-                limit.as_secs(),
-                one.lacks()
-            ));
-        }
-        found
-    }
-
-    /// Counts the faults that have healed by now.
-    fn close(&mut self) {
-        for healed in self.open.extract_if(.., |one| one.is_healed()) {
-            let kind = self.faults.entry(healed.kind).or_default();
-            kind.longest = kind.longest.max(healed.began.elapsed());
-        }
-    }
-
     /// All that counts so far, in a line.
     pub fn progress(&self) -> String {
-        let kinds = self.faults.iter().filter(|(_, kind)| kind.count > 0);
-        let kinds: Vec<_> = kinds.map(|(name, kind)| format!("{} x {name}", kind.count)).collect();
         format!(
             "{} pods started, {} faults, {} of them not healed yet, {} violations; {}",
             self.ready.len(),
-            self.count(),
-            self.open.len(),
+            self.faults.count(),
+            self.faults.open(),
             self.violations.len(),
-            kinds.join(", ")
+            self.faults.by_kind()
         )
-    }
-
-    /// How many faults have struck.
-    fn count(&self) -> usize {
-        self.faults.values().map(|kind| kind.count).sum()
     }
 
     /// Whether all has gone well in a run of this length with these kinds of faults. An auditor that saw
@@ -250,9 +137,8 @@ impl Sums {
     /// What hasn't.
     pub fn verdict(&self, length: Duration, kinds: &[&'static str]) -> Result<()> {
         ensure!(!self.ready.is_empty(), "no pod has started");
-        ensure!(self.faults.values().any(|kind| kind.count > 0), "no fault has struck");
-        let struck = |kind: &&str| self.faults.get(*kind).is_some_and(|kind| kind.count > 0);
-        let never: Vec<_> = kinds.iter().filter(|kind| !struck(kind)).collect();
+        ensure!(self.faults.count() > 0, "no fault has struck");
+        let never: Vec<_> = kinds.iter().filter(|kind| !self.faults.have_struck(kind)).collect();
         ensure!(length < EACH_KIND || never.is_empty(), "these faults have never struck: {never:?}");
         let is_blind = self.seen.is_empty() || self.seen.values().any(|&count| count == 0);
         ensure!(!is_blind, "the auditor is blind: it saw {:?}", self.seen);
@@ -264,15 +150,9 @@ impl Sums {
     }
 }
 
-/// Whether a NIC holds an address that it didn't hold before.
-fn has_gained(before: &Addresses, now: &Addresses) -> bool {
-    let none = BTreeSet::new();
-    now.iter().any(|(node, addresses)| !addresses.is_subset(before.get(node).unwrap_or(&none)))
-}
-
 impl Display for Sums {
     fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
-        writeln!(f, "{} pods started, {} faults", self.ready.len(), self.count())?;
+        writeln!(f, "{} pods started, {} faults", self.ready.len(), self.faults.count())?;
         let seen: Vec<_> = self.seen.iter().map(|(what, count)| format!("{count} {what}")).collect();
         writeln!(f, "{} observations of the auditor: {}", self.observations, seen.join(", "))?;
         let [watched, longest] = [self.watched, self.longest].map(|time| time.as_secs_f64());
@@ -280,20 +160,7 @@ impl Display for Sums {
         for (what, time) in &self.blind {
             writeln!(f, "{:.0} s of them blind for {what}", time.as_secs_f64())?;
         }
-        for (name, Kind { count, longest, unhealed, failed, failure }) in &self.faults {
-            let open = self.open.iter().filter(|one| one.kind == *name).count();
-            let longest = longest.as_secs_f64();
-            writeln!(
-                f,
-                "{count:4} x {name}: healed after {longest:.1} s at most; {open} not before the end"
-            )?;
-            if *unhealed > 0 {
-                writeln!(f, "     {unhealed} times it hadn't healed by then")?;
-            }
-            if *failed > 0 {
-                writeln!(f, "     {failed} times it couldn't be done, the last time: {failure}")?;
-            }
-        }
+        write!(f, "{}", self.faults)?;
         let excused = self.excused.as_secs_f64();
         writeln!(f, "{excused:.0} s in all for which an address in use was off its NIC by another's hand")?;
         let silent = self.silent.as_secs_f64();
@@ -313,8 +180,9 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::audit::healing::HEALED;
     use crate::audit::lasting::LASTS;
-    use crate::audit::tests::{INTERNET, address, sound, taken};
+    use crate::audit::tests::{INTERNET, sound, taken};
 
     const SHORT: Duration = Duration::from_secs(120);
     const SECOND: Duration = Duration::from_secs(1);
@@ -341,7 +209,7 @@ mod tests {
     fn a_run_without_pods_faults_or_sight_or_with_a_violation_is_no_good_one() {
         sound_run().verdict(SHORT, &["one", "another"]).unwrap();
         let without_pods = Sums { ready: BTreeSet::new(), ..sound_run() };
-        let mut without_faults = Sums { faults: BTreeMap::new(), ..sound_run() };
+        let mut without_faults = Sums { faults: Faults::default(), ..sound_run() };
         without_faults.failed("one", "no such process".to_owned());
         let unseeing = Sums { seen: BTreeMap::new(), ..sound_run() };
         let mut half_blind = Sums { seen: BTreeMap::new(), ..sound_run() };
@@ -379,45 +247,6 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_has_healed_once_each_of_its_nodes_has_started_a_pod_that_was_made_since() {
-        let mut sums = Sums::default();
-        let began = Instant::now();
-        let before = began.checked_sub(SECOND).unwrap();
-        sums.struck("one", began, nodes(), Sign::None);
-        for (uid, node, made, open) in [
-            ("old", "node-2", before, 1),
-            ("a", "node-1", began + SECOND, 1),
-            ("b", "node-1", began + SECOND, 1),
-            ("c", "node-2", began + SECOND, 0),
-        ] {
-            sums.ready(uid, node, made);
-            assert_eq!(sums.open.len(), open, "{uid}");
-        }
-    }
-
-    #[test]
-    fn a_fault_that_keeps_nics_from_being_written_has_healed_once_one_has_gained_an_address_since() {
-        let mut sums = Sums::default();
-        let began = Instant::now();
-        sums.struck("one", began, BTreeSet::new(), Sign::Write);
-        let mut observation = sound();
-        for (node, number, open) in [("node-1", 3, 1), ("node-1", 3, 1), ("node-2", 9, 0)] {
-            observation.nics.get_mut(node).unwrap().insert(address(number));
-            observe(&mut sums, &observation);
-            assert_eq!(sums.open.len(), open, "{number}");
-        }
-    }
-
-    #[test]
-    fn a_nic_that_only_loses_addresses_shows_no_write_of_ours() {
-        let before = sound().nics;
-        let mut now = before.clone();
-        now.get_mut("node-1").unwrap().remove(&address(3));
-        assert!(!has_gained(&before, &now));
-        assert!(has_gained(&now, &before));
-    }
-
-    #[test]
     fn excused_silent_and_suspended_findings_are_counted_by_time() {
         let mut sums = Sums::default();
         let found = Found { excused: 2, silent: 3, is_suspended: true, ..Found::default() };
@@ -450,16 +279,6 @@ mod tests {
         assert!(sums.to_string().contains("2 s of them blind for the pods"), "{sums}");
     }
 
-    #[test]
-    fn a_nic_that_could_not_be_read_shows_no_write() {
-        let mut sums = Sums::default();
-        sums.struck("one", Instant::now(), BTreeSet::new(), Sign::Write);
-        for observation in [Observation { nics: Addresses::new(), ..sound() }, sound(), sound()] {
-            observe(&mut sums, &observation);
-            assert_eq!(sums.open.len(), 1);
-        }
-    }
-
     /// Each pod reaches the VM, and only pods of these nodes the internet.
     fn reaching(nodes: &[&str]) -> Observation {
         let mut observation = sound();
@@ -469,23 +288,6 @@ mod tests {
             dial.unwrap().answer = None;
         }
         observation
-    }
-
-    #[test]
-    fn flushed_rules_have_healed_once_a_pod_of_the_node_reaches_the_internet() {
-        let mut sums = Sums::default();
-        let began = Instant::now();
-        let node: BTreeSet<String> = ["node-1".to_owned()].into();
-        sums.struck("flushed", began, node, Sign::Internet);
-        sums.ready("uid", "node-1", began + SECOND);
-        for (at, seen, open) in [
-            (began, reaching(&["node-1", "node-2"]), 1),
-            (began + SECOND, reaching(&["node-2"]), 1),
-            (began + SECOND, reaching(&["node-1"]), 0),
-        ] {
-            sums.observed(at, &seen, &seen.found(&Excuses::default()), SECOND);
-            assert_eq!(sums.open.len(), open);
-        }
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Lesson {
 /// 100 calls within last 5 minutes."
 fn allowed(message: &str) -> Option<f64> {
     let (_, after) = message.split_once("limit of ")?;
-    after.split_once(" calls")?.0.parse().ok()
+    after.split_once(" calls")?.0.replace(',', "").parse().ok()
 }
 
 /// The counters in one header, by the rest of its name, that count this sort of call.
@@ -289,6 +289,7 @@ mod tests {
         let (alone, all) = ([true, false, false], [false, true, false]);
         assert_eq!([closed(true, "100 calls"), closed(true, "many calls"), closed(true, "100")], [alone; 3]);
         assert_eq!([closed(true, "1000 calls"), closed(false, "1000 calls")], [all, alone]);
+        assert_eq!([closed(true, "1,000 calls"), closed(false, "1,000 calls")], [all, alone]);
         assert_eq!(closed(false, "10000 calls"), all);
     }
 }

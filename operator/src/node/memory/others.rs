@@ -19,14 +19,14 @@ impl Found {
     /// Takes in the NIC as it was read, before anything is decided by it.
     pub fn note(&mut self, nic: &Nic, allocation: &NodeIPAllocation) {
         if nic.others.idle.iter().any(|name| !self.names.contains(name)) {
-            self.at = spec_generation(allocation);
+            self.at = allocation.spec_generation();
         }
         self.names = nic.others.idle.iter().cloned().collect();
     }
 
     /// Whether the present `spec` is newer than these reads.
     pub fn is_past(&self, allocation: &NodeIPAllocation) -> bool {
-        spec_generation(allocation) > self.at
+        allocation.spec_generation() > self.at
     }
 
     /// Whether `spec` asks the agent already, from before these reads: then it has to stop once, or an answer
@@ -34,10 +34,4 @@ impl Found {
     pub fn must_ask_anew(&self, allocation: &NodeIPAllocation) -> bool {
         !self.names.is_empty() && allocation.spec.report_holders && !self.is_past(allocation)
     }
-}
-
-/// A deletion counts as a generation of its own, and writes no `spec`.
-fn spec_generation(allocation: &NodeIPAllocation) -> Option<i64> {
-    let is_to_go = allocation.metadata.deletion_timestamp.is_some();
-    allocation.metadata.generation.map(|generation| generation - i64::from(is_to_go))
 }
