@@ -65,11 +65,16 @@ pub fn plan(
         holds(one) || ctx.azure.refusal_of_public_address(azure::Kind::Read, id).is_some()
     };
     let unread = attaching.unread.iter().filter(is_unread).map(|(id, _)| id.clone()).collect();
+    let held = &seen.observed.held;
+    let is_attached = |name: &String| held.iter().any(|one| one.name == *name && !one.attached.is_empty());
+    attaching.undetached.retain(|name, _| is_attached(name));
+    let undetached = attaching.undetached.iter().filter(|(_, one)| holds(one));
+    let undetached = undetached.map(|(name, _)| name.clone()).collect();
     let nic: Option<ResourceId> = seen.nic.as_ref().and_then(|nic| nic.id.parse().ok());
     let offered = seen.pool.as_ref().map(|pool| pool.spec.attachments.clone()).unwrap_or_default();
     let mut plan = loop {
         let facts = Facts {
-            held: &seen.observed.held,
+            held,
             marks: &marks,
             recorded: &recorded,
             wishes: &wishes,
@@ -81,6 +86,7 @@ pub fn plan(
             public: &attaching.public,
             unread: &unread,
             refused: &refused,
+            undetached: &undetached,
             batch: attaching.batch,
         };
         let plan = attachments::plan(&facts, |uid| public_id(nic.as_ref()?, uid));
