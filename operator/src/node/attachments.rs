@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use kube::ResourceExt;
-use vnetpool_crds::allocation::NodeIPAllocation;
+use vnetpool_crds::allocation::{Interface, NodeIPAllocation};
 use vnetpool_crds::names;
 use vnetpool_crds::pool::Mode;
 
 use super::absences::is_confirmed_gone;
 use super::lag::{Lag, lag};
 use super::memory::Memory;
+use super::memory::left::public_addresses;
 use super::observe::Seen;
 use super::setback::Setback;
 use crate::azure::{self, ResourceId};
@@ -41,12 +42,15 @@ pub fn plan(
         attaching.confirmed_gone(now);
     }
     attaching.saw(&wishes);
-    let (marks, recorded) = (marks(allocation), recorded(allocation));
+    let left = on_left(allocation, seen);
+    let (marks, recorded) = (marks(allocation), recorded(allocation, &left));
     // Of one that has gone, and that `spec` has forgotten, nothing is kept.
-    attaching.public.retain(|id, public| public.is_some() || recorded.contains(id));
+    let is_kept = |id: &ResourceId, is_there| !left.contains(id) && (is_there || recorded.contains(id));
+    attaching.public.retain(|id, public| is_kept(id, public.is_some()));
     for public in marks.values().filter_map(|mark| mark.public_address.as_ref()) {
         if let (Ok(id), Some(_)) = (public.id.parse(), &public.address)
             && !attaching.orders.has(&id)
+            && !left.contains(&id)
         {
             attaching.public.entry(id).or_insert_with(|| Some(public.clone()));
         }
@@ -60,6 +64,8 @@ pub fn plan(
     let holds = |one: &Setback| one.holds(now) && !one.is_shared;
     let mut refused: HashSet<String> =
         attaching.refused.iter().filter(|(_, (_, one))| holds(one)).map(|(uid, _)| uid.clone()).collect();
+    // They get one again when it has gone with the NIC that has it.
+    refused.extend(left.iter().filter_map(attachments::pod_of).map(str::to_owned));
     attaching.unread.retain(|id, _| recorded.contains(id));
     let is_unread = |(id, one): &(&ResourceId, &Setback)| {
         holds(one) || ctx.azure.refusal_of_public_address(azure::Kind::Read, id).is_some()
@@ -103,8 +109,8 @@ pub fn plan(
 }
 
 /// The plan without any effect: the marks and public addresses are those that `spec` shows.
-pub fn rehearsed(plan: Plan, allocation: &NodeIPAllocation) -> Plan {
-    let (marks, recorded) = (marks(allocation), recorded(allocation));
+pub fn rehearsed(plan: Plan, allocation: &NodeIPAllocation, seen: &Seen) -> Plan {
+    let (marks, recorded) = (marks(allocation), recorded(allocation, &on_left(allocation, seen)));
     Plan { marks, recorded, step: None, make: vec![], read: vec![], delete: vec![], ..plan }
 }
 
@@ -134,9 +140,18 @@ fn public_id(nic: &ResourceId, uid: &str) -> Option<ResourceId> {
     .ok()
 }
 
-/// The public addresses that `spec` names.
-fn recorded(allocation: &NodeIPAllocation) -> HashSet<ResourceId> {
-    allocation.spec.public_addresses().filter_map(|id| id.parse().ok()).collect()
+/// The public addresses that `spec` names, but for those on NICs that the node has `left`.
+fn recorded(allocation: &NodeIPAllocation, left: &HashSet<ResourceId>) -> HashSet<ResourceId> {
+    let named = allocation.spec.public_addresses().filter_map(|id| id.parse().ok());
+    named.filter(|id| !left.contains(id)).collect()
+}
+
+/// The public addresses on NICs that the node has left: they are deleted when those have been emptied.
+fn on_left(allocation: &NodeIPAllocation, seen: &Seen) -> HashSet<ResourceId> {
+    let spec = &allocation.spec;
+    let is_left = |nic: &&Interface| seen.left.iter().any(|id| nic.id.eq_ignore_ascii_case(id.as_str()));
+    let all = spec.left_interfaces.iter().chain(spec.interfaces.iter().filter(is_left));
+    all.flat_map(public_addresses).filter_map(|id| id.parse().ok()).collect()
 }
 
 /// The marks that `spec` shows.

@@ -124,8 +124,13 @@ async fn made(
 
 /// What isn't well with NICs that don't serve the node. It is served all the same.
 fn beside(memory: &Memory) -> Option<String> {
-    let why = memory.nic.hidden.as_ref()?;
-    Some(format!("Not all of its VM's NICs are shown, and nothing is known of the others. {why}"))
+    let hidden = memory.nic.hidden.iter();
+    let hidden = hidden
+        .map(|why| format!("not all of its VM's NICs are shown, and nothing is known of the others: {why}"));
+    let left = memory.left.reasons();
+    let left = left.map(|(id, why)| format!("{id}, which the node has left, keeps what was reserved: {why}"));
+    let all: Vec<String> = hidden.chain(left).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn tracked(ctx: &Context, allocation: &NodeIPAllocation) -> Option<Result<(), Arc<azure::Error>>> {

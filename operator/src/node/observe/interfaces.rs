@@ -59,7 +59,7 @@ pub struct Found {
     pub elsewhere: u32,
     /// A write to it is under way that isn't ours.
     pub is_updating: bool,
-    /// NICs in `spec` that aren't the node's any more.
+    /// NICs that serve by `spec` and that aren't the node's any more.
     pub left: Vec<ResourceId>,
     /// The NICs that were read from Azure for this.
     pub read: Read,
@@ -330,7 +330,7 @@ pub fn mirrored(interface: &Interface) -> Vec<IpConfiguration> {
     held.collect()
 }
 
-/// NICs of `spec` that aren't the VM's any more; `own_nics` are those it is known to have.
+/// NICs that serve by `spec` and that aren't the VM's any more; `own_nics` are those it is known to have.
 fn left(spec: &NodeIPAllocationSpec, current: &ResourceId, own_nics: &[ResourceId]) -> Vec<ResourceId> {
     let Some(known) = spec.serving().and_then(|one| one.id.parse().ok()) else { return vec![] };
     if known == *current || own_nics.contains(&known) { vec![] } else { vec![known] }

@@ -184,7 +184,7 @@ fn interface_found(facts: &Facts) -> Verdict {
         (Some(setback), _) if setback.is_gone => Verdict::no(setback.reason, &setback.message),
         (Some(setback), None) => Verdict::no(setback.reason, &setback.message),
         (_, Some(nic)) => {
-            let beside = facts.beside.as_ref().map(|beside| format!(". {beside}")).unwrap_or_default();
+            let beside = facts.beside.as_ref().map(|beside| format!("; {beside}")).unwrap_or_default();
             Verdict::yes(Reason::Found, format!("{} in {}{beside}", nic.id, nic.subnet.id))
         }
         (None, None) => match facts.seen.and_then(|seen| seen.obstacle.as_ref()) {

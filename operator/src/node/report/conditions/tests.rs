@@ -147,9 +147,9 @@ fn full_subnet() -> Error {
 #[test]
 fn a_node_whose_other_nics_are_not_shown_is_served_and_says_why() {
     let served = story(8, 0, 255, json!({"held": 8, "free": 8}));
-    let story = Story { beside: Some("Not all of them are shown."), ..served };
+    let story = Story { beside: Some("not all are shown"), ..served };
     let found = story.reported(INTERFACE_FOUND);
-    assert_eq!(found, ("True Found".into(), "/nic in /subnet. Not all of them are shown.".into()));
+    assert_eq!(found, ("True Found".into(), "/nic in /subnet; not all are shown".into()));
     assert_eq!(story.reported(READY).0, "True Ready");
 }
 
