@@ -162,3 +162,42 @@ fn marks(allocation: &NodeIPAllocation) -> BTreeMap<String, Mark> {
     });
     marked.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::Memories;
+    use super::super::observe::obstacle::Obstacle;
+    use super::*;
+    use crate::resource_id::sample_public_address;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_public_address_on_a_nic_that_its_node_has_left_goes_with_that() {
+        let (ctx, now, public) = (Context::sample(), Instant::now(), sample_public_address("gone"));
+        let former = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/n";
+        let nic: Interface = serde_json::from_value(json!({"id": former, "mac": "m",
+            "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}, "ipConfigurations": [{"name": "vnp-1",
+                "address": "10.0.0.5/32", "attachedTo": "gone",
+                "publicAddress": {"id": public.as_str(), "address": "20.0.0.1"}}]}))
+        .unwrap();
+        let object =
+            json!({"metadata": {"name": "n"}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}});
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n", "uid": "u"}})).unwrap();
+        // What is planned of the public address of a pod that is gone: whether it is recorded, and deleted.
+        let planned = |serving: bool, just_left: bool| {
+            let mut allocation: NodeIPAllocation = serde_json::from_value(object.clone()).unwrap();
+            let spec = &mut allocation.spec;
+            let list = if serving { &mut spec.interfaces } else { &mut spec.left_interfaces };
+            list.push(nic.clone());
+            let mut memory = Memories::default().take(&allocation);
+            memory.attaching.public.insert(public.clone(), Some(Default::default()));
+            let mut seen = Seen::sample(&allocation, Obstacle::NoPool, &memory, now);
+            seen.left.extend(just_left.then(|| former.parse::<ResourceId>().unwrap()));
+            let plan = plan(&ctx, &allocation, &node, &seen, &mut memory, now);
+            (plan.recorded.contains(&public), plan.delete.contains(&public))
+        };
+        assert_eq!(planned(true, false), (true, true));
+        assert_eq!(planned(true, true), (false, false), "Azure would refuse that");
+        assert_eq!(planned(false, false), (false, false), "until the NIC is empty");
+    }
+}

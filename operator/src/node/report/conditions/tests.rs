@@ -145,7 +145,7 @@ fn full_subnet() -> Error {
 }
 
 #[test]
-fn a_node_whose_other_nics_are_not_shown_is_served_and_says_why() {
+fn a_node_whose_other_nics_are_not_shown_is_served_and_reports_why() {
     let served = story(8, 0, 255, json!({"held": 8, "free": 8}));
     let story = Story { beside: Some("not all are shown"), ..served };
     let found = story.reported(INTERFACE_FOUND);
