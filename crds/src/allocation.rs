@@ -127,8 +127,8 @@ pub struct NodeIPAllocationSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub stray_interfaces: Vec<String>,
     /// NICs that the node has left and that may still hold reservations of Vnetpool's: they served it when it
-    /// had another VM, or its VM other NICs. Each stands here as it stood in `interfaces`, until what it holds
-    /// has gone back or another VM has it. The agent uses none of it.
+    /// had another VM, or its VM other NICs. Each stands here as it stood in `interfaces`, until what it
+    /// holds has gone back or another VM has it. The agent uses none of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub left_interfaces: Vec<Interface>,

@@ -370,7 +370,7 @@ mod tests {
         let [first, second] = [nic("a", &[]), nic("b", &[])];
         let holding = nic("b", &[("vnp-1", "10.0.0.5/32")]);
         let serves = |shown: &[&Arc<Nic>], wanted: Option<&Arc<Nic>>, named: Option<&Arc<Nic>>| {
-            let shown: Vec<Arc<Nic>> = shown.iter().map(|nic| Arc::clone(nic)).collect();
+            let shown: Vec<Arc<Nic>> = shown.iter().copied().cloned().collect();
             let wanted = wanted.map(|nic| &nic.subnet);
             let picked = pick(&shown, wanted, None, None);
             serves_anyway(&shown, picked, (&first.id, wanted), named.map(|nic| &nic.id))
