@@ -126,6 +126,12 @@ pub struct NodeIPAllocationSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub stray_interfaces: Vec<String>,
+    /// NICs that the node has left and that may still hold reservations of Vnetpool's: they served it when it
+    /// had another VM, or its VM other NICs. Each stands here as it stood in `interfaces`, until what it
+    /// holds has gone back or another VM has it. The agent uses none of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
+    pub left_interfaces: Vec<Interface>,
 }
 
 /// A NIC of the node's VM.
@@ -355,17 +361,23 @@ impl NodeIPAllocationSpec {
         self.interfaces.iter().find(|nic| nic.secondary).or(self.interfaces.first())
     }
 
+    /// The NICs that the node has, and those that it has left.
+    pub fn recorded_interfaces(&self) -> impl Iterator<Item = &Interface> {
+        self.interfaces.iter().chain(&self.left_interfaces)
+    }
+
     /// How many addresses are reserved in all.
     pub fn addresses(&self) -> u32 {
         self.ip_configurations().map(IpConfiguration::count).fold(0, u32::saturating_add)
     }
 
-    /// All reservations of all interfaces.
+    /// All reservations of all interfaces, but for those that the node has left.
     pub fn ip_configurations(&self) -> impl Iterator<Item = &IpConfiguration> {
         self.interfaces.iter().flat_map(|interface| &interface.ip_configurations)
     }
 
-    /// The ids of all public addresses that were made for pods of the node, or are about to be.
+    /// The ids of all public addresses that were made for pods of the node, or are about to be. Those on NICs
+    /// that it has left go with what these hold.
     pub fn public_addresses(&self) -> impl Iterator<Item = &str> {
         let named = self.ip_configurations().filter_map(|one| one.public_address.as_ref());
         named.map(|one| one.id.as_str()).chain(self.detached_public_addresses.iter().map(String::as_str))
@@ -424,6 +436,9 @@ mod tests {
                 "sizing": Sizing::default(), "cooldown": "30s", "warm": 4, "reportHolders": true, "podMetadataAccess": "All",
                 "snatExclusions": ["10.0.0.0/8"], "elsewhere": 1, "takenOffAt": ["2026-01-01T00:00:00Z"],
                 "detachedPublicAddresses": ["/d"], "strayInterfaces": ["/s"],
+                "leftInterfaces": [{"id": "/left", "mac": "m", "primaryAddress": "10.0.0.5",
+                    "subnet": {"id": "/subnet", "prefixes": []}, "applicationSecurityGroups": ["/g"],
+                    "ipConfigurations": [{"name": "vnp-9", "address": "10.0.0.9/32"}]}],
                 "interfaces": [{"id": "/nic", "mac": "m", "secondary": true, "primaryAddress": "10.0.0.4",
                     "subnet": {"id": "/subnet", "prefixes": ["10.0.0.0/16"]}, "applicationSecurityGroups": ["/g"],
                     "ipConfigurations": [{"name": "vnp-1", "address": "10.0.0.16/28", "attachedTo": "w", "backendPools": ["/b"],

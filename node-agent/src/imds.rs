@@ -199,6 +199,7 @@ impl Instance {
                 interfaces: vec![interface],
                 detached_public_addresses: vec![],
                 stray_interfaces: vec![],
+                left_interfaces: vec![],
             },
             status: None,
         })

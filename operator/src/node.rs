@@ -11,6 +11,7 @@
 //!  backend/      where addresses are reserved: NIC, instance of a scale set, route table
 //!  reads         which of these may be made
 //!  asking, pending                  requests for a node that is gone, and to NICs that don't serve
+//!  strays, left                     NICs of the VM that don't serve, and those that the node has left
 //!  policy, takeup                   which pool the node goes by
 //!  planner, scope, growth, attachments     what to do
 //!  calm          which pods may come and go until the next time
@@ -36,6 +37,7 @@ pub mod controller;
 mod error;
 mod growth;
 mod lag;
+mod left;
 mod memory;
 mod mending;
 mod need;
@@ -60,19 +62,15 @@ mod write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use k8s_openapi::jiff::Timestamp;
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::NodeIPAllocationSpec;
 
 use crate::azure::{self, Priority, Urgency};
 use crate::cluster::proof::Unproved;
 use crate::context::Context;
-use crate::events;
 use crate::node_object::Node;
 use crate::planner;
-use absences::Recorded;
-use asking::Turns;
 use attachments::step;
 use blame::Part;
 use error::Error;
@@ -85,16 +83,13 @@ use observe::Seen;
 pub use observe::adopt::adoption;
 pub use observe::lost;
 use observe::recheck::{self, Recheck};
-use pending::Pending;
 pub use policy::follows;
 use progress::{Next, Progress, SOON};
 use reads::Reads;
 use report::announcement::Announcement;
 use report::taint;
-use setback::{Setback, Stage};
 use takeup::Place;
 use turns::stand_back;
-use vacate::Ended;
 
 /// The object of a Node that is gone, an object that was deleted, or the object of a node to serve.
 async fn reconcile_one(
@@ -132,15 +127,6 @@ async fn reconcile_one(
     };
     match &outcome {
         Ok(()) | Err(Error::Find(_) | Error::Write(_)) => {}
-        Err(Error::Left(error)) => {
-            let now = Instant::now();
-            let mut setback = Setback::after(memory.setback.as_ref(), Stage::Find, error, now);
-            // A resource that isn't there is soon read again; the node waits for it.
-            if Recorded::of(&progress.allocation, Timestamp::now()).lacks_second_read(error) {
-                setback.until = now + ctx.waits.second_read;
-            }
-            memory.setback = Some(setback);
-        }
         Err(_) => return outcome.map(|()| Next::Gone),
     }
     if progress.is_done_with(&memory.strays) && progress.pause.is_none() {
@@ -153,10 +139,17 @@ async fn reconcile_one(
         takeup::leave(ctx, &progress.allocation.name_any());
     }
     outcome?;
-    ctx.cluster.settle(&node.name_any(), calm::calm(&progress, node.boot_id(), memory));
     let recheck = Recheck::of(&progress.allocation, &memory.nic, ctx.started, ctx.waits.unlisted)
         .due_in(progress.observed_at);
-    Ok(Next::After(progress.requeue_in(memory, report_again, recheck, Instant::now())))
+    let again = |memory: &Memory| progress.requeue_in(memory, report_again, recheck, Instant::now());
+    let urgency = beside_need(ctx, &progress, Priority::GiveBack);
+    // What the node itself needs at once comes first, and everything of it has been reported by now.
+    let may_settle = !again(memory).is_zero();
+    if may_settle && Box::pin(left::settle(ctx, &progress, &node, &urgency, memory)).await {
+        return Ok(Next::After(SOON));
+    }
+    ctx.cluster.settle(&node.name_any(), calm::calm(&progress, node.boot_id(), memory));
+    Ok(Next::After(again(memory)))
 }
 
 /// Whether a node is served with this object: it is to stay, or can't go yet. One that can't is served until
@@ -318,7 +311,7 @@ async fn observe_and_plan(
     let is_dry_run = ctx.azure.is_dry_run();
     let (plan, rehearsal) = if is_dry_run || progress.pause.is_some() {
         // No address is kept for a pod, and none taken from the pod for which it is kept.
-        progress.attachments = Some(attachments::rehearsed(attachments, &progress.allocation));
+        progress.attachments = Some(attachments::rehearsed(attachments, &progress.allocation, &seen));
         let (plan, rehearsal) = plan.rehearse(seen.observed.grain);
         // For a NIC that isn't known, the writes of a dry run aren't known either.
         (plan, Some(rehearsal).filter(|_| is_dry_run && !seen.is_held_back))
@@ -428,20 +421,19 @@ fn catch_up(ctx: &Context, progress: &mut Progress, memory: &mut Memory) {
     }
 }
 
-/// Publishes `spec`, once what it is about to forget holds nothing of ours.
+/// Publishes `spec`. It goes on to name NICs that the node has left, as long as these may hold something of
+/// ours. While the node is paused all stays as it is, and `spec` names the NIC that served before.
 async fn publish(
     ctx: &Context,
     progress: &mut Progress,
     node: &Node,
     memory: &mut Memory,
 ) -> Result<(), Error> {
-    settle_left(ctx, progress, node, memory).await?;
     let (Some(seen), Some(plan), Some(attachments)) = (&progress.seen, &progress.plan, &progress.attachments)
     else {
         return Ok(());
     };
-    // What a NIC that the node has left still holds is written nowhere else.
-    if !seen.left.is_empty() {
+    if progress.pause.is_some() && !seen.left.is_empty() {
         return Ok(());
     }
     // A Node that has just registered anew has no providerID for a while. The values that its object records
@@ -458,10 +450,15 @@ async fn publish(
     } else {
         NodeIPAllocationSpec {
             report_holders: asks && !asks_anew,
-            ..publish::spec(before, node, seen, plan, attachments, &memory.strays)
+            ..publish::spec(before, node, seen, plan, attachments, (&memory.strays, &memory.left))
         }
     };
+    let knows_all = !seen.is_held_back && progress.pause.is_none();
     progress.allocation = publish::publish(ctx, progress.allocation.clone(), spec, &mut memory.nic).await?;
+    memory.left.published(&progress.allocation.spec);
+    if knows_all && progress.allocation.spec.left_interfaces.is_empty() {
+        memory.absences.clear();
+    }
     Ok(())
 }
 
@@ -492,49 +489,6 @@ fn beside_need(ctx: &Context, progress: &Progress, priority: Priority) -> Urgenc
         None => priority.into(),
     };
     pause::while_not(&ctx.cluster, &ctx.waker, &progress.allocation, urgency)
-}
-
-/// NICs that `spec` names and that aren't the node's any more: our reservations on them are given back before
-/// `spec` forgets them, unless another VM has them and may use it. While the node is paused they stay as they
-/// are, and `spec` names them.
-async fn settle_left(
-    ctx: &Context,
-    progress: &mut Progress,
-    node: &Node,
-    memory: &mut Memory,
-) -> Result<(), Error> {
-    let Some(seen) = progress.seen.as_mut().filter(|_| progress.pause.is_none()) else { return Ok(()) };
-    let allocation = &progress.allocation;
-    // All of it waits as one: for the node's next observation.
-    let (absences, mut pending) = (&mut memory.absences, Pending::default());
-    let mut attempt = vacate::Attempt::of(ctx, allocation, (absences, &mut pending), Turns::Left);
-    let mut left_behind = vec![];
-    for nic in &seen.left {
-        if let Ended::InUse(vm) = attempt.end(nic.as_str(), None).await.map_err(Error::Left)? {
-            left_behind.push((nic, vm));
-        }
-    }
-    if let Some(refusal) = attempt.refusal() {
-        return Err(Error::Left(refusal.error));
-    }
-    for (nic, vm) in &left_behind {
-        let about = [node.object_ref(&()), allocation.object_ref(&())];
-        ctx.events.report(&about, events::left_behind(nic.as_str(), vm.as_str()));
-    }
-    // With the others went the public addresses of their pods.
-    for nic in seen.left.iter().filter(|nic| left_behind.iter().all(|(one, _)| one != nic)) {
-        memory.attaching.public.clear();
-        if let Some(plan) = &mut progress.attachments {
-            for public in vacate::public_addresses(allocation, nic) {
-                plan.recorded.retain(|id| !id.as_str().eq_ignore_ascii_case(public));
-            }
-        }
-    }
-    seen.left.clear();
-    if !seen.is_held_back {
-        memory.absences.clear();
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ use vnetpool_crds::{NodeIPPool, NodeIPPoolStatus, names};
 
 use crate::api_server::read_again;
 use crate::azure::ResourceId;
-use crate::caught::or_later;
+use crate::caught::{RETRY, or_later};
 use crate::context::{Context, Stop};
 use crate::events;
 use crate::lock::lock;
@@ -47,8 +47,6 @@ use status::{is_the_same, only_sums_differ, roll_up, turned_false, turned_true};
 const PACE: Duration = Duration::from_secs(1);
 /// Sums alone are written no more often than this: every report of any of its nodes changes them.
 const SUMS: Duration = Duration::from_secs(30);
-/// After an error of the API server.
-const RETRY: Duration = Duration::from_secs(8);
 /// So many objects or reasons are named in a message.
 const NAMED: usize = 5;
 
@@ -102,7 +100,7 @@ pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<NodeIP
 }
 
 async fn reconcile(pool: Arc<NodeIPPool>, pools: Arc<Pools>) -> Result<Action, kube::Error> {
-    or_later(&pool.name_any(), reconcile_one(&pool, &pools)).await
+    or_later(&pools.ctx, ("pool", &pool.name_any()), reconcile_one(&pool, &pools)).await
 }
 
 async fn reconcile_one(pool: &NodeIPPool, controller: &Pools) -> Result<Action, kube::Error> {
@@ -274,7 +272,24 @@ fn known(networks: &Networks, blocks: &Blocks, id: &ResourceId) -> Option<Subnet
 mod tests {
     use super::status::tests::pool;
     use super::*;
+    use crate::context::Waits;
     use vnetpool_crds::verdict::Verdict;
+
+    #[tokio::test]
+    async fn a_pool_about_which_the_api_server_never_answers_is_given_up_and_reported_again() {
+        let sample = Context::sample();
+        // Takes every connection and never answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap()).parse().unwrap();
+        let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
+        let waits = Waits { deadline: Duration::from_secs(1), ..Waits::FULL };
+        let ctx = Arc::new(Context { client, waits, ..sample });
+        let work = reconcile(Arc::new(pool(json!({}))), Arc::new(Pools::new(ctx.clone())));
+        let done = tokio::time::timeout(Duration::from_secs(20), work).await.expect("it waits for ever");
+        assert_ne!(done.unwrap(), Action::await_change(), "it isn't reported again");
+        let counted = r#"reconciles_total{controller="pool",outcome="Overdue"} 1"#;
+        assert!(ctx.metrics.render().unwrap().contains(counted));
+    }
 
     #[tokio::test]
     async fn of_the_pools_that_had_a_name_the_last_ones_status_is_kept() {

@@ -19,6 +19,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_pool_with_an_outbound_rule_is_refused_once_and_holds_up_nothing_else,
     a_backend_pool_that_may_not_be_joined_is_asked_for_by_one_on_behalf_of_all_pods,
     what_azure_has_refused_to_attach_is_tried_at_once_when_a_person_edits_the_pod_or_the_pool,
+    what_azure_refuses_to_detach_from_one_address_delays_no_other_attachment,
     a_wish_that_cannot_be_granted_is_reported_and_asks_nothing_of_azure,
     an_address_with_an_attachment_of_others_goes_to_no_pod,
 ];
@@ -221,6 +222,29 @@ async fn what_azure_has_refused_to_attach_is_tried_at_once_when_a_person_edits_t
     edited["cooldown"] = json!("1s");
     stage.pool("default", edited).await?;
     stage.until("the other pod is attached", "n1", |seen| is_in(seen, "out")).await
+}
+
+async fn what_azure_refuses_to_detach_from_one_address_delays_no_other_attachment(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = beside_balancer(plane).await?;
+    let web = json!({ "vnetpool.io/backend-pools": "web" });
+    let first = stage.pod("n1", web.clone()).await?;
+    stage.until_condition("n1", ATTACHED, "Attached").await?;
+    let entry = kept(&stage.allocation("n1").await?).context("no address is kept for the pod")?;
+    let body = json!({ "error": { "code": "Novel", "message": "It stays." } });
+    let refused = Effect::Status { status: 400, body, headers: Default::default() };
+    let fault = stage.fault("PUT", "/networkInterfaces/", Some(1), refused);
+    stage.remove("n1", &first).await?;
+    stage.until_struck(fault, 1).await?;
+    // It would be tried again after two minutes.
+    let second = stage.pod("n1", web).await?;
+    stage.until_reported(&second, "Attached", &["Pod"]).await?;
+    let seen = stage.allocation("n1").await?;
+    let mark = seen.spec.ip_configurations().find(|one| one.name == entry.name).context("not held")?;
+    ensure!(mark.attached_to == entry.attached_to, "another pod may have it: {mark:?}");
+    ensure!(attached(&stage, "n1", &entry.name)? == json!([backend_pool("web"), null]), "{mark:?}");
+    Ok(())
 }
 
 async fn a_wish_that_cannot_be_granted_is_reported_and_asks_nothing_of_azure(

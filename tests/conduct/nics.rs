@@ -1,14 +1,14 @@
 //! VMs with several NICs: the pool's subnet decides which one serves, and Azure counts them all together.
 
 use crate::Test;
-use crate::stage::{Stage, quick, subnet};
+use crate::stage::{Stage, find, quick, subnet};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use vnetpool_azure_sim::{Effect, NewVm};
+use vnetpool_azure_sim::{Effect, NewVm, VmInfo};
 use vnetpool_crds::NodeIPAllocation;
-use vnetpool_crds::condition::INTERFACE_FOUND;
+use vnetpool_crds::condition::{INTERFACE_FOUND, READY};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
@@ -22,6 +22,10 @@ pub const TESTS: &[Test] = crate::tests![
     a_nic_beside_the_one_that_serves_that_gets_no_answer_holds_up_no_address_of_its_node,
     a_nic_beside_the_one_that_serves_that_azure_does_not_show_keeps_no_address_from_its_node,
     a_nic_that_cannot_be_read_keeps_no_other_of_a_gone_node_from_being_emptied,
+    a_nic_that_its_node_has_left_and_that_azure_does_not_show_keeps_no_address_from_the_node,
+    a_nic_that_its_node_has_left_and_that_gets_no_answer_holds_up_no_address_of_the_node,
+    a_second_nic_that_azure_refuses_to_show_keeps_no_address_from_a_new_node,
+    a_second_nic_that_azure_refuses_to_show_is_missed_by_a_new_node_whose_pool_wants_its_subnet,
 ];
 
 /// A VM with its primary NIC in `first` and a second one, `NAME-second`, in `second`, that holds `others`
@@ -266,4 +270,118 @@ async fn addresses_of_a_late_write_on_a_former_serving_nic_go_back_without_a_boo
     let is_settled =
         |seen: &NodeIPAllocation| (stage.held("n1").is_empty() && moved(seen).is_some()).then_some(());
     stage.until("the first NIC holds nothing of ours", "n1", is_settled).await
+}
+
+/// A node of two addresses whose machine has come back as another, `n1-again`, while nobody led. Its former
+/// NIC, `n1-nic`, has outlived its VM.
+async fn on_another_machine(plane: &ControlPlane) -> Result<(Stage<'_>, VmInfo, VmInfo)> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    let first = stage.node("n1", None).await?;
+    stage.until_holds("n1", 2).await?;
+    stage.kill().await?;
+    stage.delete_node("n1").await?;
+    stage.sim.delete_vm("n1", true).await?;
+    let second = stage.sim.add_vm(NewVm { name: "n1-again".into(), ..NewVm::default() }).await?;
+    stage.join("n1", &second.provider_id).await?;
+    stage.boot("n1", "boot-2").await?;
+    Ok((stage, first, second))
+}
+
+/// The node is served with its present NIC, and its object goes on to name the other.
+async fn until_served_beside(stage: &Stage<'_>, first: &VmInfo, second: &VmInfo) -> Result<()> {
+    let is_served = |seen: &NodeIPAllocation| {
+        let serving = seen.spec.serving().filter(|nic| nic.id.eq_ignore_ascii_case(&second.nic_id))?;
+        let [left] = &seen.spec.left_interfaces[..] else { return None };
+        let is_named = left.id.eq_ignore_ascii_case(&first.nic_id) && left.ip_configurations.len() == 2;
+        (serving.ip_configurations.len() >= 2 && is_named).then_some(())
+    };
+    stage.until("the second NIC serves", "n1", is_served).await
+}
+
+async fn a_nic_that_its_node_has_left_and_that_azure_does_not_show_keeps_no_address_from_the_node(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, first, second) = on_another_machine(plane).await?;
+    let fault = not_shown(&stage, "/n1-nic");
+    stage.start().await?;
+    until_served_beside(&stage, &first, &second).await?;
+    stage.until_struck(fault, 1).await?;
+    let is_named = |seen: &NodeIPAllocation| {
+        let found = find(seen, INTERFACE_FOUND).filter(|one| one.status == "True")?;
+        found.message.contains("which the node has left").then_some(())
+    };
+    stage.until("it says what is left", "n1", is_named).await?;
+    ensure!(stage.held("n1").len() == 2, "emptied without a read");
+    // The next leader knows of it, and looks twice for a VM before it empties it.
+    stage.kill().await?;
+    stage.sim.lift_fault(fault)?;
+    stage.start().await?;
+    let is_forgotten = |seen: &NodeIPAllocation| seen.spec.left_interfaces.is_empty().then_some(());
+    stage.until("the first NIC is forgotten", "n1", is_forgotten).await?;
+    ensure!(stage.held("n1").is_empty(), "{:?}", stage.held("n1"));
+    ensure!(stage.held("n1-again").len() == 2, "{:?}", stage.held("n1-again"));
+    Ok(())
+}
+
+async fn a_nic_that_its_node_has_left_and_that_gets_no_answer_holds_up_no_address_of_the_node(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (stage, first, second) = on_another_machine(plane).await?;
+    let fault = stage.fault("GET", "/n1-nic", None, Effect::HoldBefore);
+    stage.start().await?;
+    stage.until_struck(fault, 1).await?;
+    until_served_beside(&stage, &first, &second).await?;
+    stage.bind("n1", 3).await?;
+    stage.until_assigned("n1", 3).await?;
+    until_served_beside(&stage, &first, &second).await?;
+    ensure!(stage.held("n1").len() == 2, "emptied without a read");
+    Ok(())
+}
+
+/// Azure lets the operator read no NIC of a path with this end.
+fn forbidden(stage: &Stage<'_>, nic: &str) -> u64 {
+    let wide = subnet("nodes");
+    let (provider, _) = wide.split_once("/virtualNetworks/").unwrap_or_default();
+    let message = format!(
+        "The client 'c' with object id 'o' does not have authorization to perform action \
+         'Microsoft.Network/networkInterfaces/read' over scope '{provider}/networkInterfaces{nic}' or the scope is invalid."
+    );
+    let body = json!({ "error": { "code": "AuthorizationFailed", "message": message } });
+    stage.fault("GET", nic, None, Effect::Status { status: 403, body, headers: BTreeMap::new() })
+}
+
+async fn a_second_nic_that_azure_refuses_to_show_keeps_no_address_from_a_new_node(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    forbidden(&stage, "/n1-second");
+    node(&stage, "n1", "nodes", "small", 0).await?;
+    stage.until_holds("n1", 2).await?;
+    let is_named = |seen: &NodeIPAllocation| {
+        let found = find(seen, INTERFACE_FOUND).filter(|one| one.status == "True")?;
+        let parts = ["/n1-second", "networkInterfaces/read"];
+        parts.iter().all(|part| found.message.contains(part)).then_some(())
+    };
+    stage.until("it says why the second isn't known", "n1", is_named).await?;
+    stage.until_condition("n1", READY, "Ready").await?;
+    // It counts as one that has a primary ipConfiguration at least.
+    ensure!(stage.allocation("n1").await?.spec.elsewhere == 1);
+    stage.boot("n1", "boot-2").await?;
+    let booted = |seen: &NodeIPAllocation| (seen.spec.boot_id == "boot-2").then_some(());
+    stage.until("it has booted", "n1", booted).await
+}
+
+async fn a_second_nic_that_azure_refuses_to_show_is_missed_by_a_new_node_whose_pool_wants_its_subnet(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let wanted = json!({ "subnetID": subnet("small"), "sizing": { "minimum": 2, "warm": 0 } });
+    let stage = Stage::set(plane, quick(), wanted).await?;
+    let fault = forbidden(&stage, "/n1-second");
+    node(&stage, "n1", "nodes", "small", 0).await?;
+    stage.until_condition("n1", INTERFACE_FOUND, "PermissionDenied").await?;
+    stage.until_struck(fault, 1).await?;
+    ensure!(stage.held("n1").is_empty(), "served from another subnet than its pool's");
+    Ok(())
 }

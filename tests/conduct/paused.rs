@@ -249,6 +249,8 @@ async fn a_nic_that_its_node_has_left_during_a_pause_is_emptied_after_it_though_
         (serves(seen, &second.nic_id) && count == 2).then_some(())
     };
     stage.until("the second NIC serves", "n1", is_served).await?;
+    let is_forgotten = |seen: &NodeIPAllocation| seen.spec.left_interfaces.is_empty().then_some(());
+    stage.until("the first NIC is forgotten", "n1", is_forgotten).await?;
     ensure!(held(&stage, &first.nic_id).is_empty(), "{:?}", held(&stage, &first.nic_id));
     ensure!(!stage.exists(&of_ended.id).await?, "{of_ended:?} costs money still");
     until_unpaused(&stage, "n1").await?;

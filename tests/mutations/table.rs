@@ -365,4 +365,12 @@ pub const ALL: &[Mutation] = &[
         program: KERNEL,
         tests: &["rules::a_pod_gets_nowhere_under_an_address_that_is_not_its_own"],
     },
+    Mutation {
+        rule: "a_nic_that_its_node_has_left_keeps_what_a_pod_reports_as_its_own",
+        file: "operator/src/node/memory/left.rs",
+        from: "&& !holds_any(nic, in_use)",
+        to: "&& !(waits && holds_any(nic, in_use))",
+        program: UNITS,
+        tests: &["a_nic_that_its_node_has_left_keeps_what_a_pod_reports_as_its_own"],
+    },
 ];

@@ -67,6 +67,7 @@ pub const DETAILS: &[Key] = &[
     key("call", "`read`, `write`, `delete` or `poll`", "the kind of request to Azure"),
     key("code", "number", "of a CNI error, as CNI's specification has it"),
     key("configuration", "`true` or `false`", "whether the CNI configuration was changed"),
+    key("controller", "`node`, `pool` or `admit`", "which of the operator's loops reconciles the object"),
     key("correlation_id", "UUID", "by which Azure's activity log shows the request"),
     key("error", "", "what went wrong, with its cause, and the remedy where there is one"),
     key("full", "`true` or `false`", "whether the node can get no more addresses"),

@@ -86,7 +86,7 @@ impl Served {
 
 /// How many blocks a node holds, by subnet.
 fn blocks(node: &NodeIPAllocation) -> impl Iterator<Item = (ResourceId, u32)> {
-    let interfaces = node.spec.interfaces.iter().filter(|_| node.spec.mode == Mode::Prefix);
+    let interfaces = node.spec.recorded_interfaces().filter(|_| node.spec.mode == Mode::Prefix);
     interfaces.filter_map(|interface| {
         let held = interface.ip_configurations.iter().filter(|one| one.count() == BLOCK).count();
         let subnet = interface.subnet.id.parse().ok().filter(|_| held > 0)?;

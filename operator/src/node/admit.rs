@@ -1,7 +1,7 @@
 //! Makes the NodeIPAllocation of a Node that a pool serves and that has none.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
@@ -14,13 +14,10 @@ use vnetpool_apiserver::jittered;
 
 use super::publish::{self, Lasting};
 use crate::api_server::{CONFLICT, is_status};
-use crate::caught::or_later;
+use crate::caught::{RETRY, or_later};
 use crate::cluster::paced;
 use crate::context::{Context, Stop};
 use crate::node_object::Node;
-
-/// After an error of the API server.
-const RETRY: Duration = Duration::from_secs(8);
 
 /// Runs until `stop`.
 pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<Node>>, stop: Stop) {
@@ -41,7 +38,7 @@ pub async fn run(ctx: Arc<Context>, requests: UnboundedReceiver<ObjectRef<Node>>
 }
 
 async fn reconcile(node: Arc<Node>, ctx: Arc<Context>) -> Result<Action, kube::Error> {
-    or_later(&node.name_any(), admit(&node, &ctx)).await
+    or_later(&ctx, ("admit", &node.name_any()), admit(&node, &ctx)).await
 }
 
 async fn admit(node: &Node, ctx: &Context) -> Result<Action, kube::Error> {
@@ -75,4 +72,39 @@ async fn admit(node: &Node, ctx: &Context) -> Result<Action, kube::Error> {
     }
     ctx.metrics.reconciled("admit", "ok", started.elapsed());
     Ok(Action::await_change())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{self, Cluster};
+    use crate::context::Waits;
+    use kube::runtime::reflector;
+    use kube::runtime::watcher::Event;
+    use kube::{Client, Config};
+    use serde_json::json;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_new_node_about_which_the_api_server_never_answers_is_given_up_and_tried_again() {
+        let ((nodes, _), (allocations, _), (pools, mut all_pools)) =
+            (reflector::store(), reflector::store(), reflector::store());
+        let pool = json!({"metadata": {"name": "p", "uid": "p", "generation": 1}, "spec": {}});
+        all_pools.apply_watcher_event(&serde_json::from_value(pool).map(Event::Apply).unwrap());
+        let cluster = Cluster::new(nodes, allocations, pools, tokio::sync::watch::channel(true).1);
+        let (waker, _wakeups) = cluster::channels();
+        let sample = Context::sample_of((cluster, waker), None);
+        // Takes every connection and never answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap()).parse().unwrap();
+        let client = Client::try_from(Config::new(url)).unwrap();
+        let waits = Waits { deadline: Duration::from_secs(1), ..Waits::FULL };
+        let ctx = Arc::new(Context { client, waits, ..sample });
+        let node = json!({"metadata": {"name": "n", "uid": "u"}});
+        let work = reconcile(Arc::new(serde_json::from_value(node).unwrap()), ctx.clone());
+        let done = tokio::time::timeout(Duration::from_secs(20), work).await.expect("it waits for ever");
+        assert_ne!(done.unwrap(), Action::await_change(), "it isn't tried again");
+        let counted = r#"reconciles_total{controller="admit",outcome="Overdue"} 1"#;
+        assert!(ctx.metrics.render().unwrap().contains(counted));
+    }
 }

@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use kube::ResourceExt;
-use vnetpool_crds::allocation::NodeIPAllocation;
+use vnetpool_crds::allocation::{Interface, NodeIPAllocation};
 use vnetpool_crds::names;
 use vnetpool_crds::pool::Mode;
 
 use super::absences::is_confirmed_gone;
 use super::lag::{Lag, lag};
 use super::memory::Memory;
+use super::memory::left::public_addresses;
 use super::observe::Seen;
 use super::setback::Setback;
 use crate::azure::{self, ResourceId};
@@ -41,12 +42,15 @@ pub fn plan(
         attaching.confirmed_gone(now);
     }
     attaching.saw(&wishes);
-    let (marks, recorded) = (marks(allocation), recorded(allocation));
+    let left = on_left(allocation, seen);
+    let (marks, recorded) = (marks(allocation), recorded(allocation, &left));
     // Of one that has gone, and that `spec` has forgotten, nothing is kept.
-    attaching.public.retain(|id, public| public.is_some() || recorded.contains(id));
+    let is_kept = |id: &ResourceId, is_there| !left.contains(id) && (is_there || recorded.contains(id));
+    attaching.public.retain(|id, public| is_kept(id, public.is_some()));
     for public in marks.values().filter_map(|mark| mark.public_address.as_ref()) {
         if let (Ok(id), Some(_)) = (public.id.parse(), &public.address)
             && !attaching.orders.has(&id)
+            && !left.contains(&id)
         {
             attaching.public.entry(id).or_insert_with(|| Some(public.clone()));
         }
@@ -60,16 +64,23 @@ pub fn plan(
     let holds = |one: &Setback| one.holds(now) && !one.is_shared;
     let mut refused: HashSet<String> =
         attaching.refused.iter().filter(|(_, (_, one))| holds(one)).map(|(uid, _)| uid.clone()).collect();
+    // They get one again when it has gone with the NIC that has it.
+    refused.extend(left.iter().filter_map(attachments::pod_of).map(str::to_owned));
     attaching.unread.retain(|id, _| recorded.contains(id));
     let is_unread = |(id, one): &(&ResourceId, &Setback)| {
         holds(one) || ctx.azure.refusal_of_public_address(azure::Kind::Read, id).is_some()
     };
     let unread = attaching.unread.iter().filter(is_unread).map(|(id, _)| id.clone()).collect();
+    let held = &seen.observed.held;
+    let is_attached = |name: &String| held.iter().any(|one| one.name == *name && !one.attached.is_empty());
+    attaching.undetached.retain(|name, _| is_attached(name));
+    let undetached = attaching.undetached.iter().filter(|(_, one)| holds(one));
+    let undetached = undetached.map(|(name, _)| name.clone()).collect();
     let nic: Option<ResourceId> = seen.nic.as_ref().and_then(|nic| nic.id.parse().ok());
     let offered = seen.pool.as_ref().map(|pool| pool.spec.attachments.clone()).unwrap_or_default();
     let mut plan = loop {
         let facts = Facts {
-            held: &seen.observed.held,
+            held,
             marks: &marks,
             recorded: &recorded,
             wishes: &wishes,
@@ -81,6 +92,7 @@ pub fn plan(
             public: &attaching.public,
             unread: &unread,
             refused: &refused,
+            undetached: &undetached,
             batch: attaching.batch,
         };
         let plan = attachments::plan(&facts, |uid| public_id(nic.as_ref()?, uid));
@@ -97,8 +109,8 @@ pub fn plan(
 }
 
 /// The plan without any effect: the marks and public addresses are those that `spec` shows.
-pub fn rehearsed(plan: Plan, allocation: &NodeIPAllocation) -> Plan {
-    let (marks, recorded) = (marks(allocation), recorded(allocation));
+pub fn rehearsed(plan: Plan, allocation: &NodeIPAllocation, seen: &Seen) -> Plan {
+    let (marks, recorded) = (marks(allocation), recorded(allocation, &on_left(allocation, seen)));
     Plan { marks, recorded, step: None, make: vec![], read: vec![], delete: vec![], ..plan }
 }
 
@@ -128,9 +140,18 @@ fn public_id(nic: &ResourceId, uid: &str) -> Option<ResourceId> {
     .ok()
 }
 
-/// The public addresses that `spec` names.
-fn recorded(allocation: &NodeIPAllocation) -> HashSet<ResourceId> {
-    allocation.spec.public_addresses().filter_map(|id| id.parse().ok()).collect()
+/// The public addresses that `spec` names, but for those on NICs that the node has `left`.
+fn recorded(allocation: &NodeIPAllocation, left: &HashSet<ResourceId>) -> HashSet<ResourceId> {
+    let named = allocation.spec.public_addresses().filter_map(|id| id.parse().ok());
+    named.filter(|id| !left.contains(id)).collect()
+}
+
+/// The public addresses on NICs that the node has left: they are deleted when those have been emptied.
+fn on_left(allocation: &NodeIPAllocation, seen: &Seen) -> HashSet<ResourceId> {
+    let spec = &allocation.spec;
+    let is_left = |nic: &&Interface| seen.left.iter().any(|id| nic.id.eq_ignore_ascii_case(id.as_str()));
+    let all = spec.left_interfaces.iter().chain(spec.interfaces.iter().filter(is_left));
+    all.flat_map(public_addresses).filter_map(|id| id.parse().ok()).collect()
 }
 
 /// The marks that `spec` shows.
@@ -140,4 +161,43 @@ fn marks(allocation: &NodeIPAllocation) -> BTreeMap<String, Mark> {
         Some((one.name.clone(), mark))
     });
     marked.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::Memories;
+    use super::super::observe::obstacle::Obstacle;
+    use super::*;
+    use crate::resource_id::sample_public_address;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn a_public_address_on_a_nic_that_its_node_has_left_goes_with_that() {
+        let (ctx, now, public) = (Context::sample(), Instant::now(), sample_public_address("gone"));
+        let former = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/n";
+        let nic: Interface = serde_json::from_value(json!({"id": former, "mac": "m",
+            "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}, "ipConfigurations": [{"name": "vnp-1",
+                "address": "10.0.0.5/32", "attachedTo": "gone",
+                "publicAddress": {"id": public.as_str(), "address": "20.0.0.1"}}]}))
+        .unwrap();
+        let object =
+            json!({"metadata": {"name": "n"}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}});
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "n", "uid": "u"}})).unwrap();
+        // What is planned of the public address of a pod that is gone: whether it is recorded, and deleted.
+        let planned = |serving: bool, just_left: bool| {
+            let mut allocation: NodeIPAllocation = serde_json::from_value(object.clone()).unwrap();
+            let spec = &mut allocation.spec;
+            let list = if serving { &mut spec.interfaces } else { &mut spec.left_interfaces };
+            list.push(nic.clone());
+            let mut memory = Memories::default().take(&allocation);
+            memory.attaching.public.insert(public.clone(), Some(Default::default()));
+            let mut seen = Seen::sample(&allocation, Obstacle::NoPool, &memory, now);
+            seen.left.extend(just_left.then(|| former.parse::<ResourceId>().unwrap()));
+            let plan = plan(&ctx, &allocation, &node, &seen, &mut memory, now);
+            (plan.recorded.contains(&public), plan.delete.contains(&public))
+        };
+        assert_eq!(planned(true, false), (true, true));
+        assert_eq!(planned(true, true), (false, false), "Azure would refuse that");
+        assert_eq!(planned(false, false), (false, false), "until the NIC is empty");
+    }
 }

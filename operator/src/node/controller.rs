@@ -142,7 +142,7 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     }
     ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
     match &result {
-        Err(Error::Find(_) | Error::Left(_) | Error::Write(_)) | Ok(_) => memory.failures = 0,
+        Err(Error::Find(_) | Error::Write(_)) | Ok(_) => memory.failures = 0,
         Err(error) if error.is_conflict() => {}
         Err(_) => memory.failures += 1,
     }
@@ -168,7 +168,7 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
 /// often.
 fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
     Action::requeue(match error {
-        Error::Find(_) | Error::Left(_) | Error::Write(_) => SOON,
+        Error::Find(_) | Error::Write(_) => SOON,
         _ if error.is_conflict() => SOON,
         _ => {
             let failures = nodes.memories.failures(&allocation.name_any());

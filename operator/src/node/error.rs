@@ -12,9 +12,6 @@ use crate::cluster::proof::Unproved;
 pub enum Error {
     #[error("{0}")]
     Find(#[source] azure::Error),
-    /// About a NIC that served the node before.
-    #[error("{0}")]
-    Left(#[source] azure::Error),
     #[error("{0}")]
     Write(#[source] azure::Error),
     #[error("spec not applied: {0}")]
@@ -41,7 +38,7 @@ impl Error {
     /// A label from a fixed few, for metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Error::Find(error) | Error::Left(error) | Error::Write(error) => error.reason().name(),
+            Error::Find(error) | Error::Write(error) => error.reason().name(),
             _ if self.is_conflict() => "Conflict",
             Error::Publish(_)
             | Error::Report(_)
@@ -58,7 +55,7 @@ impl Error {
     /// A write that waited for its turn at Azure gave its place up: nothing was sent, and the node is planned
     /// anew.
     pub fn is_given_up(&self) -> bool {
-        matches!(self, Error::Find(error) | Error::Left(error) | Error::Write(error) if error.is_given_up())
+        matches!(self, Error::Find(error) | Error::Write(error) if error.is_given_up())
     }
 
     /// A write that failed like this has sent nothing to Azure: it gave its place up, or wasn't announced.
@@ -74,7 +71,6 @@ impl Error {
             }
             Error::StillThere => true,
             Error::Find(_)
-            | Error::Left(_)
             | Error::Write(_)
             | Error::Pods(_)
             | Error::Overdue { .. }

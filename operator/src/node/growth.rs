@@ -128,7 +128,7 @@ pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
     if allocation.spec.route_table_id.is_some() {
         return;
     }
-    for nic in &allocation.spec.interfaces {
+    for nic in allocation.spec.recorded_interfaces() {
         let sizes = nic.ip_configurations.iter().filter_map(|one| one.address.parse().ok());
         let sizes = sizes.map(|range: ipnet::Ipv4Net| 1 << (32 - range.prefix_len()));
         freed(ctx, &key(&nic.subnet.id), sizes, now);

@@ -4,6 +4,7 @@
 pub mod attaching;
 mod hint;
 pub mod known;
+pub mod left;
 pub mod others;
 pub mod outlived;
 pub mod reports;
@@ -29,6 +30,7 @@ use crate::lock::lock;
 use crate::planner::{Change, Plan};
 use attaching::Attaching;
 use known::Known;
+use left::Left;
 use others::Found;
 use reports::Reports;
 
@@ -49,6 +51,8 @@ pub struct Memory {
     pub release_since: Option<Instant>,
     pub setback: Option<Setback>,
     pub strays: Strays,
+    /// The NICs that the node has left.
+    pub left: Left,
     /// Others' ipConfigurations, and since when the agent is asked about them.
     pub others: Found,
     pub mending: Mending,
@@ -88,6 +92,7 @@ impl Memory {
             release_since: None,
             setback: None,
             strays: Strays::of(allocation),
+            left: Left::default(),
             others: Found::default(),
             mending: Mending::default(),
             left_out: BTreeMap::new(),

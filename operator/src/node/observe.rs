@@ -67,7 +67,7 @@ pub struct Seen {
     pub adoption: Option<Adoption>,
     /// Which application security groups the NIC is to join and to leave.
     pub grouping: Grouping,
-    /// NICs in `spec` that aren't the node's any more, until they hold nothing of ours.
+    /// NICs that serve by `spec` and that aren't the node's any more.
     pub left: Vec<ResourceId>,
     /// An address that `spec` shows has left the NIC by another hand.
     pub has_vanished: bool,

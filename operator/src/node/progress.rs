@@ -78,6 +78,8 @@ struct Reasons {
     mending: Option<Duration>,
     /// Azure has refused to take back our reservations on another NIC, or the VM's NICs are to be read again.
     strays: Option<Duration>,
+    /// Azure has refused to take back our reservations on a NIC that the node has left.
+    left: Option<Duration>,
 }
 
 impl Progress {
@@ -203,7 +205,8 @@ impl Progress {
         let holds_nothing =
             self.plan.as_ref().is_some_and(|plan| plan.kept == 0 && !plan.releases && !plan.regroups);
         let none_is_detached = self.allocation.spec.detached_public_addresses.is_empty();
-        no_pool && holds_nothing && none_is_detached && strays.nics().is_empty()
+        let has_left_none = strays.nics().is_empty() && self.allocation.spec.left_interfaces.is_empty();
+        no_pool && holds_nothing && none_is_detached && has_left_none
     }
 
     /// How long until the node is to be reconciled again. Every reason is asked as of the last observation,
@@ -242,6 +245,7 @@ impl Progress {
             } else {
                 [memory.strays.wait(now), memory.nic.wait_for_all(now)].into_iter().flatten().min()
             },
+            left: memory.left.wait(now),
             // A read that is due and wasn't answered is held back by an error, which has a time of its own.
             hint: memory.nic.hints.due(&self.allocation, now).filter(|wait| !wait.is_zero()),
         };
@@ -252,10 +256,10 @@ impl Progress {
 impl Reasons {
     fn soonest(self) -> Option<Duration> {
         let Reasons { plan, grace, setback, nic, more, refused, left_out, .. } = self;
-        let Reasons { report, reported_by, hint, mending, strays, .. } = self;
-        let all =
-            [plan, grace, setback, nic, more, refused, left_out, report, reported_by, hint, mending, strays];
-        all.into_iter().flatten().min()
+        let Reasons { report, reported_by, hint, mending, strays, left, .. } = self;
+        let of_service = [plan, grace, setback, nic, more, refused, left_out, report];
+        let beside = [reported_by, hint, mending, strays, left];
+        of_service.into_iter().chain(beside).flatten().min()
     }
 }
 
@@ -270,6 +274,7 @@ mod tests {
     use crate::planner;
     use kube::Client;
     use serde_json::json;
+    use vnetpool_crds::allocation::Interface;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -306,6 +311,10 @@ mod tests {
         assert!(!progress.is_done_with(&memory.strays));
         memory.strays.found(&[], &serving, false);
         assert!(progress.is_done_with(&memory.strays));
+        let mut named = NodeIPAllocation::clone(&progress.allocation);
+        named.spec.left_interfaces = vec![Interface { id: nic.to_string(), ..Interface::default() }];
+        progress.allocation = Arc::new(named);
+        assert!(!progress.is_done_with(&memory.strays), "one that the node has left");
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ use vnetpool_crds::pool::{MetadataAccess, Mode, Sizing, Wiring};
 
 use super::error::Error;
 use super::memory::known::Known;
+use super::memory::left::{Left, public_addresses};
 use super::observe::Seen;
 use super::observe::taken_off;
 use super::strays::Strays;
@@ -37,7 +38,7 @@ pub fn spec(
     seen: &Seen,
     plan: &Plan,
     attachments: &attachments::Plan,
-    strays: &Strays,
+    (strays, left): (&Strays, &Left),
 ) -> NodeIPAllocationSpec {
     let pool = seen.pool.as_ref();
     let mut ip_configurations = plan.publish.clone();
@@ -48,10 +49,14 @@ pub fn spec(
         }
     }
     let interface = seen.nic.clone().map(|nic| Interface { ip_configurations, ..nic });
+    let own: Vec<&Interface> = seen.nic.iter().chain(&seen.primary_nic).collect();
+    let (left_interfaces, lost) = left.record(before, &seen.left, &own);
     let recorded = attachments.recorded.iter().map(ResourceId::as_str);
+    let recorded = recorded.chain(lost.iter().flat_map(public_addresses));
     NodeIPAllocationSpec {
         detached_public_addresses: detached(recorded, interface.as_ref()),
         stray_interfaces: strays.nics().iter().map(ToString::to_string).collect(),
+        left_interfaces,
         node_uid: node.metadata.uid.clone().unwrap_or_default(),
         // Only a NIC that was read in this boot vouches for it.
         boot_id: interface.as_ref().map(|_| node.boot_id().to_owned()).unwrap_or_default(),
@@ -216,6 +221,7 @@ impl Lasting {
             interfaces: vec![],
             detached_public_addresses: vec![],
             stray_interfaces: vec![],
+            left_interfaces: vec![],
         }
     }
 }
@@ -227,7 +233,8 @@ fn in_order(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSpec {
     spec.detached_public_addresses.sort();
     spec.stray_interfaces.sort();
     spec.interfaces.sort_by(|a, b| a.id.cmp(&b.id));
-    for interface in &mut spec.interfaces {
+    spec.left_interfaces.sort_by(|a, b| a.id.cmp(&b.id));
+    for interface in spec.interfaces.iter_mut().chain(&mut spec.left_interfaces) {
         interface.subnet.prefixes.sort();
         interface.ip_configurations.sort_by(|a, b| a.name.cmp(&b.name));
     }
@@ -315,7 +322,7 @@ async fn make_again(
 fn records_nothing(spec: &NodeIPAllocationSpec) -> bool {
     let NodeIPAllocationSpec { interfaces, detached_public_addresses, stray_interfaces, .. } = spec;
     let is_empty = interfaces.is_empty() && stray_interfaces.is_empty() && spec.route_table_id.is_none();
-    is_empty && detached_public_addresses.is_empty()
+    is_empty && spec.left_interfaces.is_empty() && detached_public_addresses.is_empty()
 }
 
 /// Deletes the object for good: its NIC has no reservation of ours any more.

@@ -102,6 +102,7 @@ async fn made(
         rehearsal: progress.rehearsal.as_ref(),
         setback: memory.setback.as_ref(),
         lacking: memory.lacking(),
+        beside: beside(memory),
         writing: memory.nic.writing,
         tracked: tracked(ctx, &progress.allocation),
         grouped: progress.seen.as_ref().and_then(|seen| {
@@ -119,6 +120,17 @@ async fn made(
     };
     let next = [next_finding, grace_of_runtime, day_ends].into_iter().flatten().min();
     Ok((conditions::conditions(&facts, Timestamp::now()), next))
+}
+
+/// What isn't well with NICs that don't serve the node. It is served all the same.
+fn beside(memory: &Memory) -> Option<String> {
+    let hidden = memory.nic.hidden.iter();
+    let hidden = hidden
+        .map(|why| format!("not all of its VM's NICs are shown, and nothing is known of the others: {why}"));
+    let left = memory.left.reasons();
+    let left = left.map(|(id, why)| format!("{id}, which the node has left, keeps what was reserved: {why}"));
+    let all: Vec<String> = hidden.chain(left).collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn tracked(ctx: &Context, allocation: &NodeIPAllocation) -> Option<Result<(), Arc<azure::Error>>> {

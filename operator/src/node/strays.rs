@@ -61,6 +61,13 @@ impl Strays {
         self.missing.retain(|nic, _| self.nics.contains(nic) && !nics.contains(nic));
     }
 
+    /// This one, of the node's VM, may hold something.
+    pub fn add(&mut self, nic: ResourceId) {
+        if !self.nics.contains(&nic) {
+            self.nics.push(nic);
+        }
+    }
+
     /// Those that are known.
     pub fn nics(&self) -> &[ResourceId] {
         &self.nics

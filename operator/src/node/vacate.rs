@@ -14,7 +14,7 @@ use vnetpool_crds::{NodeIPAllocation, names};
 use super::absences::{Absences, Recorded, is_confirmed_gone};
 use super::asking::{Asking, OfAll, Refused, Turns};
 use super::error::Error;
-use super::memory::Memory;
+use super::memory::{Memory, left};
 use super::pending::Pending;
 use super::progress::{Next, SOON};
 use super::setback::{Setback, Stage};
@@ -94,10 +94,11 @@ fn nics<'a>(
     allocation: &'a NodeIPAllocation,
     strays: &'a [ResourceId],
 ) -> impl Iterator<Item = (&'a str, Option<&'a str>)> {
-    let named = &allocation.spec.interfaces;
-    let is_named = |nic: &&ResourceId| named.iter().any(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
+    let spec = &allocation.spec;
+    let is_it = |nic: &ResourceId, one: &Interface| one.id.eq_ignore_ascii_case(nic.as_str());
+    let is_named = move |nic: &&ResourceId| spec.recorded_interfaces().any(|one| is_it(nic, one));
     let others = strays.iter().filter(move |nic| !is_named(nic)).map(|nic| (nic.as_str(), None));
-    named.iter().map(|one| (one.id.as_str(), Some(one.mac.as_str()))).chain(others)
+    spec.recorded_interfaces().map(|one| (one.id.as_str(), Some(one.mac.as_str()))).chain(others)
 }
 
 /// How long all of an object's resources still wait.
@@ -544,22 +545,20 @@ fn of_public_address(ctx: &Context, id: &str, error: azure::Error) -> Refused {
 
 /// What the object records of a NIC.
 fn interface<'a>(allocation: &'a NodeIPAllocation, nic: &ResourceId) -> impl Iterator<Item = &'a Interface> {
-    allocation.spec.interfaces.iter().filter(move |one| one.id.eq_ignore_ascii_case(nic.as_str()))
+    allocation.spec.recorded_interfaces().filter(move |one| one.id.eq_ignore_ascii_case(nic.as_str()))
 }
 
-/// Whether the object records addresses on a NIC.
+/// Whether the object records addresses on a NIC. One that the node has left may have held them in another
+/// mode.
 fn records_addresses(allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
-    let is_on_nic = allocation.spec.mode != Mode::Route;
-    is_on_nic && interface(allocation, nic).any(|one| !one.ip_configurations.is_empty())
+    let spec = &allocation.spec;
+    let may_be_on_nic = spec.mode != Mode::Route || !spec.left_interfaces.is_empty();
+    may_be_on_nic && interface(allocation, nic).any(|one| !one.ip_configurations.is_empty())
 }
 
 /// The public addresses that the ipConfigurations of a NIC have.
-pub fn public_addresses<'a>(
-    allocation: &'a NodeIPAllocation,
-    nic: &ResourceId,
-) -> impl Iterator<Item = &'a str> {
-    let all = interface(allocation, nic).flat_map(|one| &one.ip_configurations);
-    all.filter_map(|one| Some(one.public_address.as_ref()?.id.as_str()))
+fn public_addresses<'a>(allocation: &'a NodeIPAllocation, nic: &ResourceId) -> impl Iterator<Item = &'a str> {
+    interface(allocation, nic).flat_map(left::public_addresses)
 }
 
 /// How urgent a write is by which addresses go back.
@@ -591,17 +590,21 @@ mod tests {
     #[test]
     fn each_nic_that_held_addresses_of_a_gone_node_is_emptied() {
         let stray = sample_nic(&[]).id;
+        let left = stray.as_str().replace("/networkInterfaces/", "/networkInterfaces/left-");
+        let before = json!({"id": left, "mac": "l", "primaryAddress": "10.0.0.5", "subnet": {"id": "s"}});
         let serving = stray.as_str().replace("/networkInterfaces/", "/networkInterfaces/other-");
         let interface =
             json!({"id": serving, "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"}});
         let allocation: NodeIPAllocation = serde_json::from_value(json!({
             "metadata": {"name": "n"},
-            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [interface]},
+            "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [interface],
+                "leftInterfaces": [before]},
         }))
         .unwrap();
         // A leader that was paused has written there before it served, too.
         let strays = [stray.clone(), serving.to_uppercase().parse().unwrap()];
         let all: Vec<_> = nics(&allocation, &strays).collect();
-        assert_eq!(all, [(serving.as_str(), Some("m")), (stray.as_str(), None)]);
+        let wanted = [(serving.as_str(), Some("m")), (left.as_str(), Some("l")), (stray.as_str(), None)];
+        assert_eq!(all, wanted);
     }
 }

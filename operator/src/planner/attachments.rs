@@ -69,7 +69,10 @@ pub struct Facts<'a> {
     pub unread: &'a HashSet<ResourceId>,
     /// Pods with a wish that Azure has refused lately, by UID.
     pub refused: &'a HashSet<String>,
-    /// How many to attach in one write: a write that asks for one thing too many gets nothing at all.
+    /// ipConfigurations from which Azure has refused lately to take something off.
+    pub undetached: &'a HashSet<String>,
+    /// How many to attach or to detach in one write: a write that asks for one thing too many gets nothing at
+    /// all.
     pub batch: usize,
 }
 
@@ -230,7 +233,7 @@ pub fn plan(facts: &Facts, public_id: impl Fn(&str) -> Option<ResourceId>) -> Pl
     next.extend(forgotten(&plan, facts).into_iter().map(Next::Delete));
     plan.attached = satisfied.len();
     plan.pending = grants.len() - satisfied.len();
-    plan.take(next, facts.batch);
+    plan.take(next, facts);
     plan
 }
 
@@ -369,10 +372,12 @@ pub fn pod_of(public: &ResourceId) -> Option<&str> {
 impl Plan {
     /// Takes in what is next for each: the kind of step that comes first, for all that need it, and what is
     /// done beside it.
-    fn take(&mut self, next: Vec<Next>, batch: usize) {
+    fn take(&mut self, next: Vec<Next>, facts: &Facts) {
         let (mut detach, mut attach) = (vec![], vec![]);
         for one in next {
             match one {
+                // It waits by itself, with its mark.
+                Next::Detach(name) if facts.undetached.contains(&name) => {}
                 Next::Detach(name) => detach.push(name),
                 Next::Delete(id) => self.delete.push(id),
                 Next::Read(id) => self.read.push(id),
@@ -384,7 +389,9 @@ impl Plan {
         if !self.make.is_empty() {
             attach.retain(|one: &Attach| one.attached.public_address.is_none());
         }
-        attach.truncate(batch.max(1));
+        let batch = facts.batch.max(1);
+        attach.truncate(batch);
+        detach.truncate(batch);
         self.step = if !detach.is_empty() {
             Some(Step::Detach(detach))
         } else {

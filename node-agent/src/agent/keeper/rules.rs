@@ -47,6 +47,7 @@ pub(in crate::agent) fn basis(spec: &NodeIPAllocationSpec) -> NodeIPAllocationSp
         taken_off_at: vec![],
         detached_public_addresses: vec![],
         stray_interfaces: vec![],
+        left_interfaces: vec![],
         ..spec.clone()
     }
 }

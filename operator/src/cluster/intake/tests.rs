@@ -28,6 +28,7 @@ fn allocation(name: &str) -> Value {
         "spec": {"nodeUID": name, "bootID": "b", "pool": "p", "mode": "Route", "routeTableID": "t", "wiring": "Routed",
             "target": 8, "cooldown": "30s", "warm": 8, "reportHolders": true, "snatExclusions": ["10.0.0.0/8"], "elsewhere": 1,
             "takenOffAt": ["2026-01-01T00:00:00Z"], "podMetadataAccess": "None", "detachedPublicAddresses": ["d"], "strayInterfaces": ["n"],
+            "leftInterfaces": [{"id": "l", "mac": "m", "primaryAddress": "10.0.0.5", "subnet": {"id": "s", "prefixes": []}}],
             "sizing": {"minimum": 1, "warm": 1, "maximum": 20, "batch": 1, "releaseAfter": "5m"}, "interfaces": [{
                 "id": "nic", "mac": "m", "secondary": true, "primaryAddress": "10.0.0.4",
                 "subnet": {"id": "s", "prefixes": ["10.0.0.0/16"]}, "applicationSecurityGroups": ["g"],

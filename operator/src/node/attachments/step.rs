@@ -12,8 +12,8 @@ use vnetpool_crds::allocation;
 use vnetpool_crds::reason::Reason;
 
 use crate::azure::{
-    self, Attached, Azure, Change, IpConfiguration, NewPublicAddress, Nic, Priority, PublicAddress, Reserved,
-    ResourceId, Urgency,
+    self, Attached, Azure, Change, NewPublicAddress, Nic, Priority, PublicAddress, Reserved, ResourceId,
+    Urgency,
 };
 use crate::caught::caught;
 use crate::context::Context;
@@ -51,40 +51,39 @@ pub async fn carry_out(
     urgency: impl Fn(Priority) -> Urgency,
     memory: &mut Memory,
 ) -> Result<(), azure::Error> {
-    let attaching = &mut memory.attaching;
-    let result = match step {
-        Step::Detach(names) => {
-            let attach = names.iter().map(|name| (name.clone(), Attached::default())).collect();
-            let change = Change { attach, ..Change::default() };
-            let result = ctx.azure.update(&nic, &change, urgency(Priority::GiveBack)).await;
-            memory.nic.wrote(&result);
-            result.and_then(|written| detached(&written, &names))
-        }
-        Step::Attach(attach) => {
-            return attach_all(ctx, &nic, attach, urgency(ATTACHED), memory).await;
-        }
-    };
-    attaching.setback = match result {
-        Ok(()) => None,
+    match step {
+        Step::Detach(names) => detach_all(ctx, &nic, &names, urgency(Priority::GiveBack), memory).await,
+        Step::Attach(attach) => attach_all(ctx, &nic, attach, urgency(ATTACHED), memory).await,
+    }
+}
+
+/// Detaches everything in one write. An address off which Azure takes nothing waits alone.
+async fn detach_all(
+    ctx: &Context,
+    nic: &ResourceId,
+    names: &[String],
+    urgency: Urgency,
+    memory: &mut Memory,
+) -> Result<(), azure::Error> {
+    let attach = names.iter().map(|name| (name.clone(), Attached::default())).collect();
+    let change = Change { attach, ..Change::default() };
+    let result = ctx.azure.update(nic, &change, urgency).await;
+    memory.nic.wrote(&result);
+    let (attaching, now) = (&mut memory.attaching, Instant::now());
+    match result {
+        // An answer alone detaches nothing.
+        Ok(written) => attaching.detached((nic, names), |name| still_shows(&written, name), now),
         Err(error) if error.is_given_up() => return Err(error),
-        Err(error) => Some(setback(attaching.setback.as_ref(), &error)),
-    };
+        Err(error) => attaching.not_detached(names, &error, now),
+    }
     Ok(())
 }
 
-/// An answer alone detaches nothing either.
-fn detached(nic: &Nic, names: &[String]) -> Result<(), azure::Error> {
-    let has_something = |one: &IpConfiguration| {
-        names.contains(&one.name)
-            && (!one.attached.backend_pools.is_empty() || one.attached.public_address.is_some())
-    };
-    match nic.ip_configurations.iter().find(|one| has_something(one)) {
-        Some(one) => {
-            let message = format!("it still shows what was to be detached from {}", one.name);
-            Err(azure::Error::OutcomeUnknown { resource: nic.id.to_string(), message })
-        }
-        None => Ok(()),
-    }
+/// Whether something that Vnetpool attaches is on this ipConfiguration.
+fn still_shows(nic: &Nic, name: &str) -> bool {
+    nic.ip_configurations.iter().any(|one| {
+        one.name == name && (!one.attached.backend_pools.is_empty() || one.attached.public_address.is_some())
+    })
 }
 
 /// Reads public addresses, all at once, and remembers those that are there. Returns the errors of the others.

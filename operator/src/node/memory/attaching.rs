@@ -29,11 +29,13 @@ pub struct Attaching {
     pub undeleted: HashMap<ResourceId, Setback>,
     /// Since when it hasn't.
     absences: Absences,
+    /// ipConfigurations off which Azure has refused to take something, by name.
+    pub undetached: HashMap<String, Setback>,
     /// The reason why all of the node's attachments wait.
     pub setback: Option<Setback>,
     /// The refusals that were reported to pods, by UID: each Event comes once.
     pub reported: HashMap<String, String>,
-    /// How many to attach in one write.
+    /// How many to attach or to detach in one write.
     pub batch: usize,
     pub orders: Orders,
 }
@@ -137,6 +139,7 @@ impl Default for Attaching {
             wishes: HashMap::new(),
             undeleted: HashMap::new(),
             absences: Absences::default(),
+            undetached: HashMap::new(),
             setback: None,
             reported: HashMap::new(),
             batch: usize::MAX,
@@ -149,7 +152,8 @@ impl Attaching {
     /// How long until something that was refused may be tried again.
     pub fn wait(&self, now: Instant) -> Option<Duration> {
         let refused = self.refused.values().map(|(_, setback)| setback);
-        let all = refused.chain(self.undeleted.values()).chain(self.unread.values()).chain(&self.setback);
+        let public = self.undeleted.values().chain(self.unread.values());
+        let all = refused.chain(public).chain(self.undetached.values()).chain(&self.setback);
         all.filter(|setback| setback.holds(now)).map(|setback| setback.until - now).min()
     }
 
@@ -161,7 +165,8 @@ impl Attaching {
     pub fn edited(&mut self, now: Instant) {
         let refused = self.refused.values_mut().map(|(_, setback)| setback);
         let public = self.undeleted.values_mut().chain(self.unread.values_mut());
-        refused.chain(public).chain(&mut self.setback).for_each(|one| one.edited(now));
+        let detached = self.undetached.values_mut().chain(&mut self.setback);
+        refused.chain(public).chain(detached).for_each(|one| one.edited(now));
     }
 
     /// A person confirms that nothing of the node's is left in Azure. What something else has is tried to be
@@ -216,6 +221,45 @@ impl Attaching {
             setback.until = now + second_read;
         }
         self.undeleted.insert(id.clone(), setback);
+    }
+
+    /// Azure has taken everything off these ipConfigurations, but for those on which it `still_shows`
+    /// something.
+    pub fn detached(
+        &mut self,
+        (nic, names): (&ResourceId, &[String]),
+        still_shows: impl Fn(&str) -> bool,
+        now: Instant,
+    ) {
+        (self.setback, self.batch) = (None, self.batch.saturating_mul(2));
+        for name in names {
+            if still_shows(name) {
+                let message = format!("it still shows what was to be detached from {name}");
+                let error = azure::Error::OutcomeUnknown { resource: nic.to_string(), message };
+                self.keeps(name, &error, now);
+            } else {
+                self.undetached.remove(name);
+            }
+        }
+    }
+
+    /// Azure has refused to take anything off these ipConfigurations. If it may object to one of several,
+    /// fewer are tried next time, and one alone waits by itself. What may pass must have come before.
+    pub fn not_detached(&mut self, names: &[String], error: &azure::Error, now: Instant) {
+        let may_pass = !matches!(error.remedy(), azure::Remedy::WaitForChange { .. });
+        let is_again = self.setback.as_ref().is_some_and(|last| last.has_met(error));
+        if !error.may_be_about_a_part() || may_pass && !is_again {
+            self.setback = Some(Setback::after(self.setback.as_ref(), Stage::Write, error, now));
+        } else if let [name] = names {
+            self.keeps(name, error, now);
+        } else {
+            self.batch = (names.len() / 2).max(1);
+        }
+    }
+
+    fn keeps(&mut self, name: &str, error: &azure::Error, now: Instant) {
+        let own = Setback::after(self.undetached.get(name), Stage::Write, error, now);
+        self.undetached.insert(name.to_owned(), own);
     }
 
     /// The node's pods have these wishes now. A pod whose wish has been edited is tried at once: nothing of
@@ -278,6 +322,41 @@ mod tests {
         attaching.confirmed_gone(now);
         let holds = |uid| attaching.undeleted[&id(uid)].holds(now);
         assert_eq!((holds("u"), holds("v")), (false, true));
+    }
+
+    #[test]
+    fn an_address_off_which_azure_refuses_to_take_something_waits_by_itself() {
+        let (now, names) = (Instant::now(), ["a", "b", "c", "d"].map(str::to_owned));
+        let resource = || "nic".to_owned();
+        let forbidden = azure::Error::Unattachable { resource: resource(), remedy: "", message: "m".into() };
+        let mut attaching = Attaching::default();
+        // It doesn't say which of them, so each is tried alone.
+        attaching.not_detached(&names, &forbidden, now);
+        attaching.not_detached(&names[..2], &forbidden, now);
+        assert!(attaching.batch == 1 && attaching.wait(now).is_none(), "{attaching:?}");
+        attaching.not_detached(&names[..1], &forbidden, now);
+        let waiting = |attaching: &Attaching| attaching.undetached.keys().cloned().collect::<Vec<_>>();
+        assert!(!attaching.holds(now) && waiting(&attaching) == ["a"], "{attaching:?}");
+        assert!(attaching.wait(now).is_some());
+        attaching.detached((&id("nic"), &names[1..3]), |name| name == "c", now);
+        assert_eq!((attaching.batch, attaching.undetached.len()), (2, 2), "b is off, a and c aren't");
+        attaching.detached((&id("nic"), &names[..3]), |_| false, now);
+        assert!(attaching.undetached.is_empty());
+        // What concerns the whole NIC holds up all, and so does for the first time what may pass.
+        let locked = azure::Error::Locked { resource: resource(), scope: "s".into(), message: "m".into() };
+        let failed = azure::Error::Failed { resource: resource(), code: "c".into(), message: "m".into() };
+        for (error, times) in [(&locked, 2), (&failed, 1)] {
+            let mut attaching = Attaching::default();
+            for _ in 0..times {
+                attaching.not_detached(&names[..1], error, now);
+                assert!(attaching.holds(now) && attaching.undetached.is_empty(), "{error}");
+            }
+        }
+        let mut attaching = Attaching::default();
+        for _ in 0..2 {
+            attaching.not_detached(&names[..1], &failed, now);
+        }
+        assert_eq!(waiting(&attaching), ["a"]);
     }
 
     #[test]

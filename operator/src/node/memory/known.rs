@@ -15,6 +15,8 @@ const LONGEST_UNSETTLED: Duration = Duration::from_secs(320);
 /// How soon to read all of a VM's NICs again when one beside the serving one wasn't shown: each attempt may
 /// take as long as a request without an answer.
 const OTHERS_AGAIN: Duration = Duration::from_secs(600);
+/// How soon where Azure has refused to show it. That may be so for all nodes of a pool.
+const REFUSED_AGAIN: Duration = Duration::from_secs(3600);
 
 /// All of it can be lost: the NIC is then read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -47,6 +49,8 @@ pub struct Known {
     reported_writing: bool,
     /// The subnet for which the VM had no NIC when it was last asked.
     pub lacking: Option<ResourceId>,
+    /// Why not all of the VM's NICs were read when they were to be.
+    pub hidden: Option<String>,
     pub hints: Hints,
     /// The generation of `spec` as we last saw or wrote it; a later one is another writer's work.
     generation: Option<i64>,
@@ -71,9 +75,12 @@ pub enum Read {
     Nic {
         at: Instant,
     },
-    /// The one that serves. All of the VM's were to be read, and Azure hasn't shown another.
+    /// The one that serves. All of the VM's were to be read, and Azure hasn't shown another: why, and whether
+    /// that may pass by itself.
     Serving {
         at: Instant,
+        why: String,
+        may_pass: bool,
     },
     /// The VM and each of its NICs. `lacking` is the subnet in which the pool wants a NIC that the VM doesn't
     /// have; `strays` don't serve, and have a reservation of ours or served until now; `serves_anew`: there
@@ -221,6 +228,7 @@ impl Known {
                 (self.at, self.all_at) = (Some(*at), Some(*at));
                 (self.must_read, self.must_choose) = (false, false);
                 self.lacking.clone_from(lacking);
+                self.hidden = None;
                 let left = self.all_once_more.filter(|due| now < *due);
                 self.all_once_more = serves_anew.then_some(*at + late).or(left);
             }
@@ -229,17 +237,18 @@ impl Known {
                 self.must_read = false;
                 self.hints.answered(allocation, *at);
             }
-            Read::Serving { at } => {
+            Read::Serving { at, why, may_pass } => {
                 // Nothing else has them all read before that.
                 (self.at, self.all_at) = (Some(*at), Some(*at));
                 (self.must_read, self.must_choose) = (false, false);
-                self.all_once_more = Some(*at + OTHERS_AGAIN);
+                self.hidden = Some(why.clone());
+                self.all_once_more = Some(*at + if *may_pass { OTHERS_AGAIN } else { REFUSED_AGAIN });
                 self.hints.answered(allocation, *at);
             }
             Read::Nothing => {}
         }
         let read_at = match read {
-            Read::All { at, .. } | Read::Nic { at } | Read::Serving { at } => Some(*at),
+            Read::All { at, .. } | Read::Nic { at } | Read::Serving { at, .. } => Some(*at),
             Read::Nothing => self.unsettled.is_none().then_some(now),
         };
         let Some(nic) = nic else { return };
@@ -374,16 +383,22 @@ mod tests {
     }
 
     #[test]
-    fn a_nic_beside_the_serving_one_that_azure_does_not_show_is_read_again_ten_minutes_later() {
+    fn a_nic_beside_the_serving_one_that_azure_does_not_show_is_read_again_ten_minutes_or_an_hour_later() {
         let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "strayInterfaces": ["other"]});
         let allocation: NodeIPAllocation =
             serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
         let (mut known, start) = (Known::of(&allocation), Instant::now());
         (known.must_read, known.must_choose) = (true, true);
-        known.learn(&Read::Serving { at: start }, Some(&sample_nic(&[])), &allocation, LATE, start);
-        assert!(!known.needs_read(start) && !known.must_choose(start));
-        assert_eq!(known.wait_for_all(start), Some(OTHERS_AGAIN));
-        assert!(known.must_choose(start + OTHERS_AGAIN));
+        for (may_pass, again) in [(true, OTHERS_AGAIN), (false, REFUSED_AGAIN)] {
+            let read = Read::Serving { at: start, why: "denied".into(), may_pass };
+            known.learn(&read, Some(&sample_nic(&[])), &allocation, LATE, start);
+            assert!(!known.needs_read(start) && !known.must_choose(start));
+            assert_eq!(known.wait_for_all(start), Some(again));
+            assert!(known.must_choose(start + again) && known.hidden.as_deref() == Some("denied"));
+        }
+        let read = Read::All { at: start, lacking: None, strays: vec![], serves_anew: false };
+        known.learn(&read, Some(&sample_nic(&[])), &allocation, LATE, start);
+        assert_eq!(known.hidden, None);
     }
 
     #[test]

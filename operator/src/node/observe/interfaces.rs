@@ -1,9 +1,10 @@
 //! The NIC that serves a node's pool: which of its VM's NICs that is, and what it holds, from Azure only
-//! where it must be.
+//! where it must be. One that Azure refuses to show keeps no other from serving that would serve anyway.
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::future::join_all;
 use tracing::warn;
 use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec, Subnet};
 use vnetpool_crds::pool::NIC_SLOTS;
@@ -58,13 +59,13 @@ pub struct Found {
     pub elsewhere: u32,
     /// A write to it is under way that isn't ours.
     pub is_updating: bool,
-    /// NICs in `spec` that aren't the node's any more.
+    /// NICs that serve by `spec` and that aren't the node's any more.
     pub left: Vec<ResourceId>,
     /// The NICs that were read from Azure for this.
     pub read: Read,
 }
 
-/// A VM's NICs.
+/// A VM's NICs, as far as Azure shows them.
 struct Chosen {
     serving: Arc<Nic>,
     primary: Arc<Nic>,
@@ -75,6 +76,8 @@ struct Chosen {
     lacking: Option<ResourceId>,
     /// Other NICs with a reservation of ours.
     strays: Vec<ResourceId>,
+    /// Why not all of them are shown.
+    hidden: Option<azure::Error>,
 }
 
 impl Facts<'_> {
@@ -148,18 +151,17 @@ pub async fn find(
             Ok(chosen) => {
                 (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
                 own.clone_from(&chosen.all);
-                let Chosen { serving, lacking, mut strays, .. } = chosen;
+                let Chosen { serving, lacking, mut strays, hidden, .. } = chosen;
                 let former = spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
                 let former = former.filter(|former| *former != serving.id && own.contains(former));
                 let serves_anew = former.is_some();
                 strays.extend(former);
-                (Some(serving), Read::All { at: Instant::now(), lacking, strays, serves_anew })
+                let all = Read::All { at: Instant::now(), lacking, strays, serves_anew };
+                (Some(serving), hidden.map_or(all, |error| without(&error, reads)))
             }
             Err(error) if wanted.may_go_on(&error, known) => {
-                warn!(%error, "not all of the VM's NICs are read");
-                reads.leave();
-                let nic = fresh((ctx, reads), spec, urgency).await?;
-                (Some(nic), Read::Serving { at: Instant::now() })
+                let read = without(&error, reads);
+                (Some(fresh((ctx, reads), spec, urgency).await?), read)
             }
             Err(error) => return Err(error),
         },
@@ -193,6 +195,14 @@ pub async fn find(
     })
 }
 
+/// The NIC that serves is read, and this error keeps another from it.
+fn without(error: &azure::Error, reads: &mut Reads<'_>) -> Read {
+    warn!(%error, "not all of the VM's NICs are read");
+    reads.leave();
+    let may_pass = matches!(error, azure::Error::Unavailable { .. } | azure::Error::NotFound { .. });
+    Read::Serving { at: Instant::now(), why: error.to_string(), may_pass }
+}
+
 /// Reads the NIC that serves.
 async fn fresh(
     (ctx, reads): (&Context, &mut Reads<'_>),
@@ -214,18 +224,59 @@ async fn choose(
     let of_vm = reads.may([vm.resource()], urgency)?;
     let all = ctx.azure.nics(vm, of_vm).await?;
     let of_nics = &reads.may(&all, urgency)?;
-    let nics = all.iter().map(|id| ctx.azure.nic(id, Freshness::Fresh, of_nics));
-    let nics = futures::future::try_join_all(nics).await?;
+    let read = join_all(all.iter().map(|id| ctx.azure.nic(id, Freshness::Fresh, of_nics))).await;
+    let (mut nics, mut hidden) = (vec![], vec![]);
+    for nic in read {
+        match nic {
+            Ok(nic) => nics.push(nic),
+            Err(error) => hidden.push(error),
+        }
+    }
     let (subnet, grouped, current) = (wanted.subnet(), wanted.grouped(), wanted.current());
     let index = pick(&nics, subnet.as_ref(), grouped.as_ref(), current.as_ref());
+    let named: Option<ResourceId> = wanted.spec().serving().and_then(|nic| nic.id.parse().ok());
+    // One that is about all of them comes first.
+    hidden.sort_by_key(is_about_one);
+    let (hidden_count, hidden) = (hidden.len() as u32, hidden.into_iter().next());
+    if let Some(error) = &hidden {
+        let at = (&all[0], subnet.as_ref());
+        if !is_about_one(error) || !serves_anyway(&nics, index, at, named.as_ref()) {
+            return Err(error.clone());
+        }
+    }
     // The subnet is lacking only if no NIC is in it: another may serve because it still holds a reservation.
     let lacking = subnet.filter(|wanted| nics.iter().all(|nic| nic.subnet != *wanted));
     let counts = nics.iter().map(|nic| nic.foreign + nic.ip_configurations.len() as u32);
-    let elsewhere = counts.enumerate().filter(|(other, _)| *other != index).map(|(_, count)| count).sum();
+    let others = counts.enumerate().filter(|(other, _)| *other != index).map(|(_, count)| count);
+    // Each has one at least.
+    let elsewhere = others.sum::<u32>() + hidden_count;
     let (serving, primary) = (nics[index].clone(), nics[0].clone());
     let holds = |nic: &&Arc<Nic>| nic.id != serving.id && !nic.ip_configurations.is_empty();
     let strays = nics.iter().filter(holds).map(|nic| nic.id.clone()).collect();
-    Ok(Chosen { serving, primary, all, elsewhere, lacking, strays })
+    Ok(Chosen { serving, primary, all, elsewhere, lacking, strays, hidden })
+}
+
+/// Whether an error of a NIC's read shows nothing of the VM's other NICs.
+fn is_about_one(error: &azure::Error) -> bool {
+    let is_about_all = matches!(
+        error,
+        azure::Error::Throttled { .. } | azure::Error::Credential { .. } | azure::Error::Config { .. }
+    );
+    !is_about_all && !error.is_given_up()
+}
+
+/// Whether the NIC that is picked of those that Azure shows would serve whatever the others hold: it is where
+/// the pool wants it, and `spec` names no other. The primary NIC is shown, or nothing is known of the node's
+/// own subnet.
+fn serves_anyway(
+    shown: &[Arc<Nic>],
+    picked: usize,
+    (primary, wanted): (&ResourceId, Option<&ResourceId>),
+    named: Option<&ResourceId>,
+) -> bool {
+    let Some(nic) = shown.get(picked).filter(|_| shown[0].id == *primary) else { return false };
+    let is_wanted = wanted.map_or(picked == 0, |wanted| nic.subnet == *wanted);
+    is_wanted && named.is_none_or(|named| nic.id == *named)
 }
 
 /// The NIC in the wanted subnet, or the primary one, which comes first. But a NIC that holds a reservation of
@@ -279,7 +330,7 @@ pub fn mirrored(interface: &Interface) -> Vec<IpConfiguration> {
     held.collect()
 }
 
-/// NICs of `spec` that aren't the VM's any more; `own_nics` are those it is known to have.
+/// NICs that serve by `spec` and that aren't the VM's any more; `own_nics` are those it is known to have.
 fn left(spec: &NodeIPAllocationSpec, current: &ResourceId, own_nics: &[ResourceId]) -> Vec<ResourceId> {
     let Some(known) = spec.serving().and_then(|one| one.id.parse().ok()) else { return vec![] };
     if known == *current || own_nics.contains(&known) { vec![] } else { vec![known] }
@@ -312,6 +363,26 @@ mod tests {
         assert_eq!(pick(&nics, Some(&upper), None, None), 1);
         assert_eq!(pick(&nics, Some(&nic("d", &[]).subnet), None, None), 0);
         assert_eq!(pick(&nics, None, None, None), 0);
+    }
+
+    #[test]
+    fn a_nic_serves_without_those_that_azure_does_not_show_only_where_none_of_them_could_serve_instead() {
+        let [first, second] = [nic("a", &[]), nic("b", &[])];
+        let holding = nic("b", &[("vnp-1", "10.0.0.5/32")]);
+        let serves = |shown: &[&Arc<Nic>], wanted: Option<&Arc<Nic>>, named: Option<&Arc<Nic>>| {
+            let shown: Vec<Arc<Nic>> = shown.iter().copied().cloned().collect();
+            let wanted = wanted.map(|nic| &nic.subnet);
+            let picked = pick(&shown, wanted, None, None);
+            serves_anyway(&shown, picked, (&first.id, wanted), named.map(|nic| &nic.id))
+        };
+        assert!(serves(&[&first], Some(&first), None), "a new node in the subnet of its first NIC");
+        assert!(serves(&[&first], None, None), "in whatever subnet that is");
+        assert!(serves(&[&first], Some(&first), Some(&first)), "one that has booted");
+        assert!(!serves(&[&first], Some(&second), None), "the other may be where the pool wants it");
+        assert!(!serves(&[&first], Some(&first), Some(&second)), "pods may have the other's addresses");
+        assert!(!serves(&[&second], Some(&second), None) && !serves(&[], None, None), "no primary one");
+        assert!(serves(&[&first, &second], Some(&second), None), "a third one isn't shown");
+        assert!(!serves(&[&first, &holding], Some(&first), None), "it serves until that is gone");
     }
 
     #[test]

@@ -26,8 +26,8 @@ pub fn condition(plan: &Plan, attaching: &Attaching) -> Option<Verdict> {
         return Some(Verdict::no(first.reason, some(pods)));
     }
     let public = attaching.undeleted.values().chain(attaching.unread.values());
-    let public = public.min_by(|a, b| a.message.cmp(&b.message));
-    if let Some(setback) = attaching.setback.as_ref().or(public) {
+    let kept = public.chain(attaching.undetached.values()).min_by(|a, b| a.message.cmp(&b.message));
+    if let Some(setback) = attaching.setback.as_ref().or(kept) {
         return Some(Verdict::no(setback.reason, &setback.message));
     }
     if !foreign.is_empty() {
@@ -66,6 +66,10 @@ mod tests {
         assert_eq!(condition(&plan, &attaching), reported);
         // And one that can't be read.
         attaching.unread = std::mem::take(&mut attaching.undeleted);
+        assert_eq!(condition(&plan, &attaching), reported);
+        // And one that can't be detached.
+        attaching.unread.clear();
+        attaching.undetached.insert("vnp-1".into(), refusal);
         assert_eq!(condition(&plan, &attaching), reported);
     }
 }

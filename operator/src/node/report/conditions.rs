@@ -49,6 +49,8 @@ pub struct Facts<'a> {
     pub setback: Option<&'a Setback>,
     /// Why writes go without a part.
     pub lacking: Option<&'a Setback>,
+    /// What isn't well with NICs that don't serve the node.
+    pub beside: Option<String>,
     pub writing: bool,
     /// Whether Azure lets us follow writes to the NIC; `None` if it isn't known.
     pub tracked: Option<Result<(), Arc<azure::Error>>>,
@@ -181,7 +183,10 @@ fn interface_found(facts: &Facts) -> Verdict {
     match (facts.setback, published) {
         (Some(setback), _) if setback.is_gone => Verdict::no(setback.reason, &setback.message),
         (Some(setback), None) => Verdict::no(setback.reason, &setback.message),
-        (_, Some(nic)) => Verdict::yes(Reason::Found, format!("{} in {}", nic.id, nic.subnet.id)),
+        (_, Some(nic)) => {
+            let beside = facts.beside.as_ref().map(|beside| format!("; {beside}")).unwrap_or_default();
+            Verdict::yes(Reason::Found, format!("{} in {}{beside}", nic.id, nic.subnet.id))
+        }
         (None, None) => match facts.seen.and_then(|seen| seen.obstacle.as_ref()) {
             Some(Obstacle::NoPool) => Verdict::no(Reason::NoPool, no_pool(facts)),
             _ => Verdict::no(Reason::Pending, "the node's VM is about to be read"),

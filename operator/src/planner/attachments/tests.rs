@@ -24,6 +24,7 @@ struct World {
     there: HashSet<ResourceId>,
     unread: HashSet<ResourceId>,
     refused: HashSet<String>,
+    undetached: HashSet<String>,
     batch: usize,
 }
 
@@ -59,6 +60,7 @@ fn world(n: u8) -> World {
         there: HashSet::new(),
         unread: HashSet::new(),
         refused: HashSet::new(),
+        undetached: HashSet::new(),
         batch: usize::MAX,
     }
 }
@@ -79,6 +81,7 @@ impl World {
             there: _,
             unread,
             refused,
+            undetached,
             batch,
         } = self;
         let facts = Facts {
@@ -94,6 +97,7 @@ impl World {
             public,
             unread,
             refused,
+            undetached,
             batch: *batch,
         };
         plan(&facts, |uid| Some(public_id(uid)))
@@ -439,6 +443,24 @@ fn a_refused_pod_holds_no_other_pod_up() {
 }
 
 #[test]
+fn an_address_off_which_azure_refuses_to_take_something_keeps_its_mark_and_delays_no_other() {
+    let all = ["a", "b"].into_iter().zip([1, 2]);
+    let mut world = all.fold(world(3), |world, (uid, n)| world.wants_web(uid).with(uid, n));
+    world.settle();
+    (world.wishes, world.has) = Default::default();
+    world = world.wants_web("c").with("c", 3);
+    world.batch = 1;
+    assert_eq!(world.plan().step, Some(Step::Detach(vec!["vnp-1".into()])), "so many at most");
+    world.undetached.insert("vnp-1".into());
+    world.settle();
+    assert_eq!([1, 2, 3].map(|n| world.pools(n)), [1, 0, 1]);
+    assert_eq!(world.marks["vnp-1"].attached_to, "a");
+    world.undetached.clear();
+    world.settle();
+    assert_eq!((world.pools(1), world.marks.len()), (0, 1));
+}
+
+#[test]
 fn a_live_pod_that_asks_keeps_its_attachment_though_its_pool_withdraws_the_offer() {
     let keeps = |change: fn(&mut World)| {
         let mut world = world(2).wants_web("a").with("a", 1).wants_public("b").with("b", 2);
@@ -518,6 +540,8 @@ enum Event {
     Confirmed(bool),
     Wiped(u8),
     Reserved(u8),
+    /// Azure refuses to detach something, or doesn't any more.
+    Keeps(u8, bool),
     Restarted,
     Publish,
     Step,
@@ -532,6 +556,7 @@ fn event() -> impl Strategy<Value = Event> {
         any::<bool>().prop_map(Event::Confirmed),
         (1..4_u8).prop_map(Event::Wiped),
         (1..4_u8).prop_map(Event::Reserved),
+        (1..4_u8, any::<bool>()).prop_map(|(n, keeps)| Event::Keeps(n, keeps)),
         Just(Event::Restarted),
         Just(Event::Publish),
         Just(Event::Step),
@@ -593,6 +618,8 @@ proptest! {
                     world.wipe(n);
                     world.held.push(entry(n));
                 }
+                Event::Keeps(n, true) => drop(world.undetached.insert(entry(n).name)),
+                Event::Keeps(n, false) => drop(world.undetached.remove(&entry(n).name)),
                 Event::Restarted => world.restart(),
                 Event::Publish => {
                     let before = world.marks.clone();
@@ -623,6 +650,7 @@ proptest! {
         world.has = on_node;
         world.wishes.retain(|uid, _| world.has.values().any(|has| has == uid));
         world.confirmed = true;
+        world.undetached.clear();
         world.settle();
         for (uid, wish) in &world.wishes {
             let entries = world.held.iter().filter(|entry| world.marks.get(&entry.name).is_some_and(|mark| mark.attached_to == *uid));

@@ -27,6 +27,7 @@ struct Story {
     is_settled: bool,
     behind_for: Duration,
     networkless: Option<&'static str>,
+    beside: Option<&'static str>,
     surplus_for: Duration,
 }
 
@@ -80,6 +81,7 @@ fn story(held: u32, bound: u32, maximum: u32, status: Value) -> Story {
         behind_for: Duration::ZERO,
         surplus_for: Duration::ZERO,
         networkless: None,
+        beside: None,
     }
 }
 
@@ -107,6 +109,7 @@ impl Story {
             rehearsal: rehearsal.as_ref(),
             setback: self.setback.as_ref(),
             lacking: None,
+            beside: self.beside.map(str::to_owned),
             writing: false,
             tracked: None,
             grouped: None,
@@ -139,6 +142,15 @@ fn denied() -> Error {
 
 fn full_subnet() -> Error {
     Error::SubnetFull { subnet: "small".into(), resource: "/nic".into(), message: "full".into() }
+}
+
+#[test]
+fn a_node_whose_other_nics_are_not_shown_is_served_and_reports_why() {
+    let served = story(8, 0, 255, json!({"held": 8, "free": 8}));
+    let story = Story { beside: Some("not all are shown"), ..served };
+    let found = story.reported(INTERFACE_FOUND);
+    assert_eq!(found, ("True Found".into(), "/nic in /subnet; not all are shown".into()));
+    assert_eq!(story.reported(READY).0, "True Ready");
 }
 
 #[test]
