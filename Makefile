@@ -66,7 +66,7 @@ soak: build images build-tests ## MINUTES=10 SEED=7 MODE=Prefix WIRING=Bridge: a
 	@$(MAKE) test-clusters RUN=soak
 
 # The later release is built by the test itself, beside these images.
-skew: build images build-tests ## this release beside the later one, a step ahead in each format: each mixture, upgrade and rollback under traffic
+skew: build images build-tests ## this release beside a later one, a step ahead in each format: each mixture, upgrade and rollback under traffic
 	@$(MAKE) test-clusters RUN=skew
 
 # Kubernetes' own suite is built for this alone. With NIGHTLY all combinations come one after the other.
@@ -339,7 +339,7 @@ build-tests:
 
 # Many more cases for every property, the model in ten million states, a plugin killed in more situations,
 # more seeds of hostile answers and of garbage, watches that are silent for minutes, the chapters on clusters
-# in the opposite order, with those that keep a machine busy for minutes, and this release beside the later.
+# in the opposite order, with those that keep a machine busy for minutes, and this release beside a later one.
 test-nightly:
 	PROPTEST_CASES=10000 cargo test --workspace --no-fail-fast --lib
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test model -- trouble_of_every_kind

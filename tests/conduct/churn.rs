@@ -85,8 +85,9 @@ async fn pods_that_come_and_go_cost_few_writes_and_few_reconciles(plane: &Contro
          {reconciled} reconciles"
     );
     ensure!(after * 10 <= STARTS, "{after} writes for {STARTS} pod starts");
-    // Each of them takes a pod from a node, and brings it one. While a node is reconciled, or waits for
-    // anything, both wake it, and nothing here bounds for how long that is: units show which pods wake none.
+    // Each of them takes a pod from a node, and brings it one. Both wake a node that is being reconciled, or
+    // waits for anything, for however long that is.
+    // `a_node_rules_out_that_pods_are_news_only_while_it_has_nothing_to_do_and_to_wait_for` shows which don't.
     ensure!(reconciled <= STARTS as f64, "{reconciled} reconciles for {STARTS} pod starts");
     Ok(())
 }

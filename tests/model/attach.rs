@@ -181,6 +181,7 @@ impl State {
                 public: &HashMap::new(),
                 unread: &HashSet::new(),
                 refused: &HashSet::new(),
+                undetached: &HashSet::new(),
                 batch: usize::MAX,
             },
             |_| None,

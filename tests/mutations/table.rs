@@ -228,6 +228,14 @@ pub const ALL: &[Mutation] = &[
         tests: &["a_sandbox_whose_first_add_has_died_waits_for_the_nodes_rules_like_any_other"],
     },
     Mutation {
+        rule: "an_add_whose_wait_for_the_rules_was_cancelled_wires_no_pod",
+        file: LEDGER,
+        from: ".filter(|_| self.is_ruled && !self.is_waiting(sandbox))",
+        to: ".filter(|_| !self.is_waiting(sandbox))",
+        program: UNITS,
+        tests: &["a_sandbox_whose_first_add_has_died_waits_for_the_nodes_rules_like_any_other"],
+    },
+    Mutation {
         rule: "a_late_report_is_refused_by_its_version",
         file: REPORT,
         from: "\"resourceVersion\": metadata.resource_version }",

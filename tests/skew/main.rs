@@ -1,4 +1,4 @@
-//! Two releases beside one another: this one, and the later, a step ahead in each format that crosses
+//! Two releases beside one another: this one and a later one, a step ahead in each format that crosses
 //! programs or time (`vnetpool_tests::later`). Operator, agent and plugin are of either, on one real cluster,
 //! while pods come and go on every node and a connection between pods of two nodes goes on from the first
 //! chapter to the last. The chapters come one after the other, in any order.

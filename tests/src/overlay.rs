@@ -39,8 +39,8 @@ pub fn edited(edits: &[Edit]) -> Result<BTreeMap<&'static str, String>> {
     Ok(sources)
 }
 
-/// The difference from the project in its folder, which goes when this is dropped: no later overlay would be
-/// compiled sooner with it.
+/// The difference from the project in its folder, which is removed when this is dropped: it would make
+/// no other overlay compile sooner.
 pub struct Overlay {
     dir: PathBuf,
 }
@@ -73,7 +73,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Takes the folder from the disk. What can't be removed now is by the next overlay of this name.
+    /// Takes the folder from the disk. The next overlay of this name removes what is left.
     pub fn remove(&self) {
         let _ = fs::remove_dir_all(&self.dir);
     }

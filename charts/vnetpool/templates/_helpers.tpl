@@ -41,7 +41,7 @@ value takes a pod from its Deployment or DaemonSet. */}}
 {{- with uniq $names -}}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -162,13 +162,13 @@ it. */}}
 {{- end }}
 
 {{/* A component's probes. Argument: .Values.operator or .Values.nodeAgent. Values that an upgrade reuses may
-lack them. */}}
+lack them: without numbers of its own a probe has those of Kubernetes, which would end a slow start. */}}
 {{- define "vnetpool.probes" -}}
+{{- with (.probes | default dict).startup }}
 startupProbe:
   httpGet: { host: 127.0.0.1, path: /healthz, port: admin }
-  {{- with (.probes | default dict).startup }}
   {{- toYaml . | nindent 2 }}
-  {{- end }}
+{{- end }}
 livenessProbe:
   httpGet: { host: 127.0.0.1, path: /healthz, port: admin }
   {{- with (.probes | default dict).liveness }}

@@ -359,6 +359,8 @@ impl Ledger {
             && let Some(waiter) = line.next()
         {
             match choice.for_pod(&self.records, &waiter.pod.uid) {
+                // The release before this one may have put the rules back without ending this wait.
+                Some(_) if self.address_of(&waiter.sandbox).is_some() => {}
                 Some(index) if is_alive(&waiter.sandbox) => {
                     if line.len() > 0 {
                         choice.take(&self.records, index); // for those behind it
@@ -399,8 +401,9 @@ impl Ledger {
 
     /// The counts for status, metrics and planner.
     pub fn counts(&self, now: Millis) -> Counts {
+        let waits = |waiter: &&Waiter| self.is_ruled || self.address_of(&waiter.sandbox).is_none();
         let mut counts = Counts {
-            waiting: self.waiting.len() as u32,
+            waiting: self.waiting.iter().filter(waits).count() as u32,
             relinquished: self.relinquished.len() as u32,
             ..Counts::default()
         };
@@ -427,10 +430,11 @@ impl Ledger {
         self.records.iter().find(|record| record.is_of(sandbox)).map(Record::address)
     }
 
-    /// The address with which the sandbox's ADD may go on. While it waits there is none, though it may have
-    /// one of an ADD that has died.
+    /// The address with which the sandbox's ADD may go on. An ADD that waits has none, nor does one whose
+    /// wait was cancelled while the node lacks its rules, though its sandbox may have the address of an ADD
+    /// that has died.
     pub fn granted_to(&self, sandbox: &Sandbox) -> Option<Ipv4Addr> {
-        self.address_of(sandbox).filter(|_| !self.is_waiting(sandbox))
+        self.address_of(sandbox).filter(|_| self.is_ruled && !self.is_waiting(sandbox))
     }
 
     pub fn is_waiting(&self, sandbox: &Sandbox) -> bool {

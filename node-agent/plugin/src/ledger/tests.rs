@@ -230,9 +230,15 @@ fn a_sandbox_whose_first_add_has_died_waits_for_the_nodes_rules_like_any_other()
     assert_eq!(assign(&mut ledger, 7, START), Some(address(1)));
     ledger.rule(false);
     assert_eq!(assign(&mut ledger, 7, START), None);
-    assert_eq!((ledger.granted_to(&sandbox(7)), ledger.counts(START).waiting), (None, 1));
+    assert!(ledger.is_waiting(&sandbox(7)));
+    assert_eq!(ledger.granted_to(&sandbox(7)), None);
+    assert_eq!(ledger.counts(START).waiting, 0, "it needs no further address");
+    let mut cancelled = ledger.clone();
+    cancelled.cancel(&sandbox(7));
+    assert_eq!(cancelled.granted_to(&sandbox(7)), None, "as by a DEL");
     ledger.rule(true);
-    assert_eq!((ledger.granted_to(&sandbox(7)), ledger.counts(START).waiting), (Some(address(1)), 0));
+    assert!(!ledger.is_waiting(&sandbox(7)));
+    assert_eq!(ledger.granted_to(&sandbox(7)), Some(address(1)));
     assert_eq!(assign(&mut ledger, 7, START), Some(address(1)));
 }
 

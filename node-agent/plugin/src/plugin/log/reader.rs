@@ -11,12 +11,12 @@ use serde::Deserialize;
 
 use super::{LOG, SIZE};
 
-/// The fields of a line about an invocation. A line of a neighbour release may lack some of them.
+/// The fields of a line about an invocation. A line of a neighbour release may lack some of them; one without
+/// its duration is of a release with other units, and isn't counted.
 #[derive(Debug, Deserialize)]
 pub struct Invocation {
     pub verb: String,
     /// How long the invocation took.
-    #[serde(default)]
     pub took_seconds: f64,
     /// Each stage's name, and the seconds that it took.
     #[serde(default)]
@@ -100,6 +100,19 @@ mod tests {
         let mut seen = vec![];
         reader.read(|invocation| seen.push(invocation.verb));
         seen
+    }
+
+    /// Its errors and its units were others.
+    #[test]
+    fn a_line_of_a_release_with_other_units_is_not_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        log(dir.path(), "ADD", None);
+        let mut reader = Reader::from_now(dir.path());
+        let older = r#"{"verb":"ADD","micros":900,"phases":[["ledger",700]],"error":{"code":11,"msg":"x"}}"#;
+        let mut file = fs::File::options().append(true).open(dir.path().join(LOG)).unwrap();
+        io::Write::write_all(&mut file, format!("{older}\n").as_bytes()).unwrap();
+        log(dir.path(), "DEL", None);
+        assert_eq!(read(&mut reader), ["DEL"]);
     }
 
     #[test]
