@@ -66,7 +66,7 @@ use kube::ResourceExt;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::allocation::NodeIPAllocationSpec;
 
-use crate::azure::{self, Priority, Urgency};
+use crate::azure::{self, Priority, ResourceId, Urgency};
 use crate::cluster::proof::Unproved;
 use crate::context::Context;
 use crate::node_object::Node;
@@ -236,7 +236,7 @@ async fn serve(
     }
     Box::pin(publish(ctx, progress, node, memory)).await?;
     if progress.pause.is_none() {
-        let (allocation, known) = (&progress.allocation, &mut memory.strays);
+        let (allocation, known) = (&progress.allocation, (&mut memory.strays, &mut memory.left));
         let urgency = beside_need(ctx, progress, Priority::GiveBack);
         memory.nic.must_choose |= Box::pin(strays::settle(ctx, allocation, node, &urgency, known)).await;
     }
@@ -363,8 +363,19 @@ async fn observe(
         reads.succeeded(Instant::now());
     }
     memory.nic.learn(&found.read, found.nic.as_deref(), allocation, ctx.waits.late, now);
-    if let (Read::All { strays, .. }, Some(serving)) = (&found.read, &found.nic) {
-        memory.strays.found(strays, &serving.id, memory.nic.wait_for_all(now).is_some());
+    let is_stray = |nic: &ResourceId| !memory.left.covers(&allocation.spec, nic);
+    match (&found.read, &found.nic) {
+        (Read::All { others, .. }, Some(serving)) => {
+            let strays: Vec<ResourceId> = others.strays.iter().filter(|nic| is_stray(nic)).cloned().collect();
+            let may_come_late = memory.nic.wait_for_all(now).is_some();
+            let departed = memory.strays.found(&strays, (&others.own, &serving.id), may_come_late);
+            departed.into_iter().for_each(|nic| memory.left.depart(nic));
+        }
+        // What isn't shown is no less recorded than before.
+        (Read::Serving { others, .. }, _) => {
+            others.strays.iter().filter(|nic| is_stray(nic)).for_each(|nic| memory.strays.add(nic.clone()));
+        }
+        _ => {}
     }
     found.nic.iter().for_each(|nic| memory.others.note(nic, allocation));
     let seen =
@@ -456,8 +467,10 @@ async fn publish(
     let knows_all = !seen.is_held_back && progress.pause.is_none();
     progress.allocation = publish::publish(ctx, progress.allocation.clone(), spec, &mut memory.nic).await?;
     memory.left.published(&progress.allocation.spec);
-    if knows_all && progress.allocation.spec.left_interfaces.is_empty() {
-        memory.absences.clear();
+    if knows_all {
+        let left = &progress.allocation.spec.left_interfaces;
+        let public = left.iter().flat_map(memory::left::public_addresses);
+        memory.absences.keep(left.iter().map(|nic| nic.id.as_str()).chain(public));
     }
     Ok(())
 }

@@ -109,9 +109,15 @@ impl Absences {
         self.deleted.contains(&id.to_lowercase())
     }
 
-    /// Everything that was asked for has been found, or has been believed to be gone.
-    pub fn clear(&mut self) {
-        *self = Absences::default();
+    /// Only these resources are asked for still: of the others everything has been found, or has been
+    /// believed to be gone. What was known of one counts for nothing when it is asked for anew.
+    pub fn keep<'a>(&mut self, ids: impl Iterator<Item = &'a str>) {
+        let ids: Vec<String> = ids.map(str::to_lowercase).collect();
+        let groups: BTreeSet<String> = ids.iter().map(|id| group_of(id)).collect();
+        let is_of = |what: &String| groups.contains(what) || ids.iter().any(|id| is_in(id, what));
+        self.seen.retain(|what, _| is_of(what));
+        self.deleted.retain(is_of);
+        self.groups.retain(|group| groups.contains(group));
     }
 
     /// Whether this error proves that the requested resource is gone. For a NIC it does so `second_read`
@@ -288,6 +294,23 @@ mod tests {
         assert!(proves(&absences, &nic("a")));
         absences.found(&id("g", "a"));
         assert!(!proves(&absences, &nic("a")));
+    }
+
+    #[test]
+    fn what_was_reported_of_a_resource_that_is_not_asked_for_any_more_counts_for_nothing_later() {
+        let (start, without_vm) = (Instant::now(), |name: &str| id("g", &format!("{name}/virtualMachine")));
+        let nic = |name: &str| Error::NotFound { resource: without_vm(name), message: "m".into() };
+        let mut absences = Absences::default();
+        absences.deleted(&without_vm("c"));
+        [nic("a"), nic("b"), scope("g"), scope("h")].iter().for_each(|one| note(&mut absences, one, start));
+        absences.keep([id("G", "A")].iter().map(String::as_str));
+        let proves = |absences: &Absences, name: &str| {
+            absences.prove(&nic(name), &Recorded::default(), MINUTE, false, start + MINUTE)
+        };
+        assert_eq!(["a", "b", "c"].map(|name| proves(&absences, name)), [true, false, false]);
+        assert_eq!(absences.groups, BTreeSet::from([group_of(&id("g", "n"))]));
+        absences.keep(std::iter::empty());
+        assert!(absences.seen.is_empty() && absences.groups.is_empty());
     }
 
     /// The object as it is once this condition has been applied.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
 use kube::ResourceExt;
-use vnetpool_crds::allocation::{Interface, NodeIPAllocation};
+use vnetpool_crds::allocation::{Interface, IpConfiguration, NodeIPAllocation};
 use vnetpool_crds::names;
 use vnetpool_crds::pool::Mode;
 
@@ -146,12 +146,20 @@ fn recorded(allocation: &NodeIPAllocation, left: &HashSet<ResourceId>) -> HashSe
     named.filter(|id| !left.contains(id)).collect()
 }
 
-/// The public addresses on NICs that the node has left: they are deleted when those have been emptied.
+/// The public addresses on NICs that the node has left: they are deleted when those have been emptied. But for
+/// those that the present NIC has, or is to have by its marks, whatever an older record says.
 fn on_left(allocation: &NodeIPAllocation, seen: &Seen) -> HashSet<ResourceId> {
     let spec = &allocation.spec;
     let is_left = |nic: &&Interface| seen.left.iter().any(|id| nic.id.eq_ignore_ascii_case(id.as_str()));
     let all = spec.left_interfaces.iter().chain(spec.interfaces.iter().filter(is_left));
-    all.flat_map(public_addresses).filter_map(|id| id.parse().ok()).collect()
+    let all = all.flat_map(public_addresses).filter_map(|id| id.parse().ok());
+    let held = &seen.observed.held;
+    let is_held = |one: &&IpConfiguration| held.iter().any(|held| held.name == one.name);
+    let marked = spec.ip_configurations().filter(is_held);
+    let marked = marked.filter_map(|one| one.public_address.as_ref()?.id.parse().ok());
+    let attached = held.iter().filter_map(|one| one.attached.public_address.clone());
+    let present: HashSet<ResourceId> = marked.chain(attached).collect();
+    all.filter(|id| !present.contains(id)).collect()
 }
 
 /// The marks that `spec` shows.
@@ -168,6 +176,7 @@ mod tests {
     use super::super::memory::Memories;
     use super::super::observe::obstacle::Obstacle;
     use super::*;
+    use crate::azure::Attached;
     use crate::resource_id::sample_public_address;
     use serde_json::json;
 
@@ -196,6 +205,22 @@ mod tests {
             let plan = plan(&ctx, &allocation, &node, &seen, &mut memory, now);
             (plan.recorded.contains(&public), plan.delete.contains(&public))
         };
+        // What the present NIC has isn't the former one's, whatever is recorded of that.
+        let mut allocation: NodeIPAllocation = serde_json::from_value(object.clone()).unwrap();
+        allocation.spec.left_interfaces.push(nic.clone());
+        let memory = Memories::default().take(&allocation);
+        let mut seen = Seen::sample(&allocation, Obstacle::NoPool, &memory, now);
+        assert_eq!(on_left(&allocation, &seen), HashSet::from([public.clone()]));
+        let named = Interface { id: "/present".into(), ..nic.clone() };
+        let attached = Attached { public_address: Some(public.clone()), ..Attached::default() };
+        let (name, state) = ("vnp-1".to_owned(), azure::ProvisioningState::Succeeded);
+        let address = "10.0.0.5/32".parse().ok();
+        seen.observed.held = vec![azure::IpConfiguration { name, address, state, attached }];
+        assert!(on_left(&allocation, &seen).is_empty(), "attached");
+        seen.observed.held[0].attached.public_address = None;
+        assert_eq!(on_left(&allocation, &seen).len(), 1);
+        allocation.spec.interfaces.push(named);
+        assert!(on_left(&allocation, &seen).is_empty(), "marked");
         assert_eq!(planned(true, false), (true, true));
         assert_eq!(planned(true, true), (false, false), "Azure would refuse that");
         assert_eq!(planned(false, false), (false, false), "until the NIC is empty");

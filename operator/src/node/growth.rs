@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use kube::ResourceExt;
-use vnetpool_crds::allocation::{NodeIPAllocation, NodeIPAllocationSpec};
+use vnetpool_crds::allocation::{Interface, NodeIPAllocation, NodeIPAllocationSpec};
 use vnetpool_crds::pool::BLOCK;
 
 use super::observe::Seen;
@@ -128,11 +128,23 @@ pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
     if allocation.spec.route_table_id.is_some() {
         return;
     }
-    for nic in allocation.spec.recorded_interfaces() {
-        let sizes = nic.ip_configurations.iter().filter_map(|one| one.address.parse().ok());
-        let sizes = sizes.map(|range: ipnet::Ipv4Net| 1 << (32 - range.prefix_len()));
-        freed(ctx, &key(&nic.subnet.id), sizes, now);
+    allocation.spec.recorded_interfaces().for_each(|nic| emptied(ctx, nic, now));
+}
+
+/// All that is recorded of a NIC that a node has left has gone back.
+pub fn left_emptied(ctx: &Context, allocation: &NodeIPAllocation, id: &str) {
+    let spec = &allocation.spec;
+    let mut left = spec.left_interfaces.iter().filter(|_| spec.route_table_id.is_none());
+    if let Some(nic) = left.find(|nic| nic.id.eq_ignore_ascii_case(id)) {
+        emptied(ctx, nic, Instant::now());
     }
+}
+
+/// All that this NIC holds by its record has gone back.
+fn emptied(ctx: &Context, nic: &Interface, now: Instant) {
+    let sizes = nic.ip_configurations.iter().filter_map(|one| one.address.parse().ok());
+    let sizes = sizes.map(|range: ipnet::Ipv4Net| 1 << (32 - range.prefix_len()));
+    freed(ctx, &key(&nic.subnet.id), sizes, now);
 }
 
 /// The node's pool was edited: its subnet is asked again, whatever it had. All nodes of the pool report the

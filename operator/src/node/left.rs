@@ -2,21 +2,22 @@
 //! node's present NIC is published before, and `spec` names those meanwhile. So a NIC that is locked, or that
 //! Azure doesn't show, holds up nothing: each waits by itself.
 
-use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use tracing::{info, warn};
+use vnetpool_crds::names;
 
 use super::absences::Recorded;
 use super::asking::{Refused, Turns};
 use super::lag::{Lag, lag};
 use super::memory::Memory;
-use super::memory::left::Over;
+use super::memory::left::{self, Over};
 use super::pending::Pending;
 use super::progress::Progress;
-use super::vacate::{Attempt, Ended};
+use super::vacate::{Attempt, Ended, is_left_to_its_vm};
+use super::{growth, strays};
 use crate::azure::{self, ResourceId, Urgency, VmId};
 use crate::context::Context;
 use crate::events;
@@ -32,7 +33,9 @@ pub async fn settle(
     urgency: &Urgency,
     memory: &mut Memory,
 ) -> bool {
-    let is_served = progress.seen.as_ref().is_some_and(|seen| !seen.is_held_back);
+    // Of a node whose VM or NIC isn't known, any NIC may be in use.
+    let is_served = progress.seen.as_ref().is_some_and(|seen| !seen.is_held_back && seen.nic.is_some());
+    let Ok(own) = VmId::from_provider_id(node.provider_id()) else { return false };
     if !is_served || progress.pause.is_some() || ctx.azure.is_dry_run() {
         return false;
     }
@@ -40,12 +43,11 @@ pub async fn settle(
     if lag(allocation, node.boot_id()) != Lag::None {
         return false;
     }
-    let lost = allocation.status.iter().flat_map(|status| &status.lost);
-    let in_use: Vec<Ipv4Addr> = lost.filter_map(|one| one.address.parse().ok()).collect();
+    let in_use = strays::in_use(allocation);
     let Some(id) = memory.left.due(&allocation.spec, &in_use, Instant::now()) else { return false };
     // All of its resources wait as one.
     let (absences, mut pending) = (&mut memory.absences, Pending::default());
-    let mut attempt = Attempt::of(ctx, allocation, (absences, &mut pending), Turns::Left);
+    let mut attempt = Attempt::of(ctx, allocation, (absences, &mut pending), Turns::Left).beside(&own);
     let ended = tokio::select! {
         biased;
         ended = attempt.end(id, None) => ended,
@@ -56,8 +58,12 @@ pub async fn settle(
         (Ok(Ended::Nothing), None) => {
             info!(nic = id, "the node has left it, and it holds nothing of ours");
             memory.left.over(id, Over::Emptied);
+            growth::left_emptied(ctx, allocation, id);
         }
         (Ok(Ended::InUse(vm)), None) => leave_to(ctx, progress, node, (id, &vm), memory),
+        (Ok(Ended::InPart), None) => {
+            memory.left.put_off(id, left::IN_USE.to_owned(), Duration::ZERO, Instant::now());
+        }
         (Err(error), _) | (Ok(_), Some(Refused { error, .. })) => put_off(ctx, progress, id, &error, memory),
         // It is asked for again when the node is reconciled next.
         (Ok(Ended::Unknown), None) => return false,
@@ -65,7 +71,8 @@ pub async fn settle(
     true
 }
 
-/// A VM has the NIC. If that is the node's, the NIC is one beside that which serves.
+/// Another VM has the NIC. What is recorded of it goes only if that VM's node is known to have it, or by a
+/// person's word: it may be the node's former machine, which is about to be deleted and to leave the NIC.
 fn leave_to(
     ctx: &Context,
     progress: &Progress,
@@ -73,15 +80,19 @@ fn leave_to(
     (id, vm): (&str, &ResourceId),
     memory: &mut Memory,
 ) {
-    let own = VmId::from_provider_id(node.provider_id());
-    if let (Ok(nic), true) = (id.parse(), own.is_ok_and(|own| own.resource() == vm)) {
-        memory.strays.add(nic);
-        memory.nic.must_choose = true;
-    } else {
-        let about = [node.object_ref(&()), progress.allocation.object_ref(&())];
+    let allocation = &*progress.allocation;
+    if id.parse().is_ok_and(|nic| is_left_to_its_vm(ctx, allocation, &nic)) {
+        let about = [node.object_ref(&()), allocation.object_ref(&())];
         ctx.events.report(&about, events::left_behind(id, vm.as_str()));
+        memory.left.over(id, Over::Used);
+    } else {
+        let why = format!(
+            "VM {vm} has it, and no other node's object names it. If it is to stay with that VM, confirm it with the \
+             annotation {}=true",
+            names::GONE
+        );
+        memory.left.put_off(id, why, Duration::ZERO, Instant::now());
     }
-    memory.left.over(id, Over::Used);
 }
 
 fn put_off(ctx: &Context, progress: &Progress, id: &str, error: &azure::Error, memory: &mut Memory) {

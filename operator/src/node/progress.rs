@@ -205,7 +205,8 @@ impl Progress {
         let holds_nothing =
             self.plan.as_ref().is_some_and(|plan| plan.kept == 0 && !plan.releases && !plan.regroups);
         let none_is_detached = self.allocation.spec.detached_public_addresses.is_empty();
-        let has_left_none = strays.nics().is_empty() && self.allocation.spec.left_interfaces.is_empty();
+        let has_left_none = strays.with_recorded(&self.allocation).is_empty()
+            && self.allocation.spec.left_interfaces.is_empty();
         no_pool && holds_nothing && none_is_detached && has_left_none
     }
 
@@ -307,9 +308,9 @@ mod tests {
         let nic = sample_nic(&[]).id;
         let serving =
             nic.as_str().replace("/networkInterfaces/", "/networkInterfaces/other-").parse().unwrap();
-        memory.strays.found(std::slice::from_ref(&nic), &serving, false);
+        memory.strays.add(nic.clone());
         assert!(!progress.is_done_with(&memory.strays));
-        memory.strays.found(&[], &serving, false);
+        assert_eq!(memory.strays.found(&[], (std::slice::from_ref(&nic), &serving), false), []);
         assert!(progress.is_done_with(&memory.strays));
         let mut named = NodeIPAllocation::clone(&progress.allocation);
         named.spec.left_interfaces = vec![Interface { id: nic.to_string(), ..Interface::default() }];

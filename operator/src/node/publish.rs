@@ -49,8 +49,7 @@ pub fn spec(
         }
     }
     let interface = seen.nic.clone().map(|nic| Interface { ip_configurations, ..nic });
-    let own: Vec<&Interface> = seen.nic.iter().chain(&seen.primary_nic).collect();
-    let (left_interfaces, lost) = left.record(before, &seen.left, &own);
+    let (left_interfaces, lost) = left.record(before, &seen.left, seen.nic.as_ref());
     let recorded = attachments.recorded.iter().map(ResourceId::as_str);
     let recorded = recorded.chain(lost.iter().flat_map(public_addresses));
     NodeIPAllocationSpec {

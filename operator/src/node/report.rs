@@ -26,12 +26,13 @@ use super::absences::Absences;
 use super::attachments::step;
 use super::blame::Part;
 use super::error::Error;
-use super::lag::lag;
+use super::lag::{AGENT_GRACE, lag};
 use super::memory::Memory;
 use super::memory::reports::Turn;
 use super::observe::{groups, taken_off};
 use super::pause::Pause;
 use super::progress::Progress;
+use super::strays;
 use crate::api_server::read_again;
 use crate::cluster::kept;
 use crate::context::Context;
@@ -102,7 +103,7 @@ async fn made(
         rehearsal: progress.rehearsal.as_ref(),
         setback: memory.setback.as_ref(),
         lacking: memory.lacking(),
-        beside: beside(memory),
+        beside: beside(&progress.allocation, memory, now),
         writing: memory.nic.writing,
         tracked: tracked(ctx, &progress.allocation),
         grouped: progress.seen.as_ref().and_then(|seen| {
@@ -123,11 +124,12 @@ async fn made(
 }
 
 /// What isn't well with NICs that don't serve the node. It is served all the same.
-fn beside(memory: &Memory) -> Option<String> {
+fn beside(allocation: &NodeIPAllocation, memory: &Memory, now: Instant) -> Option<String> {
     let hidden = memory.nic.hidden.iter();
     let hidden = hidden
         .map(|why| format!("not all of its VM's NICs are shown, and nothing is known of the others: {why}"));
-    let left = memory.left.reasons();
+    let (in_use, lags) = (strays::in_use(allocation), memory.reports.behind_for(now) >= AGENT_GRACE);
+    let left = memory.left.reasons(&allocation.spec, &in_use, lags);
     let left = left.map(|(id, why)| format!("{id}, which the node has left, keeps what was reserved: {why}"));
     let all: Vec<String> = hidden.chain(left).collect();
     (!all.is_empty()).then(|| all.join("; "))

@@ -6,16 +6,15 @@ use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use kube::Resource;
 use tracing::{info, warn};
 use vnetpool_apiserver::doubled;
 use vnetpool_crds::NodeIPAllocation;
 
 use super::asking::{Asking, Refused, Turns};
 use super::lag::{Lag, lag};
+use super::memory::left::Left;
 use crate::azure::{self, Change, Freshness, Nic, ResourceId, Urgency, VmId};
 use crate::context::Context;
-use crate::events;
 use crate::node_object::Node;
 
 const FIRST: Duration = Duration::from_secs(60);
@@ -37,8 +36,8 @@ enum Outcome {
     /// There was nothing to release.
     Nothing,
     Released,
-    /// It is another VM's now, which may use what it holds.
-    LeftTo(ResourceId),
+    /// Azure doesn't show that the node's VM has it. Another may, and use what it holds.
+    Departed,
 }
 
 impl Strays {
@@ -48,17 +47,27 @@ impl Strays {
         Strays { nics: all.collect(), ..Strays::default() }
     }
 
-    /// The VM's NICs were read: these are such, and the one that is `serving` isn't. Those known before stay
-    /// as long as a write to them may come late.
-    pub fn found(&mut self, nics: &[ResourceId], serving: &ResourceId, may_come_late: bool) {
-        let before = std::mem::take(&mut self.nics);
-        let stay = before.into_iter().filter(|_| may_come_late);
+    /// The VM's NICs were read, which are `own`: these are such, and the one that is `serving` isn't. Those
+    /// known before stay as long as a write to them may come late. Returns those known before that aren't the
+    /// VM's any more: this read shows nothing of what they hold.
+    #[must_use]
+    pub fn found(
+        &mut self,
+        nics: &[ResourceId],
+        (own, serving): (&[ResourceId], &ResourceId),
+        may_come_late: bool,
+    ) -> Vec<ResourceId> {
+        let before = std::mem::take(&mut self.nics).into_iter();
+        let (covered, departed): (Vec<_>, Vec<_>) =
+            before.partition(|nic| own.contains(nic) || nic == serving);
+        let stay = covered.into_iter().filter(|_| may_come_late);
         for nic in nics.iter().cloned().chain(stay) {
-            if nic != *serving && !self.nics.contains(&nic) {
-                self.nics.push(nic);
+            if nic != *serving {
+                self.add(nic);
             }
         }
         self.missing.retain(|nic, _| self.nics.contains(nic) && !nics.contains(nic));
+        departed
     }
 
     /// This one, of the node's VM, may hold something.
@@ -71,6 +80,14 @@ impl Strays {
     /// Those that are known.
     pub fn nics(&self) -> &[ResourceId] {
         &self.nics
+    }
+
+    /// These, and those that the object records: one that has departed stands there until `spec` names it as
+    /// left.
+    pub fn with_recorded(&self, allocation: &NodeIPAllocation) -> Vec<ResourceId> {
+        let mut all = self.clone();
+        Strays::of(allocation).nics.into_iter().for_each(|nic| all.add(nic));
+        all.nics
     }
 
     /// How long Azure's refusal still holds.
@@ -106,14 +123,15 @@ impl Strays {
     }
 }
 
-/// Releases the addresses that no pod has. Returns whether there were any: then the VM's NICs are to be read
-/// again. An error ends nothing but this, and all of it waits while the node needs something more urgent.
+/// Releases the addresses that no pod has. Returns whether there is news: then the VM's NICs are to be read
+/// again. One that the VM doesn't have any more goes on as one that the node has `left`. An error ends nothing
+/// but this, and all of it waits while the node needs something more urgent.
 pub async fn settle(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     node: &Node,
     urgency: &Urgency,
-    strays: &mut Strays,
+    (strays, left): (&mut Strays, &mut Left),
 ) -> bool {
     let waits = strays.nics.is_empty() || strays.wait(Instant::now()).is_some();
     if waits || ctx.azure.is_dry_run() || lag(allocation, node.boot_id()) != Lag::None {
@@ -130,10 +148,10 @@ pub async fn settle(
         match released {
             Ok(Outcome::Nothing) => {}
             Ok(Outcome::Released) => is_released = true,
-            Ok(Outcome::LeftTo(other)) => {
-                let about = [node.object_ref(&()), allocation.object_ref(&())];
-                ctx.events.report(&about, events::left_behind(id.as_str(), other.as_str()));
+            Ok(Outcome::Departed) => {
                 strays.forget(&id);
+                left.depart(id);
+                is_released = true;
             }
             Err(Refused { error: azure::Error::NotFound { .. }, .. }) => {
                 strays.missed(&id, ctx.waits.second_read, Instant::now());
@@ -161,7 +179,7 @@ async fn release(
         // What is known shows nothing of refusals.
         let known = |urgency| ctx.azure.nic(id, Freshness::Cached, urgency);
         let known = asking.ask(&ctx.refusals.reads, &[id.key()], urgency.into(), known, |_| false).await?;
-        if others(&known, vm).is_none() && idle(allocation, &known).is_empty() {
+        if is_of(&known, vm) && idle(allocation, &known).is_empty() {
             return Ok(None);
         }
         asking.read(id, urgency).await.map(Some)
@@ -173,8 +191,8 @@ async fn release(
         () = urgency.outgrown() => return Err(azure::Error::Outgrown { resource: id.to_string() }.into()),
     };
     let Some(nic) = nic else { return Ok(Outcome::Nothing) };
-    if let Some(other) = others(&nic, vm) {
-        return Ok(Outcome::LeftTo(other.clone()));
+    if !is_of(&nic, vm) {
+        return Ok(Outcome::Departed);
     }
     let change = Change { release: idle(allocation, &nic), ..Change::default() };
     asking.write(&nic, &change, urgency).await?;
@@ -182,25 +200,26 @@ async fn release(
     Ok(Outcome::Released)
 }
 
-/// The VM that has a NIC, if it isn't this one.
-fn others<'a>(nic: &'a Nic, vm: &VmId) -> Option<&'a ResourceId> {
-    nic.vm.as_ref().filter(|other| *other != vm.resource())
+/// Whether a NIC shows this VM.
+fn is_of(nic: &Nic, vm: &VmId) -> bool {
+    nic.vm.as_ref() == Some(vm.resource())
 }
 
 /// Names of ours on such a NIC that no pod has: `spec` doesn't show them, and the agent, which has taken that
 /// up, names none of their addresses as lost.
-fn idle(allocation: &NodeIPAllocation, nic: &Nic) -> Vec<String> {
+pub fn idle(allocation: &NodeIPAllocation, nic: &Nic) -> Vec<String> {
     let shown = allocation.spec.names();
-    let lost: Vec<Ipv4Addr> = allocation
-        .status
-        .iter()
-        .flat_map(|status| &status.lost)
-        .filter_map(|one| one.address.parse().ok())
-        .collect();
+    let lost = in_use(allocation);
     let is_used = |range: ipnet::Ipv4Net| lost.iter().any(|address| range.contains(address));
     let all = nic.ip_configurations.iter();
     let idle = all.filter(|one| !shown.contains(&one.name) && !one.address.is_some_and(is_used));
     idle.map(|one| one.name.clone()).collect()
+}
+
+/// The addresses that the agent reports as pods' though `spec` doesn't show them.
+pub fn in_use(allocation: &NodeIPAllocation) -> Vec<Ipv4Addr> {
+    let lost = allocation.status.iter().flat_map(|status| &status.lost);
+    lost.filter_map(|one| one.address.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -223,27 +242,44 @@ mod tests {
         let allocation = serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
         let mut strays = Strays::of(&allocation);
         assert_eq!(strays.nics(), [id("a")]);
-        strays.found(&[id("b")], &id("s"), true);
-        assert_eq!(strays.nics(), [id("b"), id("a")]);
+        let own = ["a", "b", "s"].map(id);
+        let mut found = |nics: &[ResourceId], serving, may_come_late| {
+            assert_eq!(strays.found(nics, (&own, &id(serving)), may_come_late), []);
+            strays.nics().to_vec()
+        };
+        assert_eq!(found(&[id("b")], "s", true), [id("b"), id("a")]);
         // One of them has come to serve again.
-        strays.found(&[id("s")], &id("A"), true);
-        assert_eq!(strays.nics(), [id("s"), id("b")]);
-        strays.found(&[id("b")], &id("a"), false);
-        assert_eq!(strays.nics(), [id("b")]);
+        assert_eq!(found(&[id("s")], "A", true), [id("s"), id("b")]);
+        assert_eq!(found(&[id("b")], "a", false), [id("b")]);
+    }
+
+    #[test]
+    fn what_is_recorded_of_a_nic_that_the_vm_has_no_more_does_not_end_with_a_read_of_the_vms_nics() {
+        let (mut strays, own) = (Strays::default(), ["b", "s"].map(id));
+        strays.add(id("a"));
+        strays.add(id("b"));
+        // It was the former machine's.
+        assert_eq!(strays.found(&[], (&own, &id("s")), false), [id("a")]);
+        assert_eq!(strays.nics(), [], "the read shows that the other holds nothing");
+        // Until `spec` names it as left, it stands where it stood.
+        let spec =
+            json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "strayInterfaces": [id("a").as_str()]});
+        let allocation = serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
+        assert_eq!(strays.with_recorded(&allocation), [id("a")]);
     }
 
     #[test]
     fn a_nic_is_forgotten_when_a_second_read_a_minute_later_does_not_find_it_either() {
         let (start, minute) = (Instant::now(), Waits::FULL.second_read);
         let mut strays = Strays::default();
-        strays.found(&[id("a"), id("b")], &id("s"), false);
+        ["a", "b"].iter().for_each(|name| strays.add(id(name)));
         strays.missed(&id("a"), minute, start);
         assert_eq!((strays.nics().len(), strays.wait(start)), (2, Some(minute)));
         strays.missed(&id("a"), minute, start + minute);
         assert_eq!(strays.nics(), [id("b")]);
         // One that was read in between is missed anew.
         strays.missed(&id("b"), minute, start);
-        strays.found(&[id("b")], &id("s"), false);
+        let _ = strays.found(&[id("b")], (&[id("b")], &id("s")), false);
         strays.missed(&id("b"), minute, start + minute);
         assert_eq!(strays.nics(), [id("b")]);
     }
@@ -263,17 +299,16 @@ mod tests {
     }
 
     #[test]
-    fn a_nic_that_another_vm_has_is_left_to_it() {
+    fn a_nic_that_does_not_show_the_nodes_vm_may_be_anothers() {
         let vm = |name: &str| {
             format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines/{name}")
         };
         let ours = VmId::from_provider_id(&format!("azure://{}", vm("ours"))).unwrap();
         let of = |vm: Option<String>| {
             let nic = Nic { vm: vm.map(|vm| vm.parse().unwrap()), ..sample_nic(&[]) };
-            others(&nic, &ours).cloned()
+            is_of(&nic, &ours)
         };
-        assert_eq!((of(None), of(Some(vm("OURS")))), (None, None));
-        assert_eq!(of(Some(vm("other"))), Some(vm("other").parse().unwrap()));
+        assert!(of(Some(vm("OURS"))) && !of(Some(vm("other"))) && !of(None));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use tracing::warn;
-use vnetpool_crds::allocation::Interface;
+use vnetpool_crds::allocation::{Interface, NodeIPAllocationSpec};
 use vnetpool_crds::pool::Mode;
 use vnetpool_crds::reason::Reason;
 use vnetpool_crds::{NodeIPAllocation, names};
@@ -18,8 +18,8 @@ use super::memory::{Memory, left};
 use super::pending::Pending;
 use super::progress::{Next, SOON};
 use super::setback::{Setback, Stage};
-use super::{backend, growth, pause, publish, report};
-use crate::azure::{self, Change, Kind, Priority, ResourceId, Urgency};
+use super::{backend, growth, pause, publish, report, strays};
+use crate::azure::{self, Change, Kind, Nic, Priority, ResourceId, Urgency, VmId};
 use crate::cluster::kept;
 use crate::context::Context;
 use crate::events;
@@ -51,7 +51,7 @@ pub async fn vacate(
         return Ok(Next::After(wait));
     }
     let gone = format!("Node {} is gone", allocation.name_any());
-    let strays = memory.strays.nics().to_vec();
+    let strays = memory.strays.with_recorded(allocation);
     let mut attempt = Attempt::of(ctx, allocation, (&mut memory.absences, &mut memory.pending), Turns::Taken);
     let (in_use, refusal) = match attempt.all(&strays).await {
         Ok(in_use) => {
@@ -63,22 +63,81 @@ pub async fn vacate(
     if let Some(refusal) = refusal {
         return refused(ctx, allocation, memory, (refusal, &gone)).await;
     }
-    let Some(vm) = in_use else {
+    let Some(in_use) = in_use else {
         // Another client may write the object in that moment: then returned addresses are counted once, and a
         // resource that was found to be absent stays so, when it is tried again.
         publish::delete(ctx, allocation).await?;
         growth::gone(ctx, allocation);
         return Ok(Next::Gone);
     };
-    let message = format!(
-        "there is no Node {} any more, but its VM {vm} lives, so its addresses stay reserved. They are given back when the \
-         VM is deleted; a new Node of that name takes them over. If that VM is another machine, and what the NIC holds is to \
-         stay with it, confirm it with the annotation {}=true.",
-        allocation.name_any(),
-        names::GONE
-    );
+    let message = in_use.message(&allocation.name_any());
     report::vacant(ctx, allocation, &memory.absences, Reason::NodeGone, message).await?;
     Ok(Next::After(now.saturating_duration_since(since).clamp(SOONEST, LATEST)))
+}
+
+/// A VM that has a NIC of a node that is gone.
+#[derive(Debug, PartialEq, Eq)]
+struct InUse {
+    nic: String,
+    vm: ResourceId,
+    /// The node had left the NIC before.
+    is_left: bool,
+}
+
+/// What becomes of all NICs of a node that is gone.
+#[derive(Debug, Default)]
+struct Vacated {
+    in_use: Option<InUse>,
+    /// One that the node still had may be in use.
+    in_doubt: bool,
+}
+
+impl InUse {
+    fn message(&self, node: &str) -> String {
+        let InUse { nic, vm, is_left } = self;
+        match is_left {
+            false => format!(
+                "there is no Node {node} any more, but its VM {vm} lives, so its addresses stay reserved. They are given back \
+                 when the VM is deleted; a new Node of that name takes them over. If that VM is another machine, and what the \
+                 NIC holds is to stay with it, confirm it with the annotation {}=true.",
+                names::GONE
+            ),
+            true => format!(
+                "there is no Node {node} any more, and VM {vm} has {nic}, which the node had left before. What that NIC holds \
+                 stays reserved until the VM is deleted or another node's object names the NIC. If it is to stay with that VM, \
+                 confirm it with the annotation {}=true.",
+                names::GONE
+            ),
+        }
+    }
+}
+
+impl Vacated {
+    /// One that the node still had counts for more than one that it had left.
+    fn take(&mut self, ended: Ended, nic: &str, is_left: bool) {
+        match ended {
+            Ended::Nothing => {}
+            Ended::InUse(vm) => {
+                if self.in_use.as_ref().is_none_or(|one| one.is_left && !is_left) {
+                    self.in_use = Some(InUse { nic: nic.to_owned(), vm, is_left });
+                }
+            }
+            Ended::InPart | Ended::Unknown => self.in_doubt |= !is_left,
+        }
+    }
+
+    /// Whether the node's machine uses nothing any more of what is beside its NICs.
+    fn may_leave(&self) -> bool {
+        !self.in_doubt && self.in_use.as_ref().is_none_or(|one| one.is_left)
+    }
+}
+
+/// Whether a NIC that a VM has is left to that with all that it holds: another node's object records it by
+/// now, or a person says so. Otherwise the VM may be the node's former one, which is about to go, and nobody
+/// else would know of the NIC.
+pub fn is_left_to_its_vm(ctx: &Context, allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
+    let is_anothers = |other: &NodeIPAllocation| is_anothers(nic, allocation, other);
+    is_confirmed_gone(allocation) || ctx.cluster.allocations().find(is_anothers).is_some()
 }
 
 /// Whether an object is another node's and records this NIC: then what it holds is that one's to use and to
@@ -235,6 +294,8 @@ pub struct Attempt<'a> {
     absences: &'a mut Absences,
     pending: &'a mut Pending,
     refused: Vec<Refused>,
+    /// The VM of a node that is there.
+    own: Option<&'a VmId>,
 }
 
 /// What Azure's answer shows.
@@ -247,11 +308,14 @@ enum Answer<T> {
 }
 
 /// What has become of a NIC.
+#[derive(Clone, Debug)]
 pub enum Ended {
     /// It holds nothing of ours.
     Nothing,
     /// A VM has it, and with it our reservations.
     InUse(ResourceId),
+    /// A pod of the node has an address of it; all else has gone back.
+    InPart,
     /// It may be in use.
     Unknown,
 }
@@ -264,7 +328,12 @@ impl<'a> Attempt<'a> {
         turns: Turns,
     ) -> Attempt<'a> {
         let asking = Asking::of(ctx, allocation, turns);
-        Attempt { ctx, allocation, asking, absences, pending, refused: vec![] }
+        Attempt { ctx, allocation, asking, absences, pending, refused: vec![], own: None }
+    }
+
+    /// The same for a node that is there, on this VM: pods may have addresses of any of its NICs.
+    pub fn beside(self, own: &'a VmId) -> Attempt<'a> {
+        Attempt { own: Some(own), ..self }
     }
 
     /// What was refused, if anything was. An error that a second answer doesn't turn into a proof comes
@@ -321,29 +390,24 @@ impl<'a> Attempt<'a> {
 
     /// All that the object records of a node that is gone, and `strays`. What is beside its NICs comes last:
     /// a NIC may be in use. Returns the VM that has one of them.
-    async fn all(&mut self, strays: &[ResourceId]) -> Result<Option<ResourceId>, azure::Error> {
-        let (mut in_use, mut in_doubt) = (None, false);
+    async fn all(&mut self, strays: &[ResourceId]) -> Result<Option<InUse>, azure::Error> {
+        let mut vacated = Vacated::default();
         for (id, mac) in nics(self.allocation, strays) {
-            match self.end_or_leave(id, mac).await? {
-                Ended::Nothing => {}
-                Ended::InUse(vm) => in_use = in_use.or(Some(vm)),
-                Ended::Unknown => in_doubt = true,
-            }
+            let ended = self.end_or_leave(id, mac).await?;
+            vacated.take(ended, id, is_left(&self.allocation.spec, id));
         }
-        if in_use.is_none() && !in_doubt {
+        if vacated.may_leave() {
             self.leave().await?;
         }
-        Ok(in_use)
+        Ok(vacated.in_use)
     }
 
-    /// The same as [`Attempt::end`]. But a NIC is left to its VM, with all that it has, if another node's
-    /// object records it by now, or if a person says so.
+    /// The same as [`Attempt::end`]. But a NIC may be left to its VM, with all that it has.
     async fn end_or_leave(&mut self, id: &str, mac: Option<&str>) -> Result<Ended, azure::Error> {
         let ended = self.end(id, mac).await?;
         let (Ended::InUse(vm), Ok(nic)) = (&ended, id.parse()) else { return Ok(ended) };
         let (ctx, allocation) = (self.ctx, self.allocation);
-        let is_anothers = |other: &NodeIPAllocation| is_anothers(&nic, allocation, other);
-        if !is_confirmed_gone(allocation) && ctx.cluster.allocations().find(is_anothers).is_none() {
+        if !is_left_to_its_vm(ctx, allocation, &nic) {
             return Ok(ended);
         }
         warn!(%nic, %vm, "what it holds is left to another machine");
@@ -356,7 +420,7 @@ impl<'a> Attempt<'a> {
     /// public addresses made for its pods are deleted, unless a VM has it. A NIC with another hardware
     /// address than `mac` and nothing of ours on it belongs to a machine that has come back under an old
     /// one's id: the old one is gone. A public address that something else has is left to that if a person
-    /// says so.
+    /// says so. If it is the node's own VM that has the NIC, all goes back that no pod has.
     pub async fn end(&mut self, id: &str, mac: Option<&str>) -> Result<Ended, azure::Error> {
         if self.waits_for(id) {
             return Ok(Ended::Unknown);
@@ -373,8 +437,8 @@ impl<'a> Attempt<'a> {
         }
         let settled = self.settle(&nic, mac).await;
         match self.learn(id, settled)? {
-            Answer::Done(Some(vm)) => return Ok(Ended::InUse(vm)),
-            Answer::Done(None) | Answer::Gone => {}
+            Answer::Done(Ended::Nothing) | Answer::Gone => {}
+            Answer::Done(ended) => return Ok(ended),
             Answer::Refused => return Ok(Ended::Unknown),
         }
         self.delete(public_addresses(self.allocation, &nic), is_confirmed_gone(self.allocation)).await?;
@@ -391,24 +455,32 @@ impl<'a> Attempt<'a> {
         count > 0 && waiting == count
     }
 
-    /// The NIC's part of it. Returns the VM that still has it.
-    async fn settle(&mut self, id: &ResourceId, mac: Option<&str>) -> Result<Option<ResourceId>, Refused> {
+    /// The NIC's part of it.
+    async fn settle(&mut self, id: &ResourceId, mac: Option<&str>) -> Result<Ended, Refused> {
         let (ctx, allocation) = (self.ctx, self.allocation);
         let nic = self.asking.read(id, Priority::GiveBack).await?;
         // Whatever becomes of the write: a 404 from before shows nothing any more.
         self.absences.found(id.as_str());
         let is_another = mac.is_some_and(|mac| nic.mac.as_deref().is_some_and(|now| now != mac));
         if is_another && nic.ip_configurations.is_empty() {
-            return Ok(None);
+            return Ok(Ended::Nothing);
         }
         let seen_without = format!("{id}/virtualMachine");
-        if nic.vm.is_some() {
+        if let Some(vm) = &nic.vm {
             self.absences.found(&seen_without);
-            return Ok(nic.vm.clone());
+            if self.own.is_none_or(|own| own.resource() != vm) {
+                return Ok(Ended::InUse(vm.clone()));
+            }
+            let (change, is_all) = of_own(allocation, &nic);
+            self.give_back(&nic, &change).await?;
+            return Ok(if is_all { Ended::Nothing } else { Ended::InPart });
+        }
+        // A machine that Azure doesn't show on its NIC may be the node's.
+        if self.own.is_some() && strays::idle(allocation, &nic).len() < nic.ip_configurations.len() {
+            return Ok(Ended::InPart);
         }
         let release: Vec<String> = nic.ip_configurations.iter().map(|one| one.name.clone()).collect();
-        let groups = interface(allocation, id).flat_map(|one| &one.application_security_groups);
-        let leave: Vec<ResourceId> = groups.filter_map(|group| group.parse().ok()).collect();
+        let leave = ours(allocation, id);
         if !release.is_empty() || records_addresses(allocation, id) {
             // One answer proves nothing, and a current ETag doesn't either: the VM may be left out of it. It
             // counts when it is given again, like an absence.
@@ -423,17 +495,24 @@ impl<'a> Attempt<'a> {
             }
         }
         if !release.is_empty() || !leave.is_empty() {
-            let change = Change { release, leave, ..Change::default() };
-            let written = self.asking.write(&nic, &change, give_back(ctx, allocation)).await?;
-            // An answer alone releases nothing.
-            let is_held = written.ip_configurations.iter().any(|one| change.release.contains(&one.name));
-            if is_held || written.groups.iter().any(|group| change.leave.contains(group)) {
-                return Err(azure::Error::WithoutEffect { resource: id.to_string() }.into());
-            }
+            self.give_back(&nic, &Change { release, leave, ..Change::default() }).await?;
             self.absences.deleted(&seen_without);
         }
         ctx.azure.forget(id);
-        Ok(None)
+        Ok(Ended::Nothing)
+    }
+
+    /// Takes these reservations and groups of ours off a NIC. An answer alone releases nothing.
+    async fn give_back(&self, nic: &Nic, change: &Change) -> Result<(), Refused> {
+        if change.release.is_empty() && change.leave.is_empty() {
+            return Ok(());
+        }
+        let written = self.asking.write(nic, change, give_back(self.ctx, self.allocation)).await?;
+        let is_held = written.ip_configurations.iter().any(|one| change.release.contains(&one.name));
+        if is_held || written.groups.iter().any(|group| change.leave.contains(group)) {
+            return Err(azure::Error::WithoutEffect { resource: nic.id.to_string() }.into());
+        }
+        Ok(())
     }
 
     /// Makes sure that nothing is left of what was made for the node beside its NICs: its route, and public
@@ -548,6 +627,27 @@ fn interface<'a>(allocation: &'a NodeIPAllocation, nic: &ResourceId) -> impl Ite
     allocation.spec.recorded_interfaces().filter(move |one| one.id.eq_ignore_ascii_case(nic.as_str()))
 }
 
+/// Whether the node has left this NIC, and hasn't it beside another either.
+fn is_left(spec: &NodeIPAllocationSpec, id: &str) -> bool {
+    let is_it = |one: &Interface| one.id.eq_ignore_ascii_case(id);
+    spec.left_interfaces.iter().any(is_it) && !spec.interfaces.iter().any(is_it)
+}
+
+/// What goes back of a NIC that is the node's own VM's again and doesn't serve it: the reservations that no
+/// pod has and, once that is all of them, the groups that the NIC is in by our doing. Whether that is all.
+fn of_own(allocation: &NodeIPAllocation, nic: &Nic) -> (Change, bool) {
+    let release = strays::idle(allocation, nic);
+    let is_all = release.len() == nic.ip_configurations.len();
+    let leave = if is_all { ours(allocation, &nic.id) } else { vec![] };
+    (Change { release, leave, ..Change::default() }, is_all)
+}
+
+/// The groups that a NIC is in by our doing.
+fn ours(allocation: &NodeIPAllocation, nic: &ResourceId) -> Vec<ResourceId> {
+    let groups = interface(allocation, nic).flat_map(|one| &one.application_security_groups);
+    groups.filter_map(|group| group.parse().ok()).collect()
+}
+
 /// Whether the object records addresses on a NIC. One that the node has left may have held them in another
 /// mode.
 fn records_addresses(allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
@@ -556,9 +656,14 @@ fn records_addresses(allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
     may_be_on_nic && interface(allocation, nic).any(|one| !one.ip_configurations.is_empty())
 }
 
-/// The public addresses that the ipConfigurations of a NIC have.
+/// The public addresses that go with a NIC: those that its ipConfigurations have. But for one that the node
+/// has left, those that another record names go with that, as a pod may have come by it again.
 fn public_addresses<'a>(allocation: &'a NodeIPAllocation, nic: &ResourceId) -> impl Iterator<Item = &'a str> {
-    interface(allocation, nic).flat_map(left::public_addresses)
+    let spec = &allocation.spec;
+    let is_named = |id: &str| spec.public_addresses().any(|one| one.eq_ignore_ascii_case(id));
+    let is_left = is_left(spec, nic.as_str());
+    let all = interface(allocation, nic).flat_map(left::public_addresses);
+    all.filter(move |id| !is_left || !is_named(id))
 }
 
 /// How urgent a write is by which addresses go back.
@@ -585,6 +690,81 @@ mod tests {
         let (old, renamed) = (object("old", nic.as_str()), object("new", &nic.as_str().to_uppercase()));
         assert!(!is_anothers(&nic, &old, &old) && !is_anothers(&nic, &old, &object("other", "another")));
         assert!(is_anothers(&nic, &old, &renamed));
+    }
+
+    fn vm(name: &str) -> ResourceId {
+        let machines = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Compute/virtualMachines";
+        format!("{machines}/{name}").parse().unwrap()
+    }
+
+    #[test]
+    fn a_nic_that_the_node_had_left_holds_back_nothing_of_what_was_made_beside_the_nics() {
+        let vacated = |all: &[(Ended, bool)]| {
+            let mut vacated = Vacated::default();
+            for (ended, is_left) in all {
+                vacated.take(ended.clone(), "n", *is_left);
+            }
+            let names = vacated.in_use.as_ref().map(|one| (one.vm.clone(), one.is_left));
+            (vacated.may_leave(), names)
+        };
+        let (in_use, other) = (|name| Ended::InUse(vm(name)), Some((vm("other"), true)));
+        assert_eq!(vacated(&[(Ended::Nothing, false), (in_use("other"), true)]), (true, other.clone()));
+        assert_eq!(vacated(&[(Ended::Unknown, true)]), (true, None));
+        assert_eq!(vacated(&[(Ended::Unknown, false), (in_use("other"), true)]), (false, other));
+        let own = Some((vm("own"), false));
+        assert_eq!(vacated(&[(in_use("other"), true), (in_use("own"), false)]), (false, own.clone()));
+        assert_eq!(vacated(&[(in_use("own"), false), (in_use("other"), true)]), (false, own));
+        let message = |is_left| InUse { nic: "the-nic".into(), vm: vm("other"), is_left }.message("n");
+        assert!(
+            message(true).contains("the-nic, which the node had left") && !message(false).contains("left")
+        );
+    }
+
+    /// Of a node that has left this NIC with a group, an address of this name, and the public address of it.
+    fn having_left(nic: &ResourceId, more: serde_json::Value) -> NodeIPAllocation {
+        let group =
+            "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/applicationSecurityGroups/a";
+        let left = json!({"id": nic.as_str(), "mac": "l", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"},
+            "applicationSecurityGroups": [group], "ipConfigurations": [{"name": "vnp-1",
+                "address": "10.0.0.5/32", "publicAddress": {"id": "/public/u"}}]});
+        let mut spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "leftInterfaces": [left]});
+        spec.as_object_mut().unwrap().extend(more["spec"].as_object().cloned().unwrap_or_default());
+        let object = json!({"metadata": {"name": "n"}, "spec": spec, "status": more["status"]});
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_nic_that_is_the_nodes_own_again_leaves_its_groups_with_its_last_reservation() {
+        let nic = sample_nic(&[("vnp-1", "10.0.0.5/32"), ("vnp-2", "10.0.0.6/32")]);
+        let lost = json!({"status": {"bootID": "b", "lost": [{"address": "10.0.0.6", "sandbox": "s"}]}});
+        let decided = |more: serde_json::Value, nic: &Nic| {
+            let (change, is_all) = of_own(&having_left(&nic.id, more), nic);
+            (change.release.len(), change.leave.len(), is_all)
+        };
+        assert_eq!(decided(json!({}), &nic), (2, 1, true));
+        assert_eq!(decided(lost, &nic), (1, 0, false), "a pod has the other, and may need the groups");
+        assert_eq!(decided(json!({}), &sample_nic(&[])), (0, 1, true), "no more than groups");
+    }
+
+    #[test]
+    fn a_public_address_that_a_pod_has_come_by_again_does_not_go_with_the_nic_that_had_it() {
+        let nic = sample_nic(&[]).id;
+        let count = |more| public_addresses(&having_left(&nic, more), &nic).count();
+        assert_eq!(count(json!({})), 1);
+        let serving = json!([{"id": "/other", "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"},
+            "ipConfigurations": [{"name": "vnp-9", "address": "10.0.0.9/32", "attachedTo": "u",
+                "publicAddress": {"id": "/PUBLIC/u"}}]}]);
+        assert_eq!(count(json!({"spec": {"interfaces": serving}})), 0);
+        assert_eq!(count(json!({"spec": {"detachedPublicAddresses": ["/public/u"]}})), 0);
+    }
+
+    #[tokio::test]
+    async fn a_nic_that_a_vm_has_is_left_to_it_only_if_another_object_records_it_or_a_person_says_so() {
+        let (ctx, nic) = (Context::sample(), sample_nic(&[]).id);
+        let mut object = having_left(&nic, json!({}));
+        assert!(!is_left_to_its_vm(&ctx, &object, &nic), "the former machine may be about to go");
+        object.metadata.annotations = Some([(names::GONE.to_owned(), "true".to_owned())].into());
+        assert!(is_left_to_its_vm(&ctx, &object, &nic));
     }
 
     #[test]

@@ -12,6 +12,9 @@ use crate::node::absences::{Absences, Recorded};
 use crate::node::setback::{Setback, Stage};
 use crate::planner::attachments::{Make, Wish, pod_of};
 
+/// When so many addresses by themselves have been refused the same, the others are likely to be, too.
+const ALIKE: usize = 3;
+
 /// What this process remembers of a node's attachments. All of it can be lost.
 #[derive(Clone, Debug)]
 pub struct Attaching {
@@ -252,6 +255,10 @@ impl Attaching {
             self.setback = Some(Setback::after(self.setback.as_ref(), Stage::Write, error, now));
         } else if let [name] = names {
             self.keeps(name, error, now);
+            let alike = self.undetached.values().filter(|one| one.has_met(error)).count();
+            if alike >= ALIKE {
+                self.setback = Some(Setback::after(self.setback.as_ref(), Stage::Write, error, now));
+            }
         } else {
             self.batch = (names.len() / 2).max(1);
         }
@@ -342,6 +349,12 @@ mod tests {
         assert_eq!((attaching.batch, attaching.undetached.len()), (2, 2), "b is off, a and c aren't");
         attaching.detached((&id("nic"), &names[..3]), |_| false, now);
         assert!(attaching.undetached.is_empty());
+        // What is said of three is likely to hold for the others.
+        let mut attaching = Attaching::default();
+        for (name, holds) in names.iter().zip([false, false, true, true]) {
+            attaching.not_detached(std::slice::from_ref(name), &forbidden, now);
+            assert_eq!(attaching.holds(now), holds, "{name}");
+        }
         // What concerns the whole NIC holds up all, and so does for the first time what may pass.
         let locked = azure::Error::Locked { resource: resource(), scope: "s".into(), message: "m".into() };
         let failed = azure::Error::Failed { resource: resource(), code: "c".into(), message: "m".into() };

@@ -81,16 +81,26 @@ pub enum Read {
         at: Instant,
         why: String,
         may_pass: bool,
+        others: Box<Others>,
     },
     /// The VM and each of its NICs. `lacking` is the subnet in which the pool wants a NIC that the VM doesn't
-    /// have; `strays` don't serve, and have a reservation of ours or served until now; `serves_anew`: there
-    /// is one that did.
+    /// have.
     All {
         at: Instant,
         lacking: Option<ResourceId>,
-        strays: Vec<ResourceId>,
-        serves_anew: bool,
+        others: Box<Others>,
     },
+}
+
+/// What was seen of the VM's NICs beside the one that serves.
+#[derive(Debug, Default)]
+pub struct Others {
+    /// The ids of all of the VM's.
+    pub own: Vec<ResourceId>,
+    /// They have a reservation of ours, or served until now.
+    pub strays: Vec<ResourceId>,
+    /// There is one that served until now.
+    pub serves_anew: bool,
 }
 
 impl Known {
@@ -224,25 +234,26 @@ impl Known {
             self.all_once_more = Some(now + late);
         }
         match read {
-            Read::All { at, lacking, strays: _, serves_anew } => {
+            Read::All { at, lacking, others } => {
                 (self.at, self.all_at) = (Some(*at), Some(*at));
                 (self.must_read, self.must_choose) = (false, false);
                 self.lacking.clone_from(lacking);
                 self.hidden = None;
                 let left = self.all_once_more.filter(|due| now < *due);
-                self.all_once_more = serves_anew.then_some(*at + late).or(left);
+                self.all_once_more = others.serves_anew.then_some(*at + late).or(left);
             }
             Read::Nic { at } => {
                 self.at = Some(*at);
                 self.must_read = false;
                 self.hints.answered(allocation, *at);
             }
-            Read::Serving { at, why, may_pass } => {
+            Read::Serving { at, why, may_pass, others } => {
                 // Nothing else has them all read before that.
                 (self.at, self.all_at) = (Some(*at), Some(*at));
                 (self.must_read, self.must_choose) = (false, false);
                 self.hidden = Some(why.clone());
-                self.all_once_more = Some(*at + if *may_pass { OTHERS_AGAIN } else { REFUSED_AGAIN });
+                let again = if *may_pass { OTHERS_AGAIN } else { REFUSED_AGAIN };
+                self.all_once_more = Some(*at + if others.serves_anew { late.min(again) } else { again });
                 self.hints.answered(allocation, *at);
             }
             Read::Nothing => {}
@@ -371,7 +382,8 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
         let (mut known, start, nic) = (Known::of(&allocation), Instant::now(), sample_nic(&[]));
         let mut read = |serves_anew, at| {
-            let read = Read::All { at, lacking: None, strays: vec![], serves_anew };
+            let others = Others { serves_anew, ..Others::default() };
+            let read = Read::All { at, lacking: None, others: others.into() };
             known.learn(&read, Some(&nic), &allocation, LATE, at);
             (known.must_choose(at), known.wait_for_all(at), known.must_choose(at + LATE))
         };
@@ -389,14 +401,16 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
         let (mut known, start) = (Known::of(&allocation), Instant::now());
         (known.must_read, known.must_choose) = (true, true);
-        for (may_pass, again) in [(true, OTHERS_AGAIN), (false, REFUSED_AGAIN)] {
-            let read = Read::Serving { at: start, why: "denied".into(), may_pass };
+        let all = [(true, false, OTHERS_AGAIN), (false, false, REFUSED_AGAIN), (false, true, LATE)];
+        for (may_pass, serves_anew, again) in all {
+            let others = Others { serves_anew, ..Others::default() };
+            let read = Read::Serving { at: start, why: "denied".into(), may_pass, others: others.into() };
             known.learn(&read, Some(&sample_nic(&[])), &allocation, LATE, start);
             assert!(!known.needs_read(start) && !known.must_choose(start));
             assert_eq!(known.wait_for_all(start), Some(again));
             assert!(known.must_choose(start + again) && known.hidden.as_deref() == Some("denied"));
         }
-        let read = Read::All { at: start, lacking: None, strays: vec![], serves_anew: false };
+        let read = Read::All { at: start, lacking: None, others: Box::default() };
         known.learn(&read, Some(&sample_nic(&[])), &allocation, LATE, start);
         assert_eq!(known.hidden, None);
     }

@@ -12,6 +12,8 @@ use crate::azure::ResourceId;
 
 const FIRST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3600);
+/// Why a NIC that no other machine has isn't emptied.
+pub const IN_USE: &str = "the node's agent reports that a pod has an address of it";
 
 /// By their ids, in lower case.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +22,8 @@ pub struct Left {
     over: BTreeMap<String, Over>,
     /// What Azure has refused of others.
     refused: BTreeMap<String, Refused>,
+    /// NICs beside the serving one that the node's VM doesn't have any more, until `spec` names them as left.
+    departed: Vec<ResourceId>,
 }
 
 /// Why nothing more is to be done about a NIC.
@@ -27,7 +31,7 @@ pub struct Left {
 pub enum Over {
     /// It holds nothing of ours any more, and its public addresses are deleted.
     Emptied,
-    /// A VM has it, and what it holds.
+    /// Another machine has it, and is known to have all that it holds.
     Used,
 }
 
@@ -41,26 +45,29 @@ struct Refused {
 }
 
 impl Left {
-    /// The NICs that the next `spec` is to name as left: those that it names so far, and those of its own
-    /// that have been `left` since. And others, which aren't the node's to empty any more, but whose public
-    /// addresses still are its own: one that is the node's `own` again, and one that another VM has.
+    /// The NICs that the next `spec` is to name as left: those that it names so far, those of its own that
+    /// have been `left` since, and of those that have departed no more than the id. And others, which aren't
+    /// the node's to empty any more, but whose public addresses still are its own: the one that is `serving`
+    /// again, and one that another machine has.
     pub fn record(
         &self,
         before: &NodeIPAllocationSpec,
         left: &[ResourceId],
-        own: &[&Interface],
+        serving: Option<&Interface>,
     ) -> (Vec<Interface>, Vec<Interface>) {
         let is_new = |nic: &&Interface| left.iter().any(|id| nic.id.eq_ignore_ascii_case(id.as_str()));
         let all = before.left_interfaces.iter().chain(before.interfaces.iter().filter(is_new));
+        let departed =
+            self.departed.iter().map(|id| Interface { id: id.to_string(), ..Interface::default() });
         let (mut named, mut others): (Vec<Interface>, Vec<Interface>) = (vec![], vec![]);
-        for nic in all {
+        for nic in all.cloned().chain(departed) {
             let is_it = |one: &Interface| one.id.eq_ignore_ascii_case(&nic.id);
             match self.over.get(&nic.id.to_lowercase()) {
                 Some(Over::Emptied) => {}
-                Some(Over::Used) => others.push(nic.clone()),
-                None if own.iter().any(|one| is_it(one)) => others.push(nic.clone()),
+                Some(Over::Used) => others.push(nic),
+                None if serving.is_some_and(is_it) => others.push(nic),
                 None if named.iter().any(is_it) => {}
-                None => named.push(nic.clone()),
+                None => named.push(nic),
             }
         }
         (named, others)
@@ -72,10 +79,28 @@ impl Left {
         let is_named = |id: &String| spec.left_interfaces.iter().any(|nic| nic.id.eq_ignore_ascii_case(id));
         self.over.retain(|id, _| is_named(id));
         self.refused.retain(|id, _| is_named(id));
+        let serves =
+            |id: &ResourceId| spec.serving().is_some_and(|nic| nic.id.eq_ignore_ascii_case(id.as_str()));
+        self.departed.retain(|id| !is_named(&id.to_string()) && !serves(id));
     }
 
-    /// One that may be asked for now, by its id. None that holds an address of these, which pods use though
-    /// the node has left it: in doubt an address is in use.
+    /// This one was beside the serving one, and the node's VM doesn't have it any more.
+    pub fn depart(&mut self, nic: ResourceId) {
+        let id = nic.as_str().to_lowercase();
+        self.over.remove(&id);
+        if !self.departed.contains(&nic) {
+            self.departed.push(nic);
+        }
+    }
+
+    /// Whether this one is recorded as left, and goes on to be.
+    pub fn covers(&self, spec: &NodeIPAllocationSpec, nic: &ResourceId) -> bool {
+        let is_named = spec.left_interfaces.iter().any(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
+        is_named && !self.over.contains_key(&nic.as_str().to_lowercase())
+    }
+
+    /// One that may be asked for now, by its id. None that serves, and none that holds an address of these,
+    /// which pods use though the node has left it: in doubt an address is in use.
     pub fn due<'a>(
         &self,
         spec: &'a NodeIPAllocationSpec,
@@ -85,7 +110,8 @@ impl Left {
         let may_be_asked = |nic: &&Interface| {
             let id = nic.id.to_lowercase();
             let waits = self.refused.get(&id).is_some_and(|refused| now < refused.until);
-            !waits && !self.over.contains_key(&id) && !holds_any(nic, in_use)
+            let serves = spec.serving().is_some_and(|one| one.id.eq_ignore_ascii_case(&nic.id));
+            !waits && !serves && !self.over.contains_key(&id) && !holds_any(nic, in_use)
         };
         spec.left_interfaces.iter().find(may_be_asked).map(|nic| nic.id.as_str())
     }
@@ -102,8 +128,8 @@ impl Left {
         self.over.insert(id, how);
     }
 
-    /// Azure has refused something of this one. It is tried ever less often, and not before Azure's `pause`
-    /// is over.
+    /// Azure has refused something of this one, or it is in use. It is tried ever less often, and not before
+    /// Azure's `pause` is over.
     pub fn put_off(&mut self, id: &str, why: String, pause: Duration, now: Instant) {
         let id = id.to_lowercase();
         let times = self.refused.get(&id).map_or(0, |last| last.times + 1);
@@ -119,9 +145,24 @@ impl Left {
         asked.and_modify(|one| one.until = until).or_insert(Refused { times: 0, until, why: None });
     }
 
-    /// Which of them still hold something, and why.
-    pub fn reasons(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.refused.iter().filter_map(|(id, refused)| Some((id.as_str(), refused.why.as_deref()?)))
+    /// Which of them still hold something, and why: a pod reports one of these addresses, the agent `lags`,
+    /// or Azure's answer.
+    pub fn reasons<'a>(
+        &'a self,
+        spec: &'a NodeIPAllocationSpec,
+        in_use: &[Ipv4Addr],
+        lags: bool,
+    ) -> impl Iterator<Item = (&'a str, &'a str)> {
+        spec.left_interfaces.iter().filter_map(move |nic| {
+            let id = nic.id.to_lowercase();
+            let why = match self.refused.get(&id) {
+                _ if self.over.contains_key(&id) => return None,
+                _ if holds_any(nic, in_use) => IN_USE,
+                _ if lags => "it waits until the node's agent has taken up that the node has another",
+                refused => refused?.why.as_deref()?,
+            };
+            Some((nic.id.as_str(), why))
+        })
     }
 }
 
@@ -167,18 +208,18 @@ mod tests {
         let (mut left, before) = (Left::default(), spec("a", &["b"]));
         let just_left: [ResourceId; 1] = [id("A").parse().unwrap()];
         let serving: Interface = serde_json::from_value(nic("c")).unwrap();
-        let (named, others) = left.record(&before, &just_left, &[&serving]);
+        let (named, others) = left.record(&before, &just_left, Some(&serving));
         assert_eq!((names(&named), others.len()), (vec!["b", "a"], 0));
         assert_eq!(named[1], before.interfaces[0], "its groups and addresses, too");
         // One is empty, and another VM has the other, with its public address.
         left.over(&id("B"), Over::Emptied);
         left.over(&id("a"), Over::Used);
-        let (named, others) = left.record(&before, &just_left, &[&serving]);
+        let (named, others) = left.record(&before, &just_left, Some(&serving));
         assert_eq!((named.len(), names(&others)), (0, vec!["a"]));
         assert_eq!(public_addresses(&others[0]).collect::<Vec<_>>(), ["/public/a"]);
         // If the node leaves it anew, it is looked at anew.
         left.published(&spec("c", &[]));
-        assert_eq!(names(&left.record(&before, &just_left, &[&serving]).0), ["b", "a"]);
+        assert_eq!(names(&left.record(&before, &just_left, Some(&serving)).0), ["b", "a"]);
     }
 
     #[test]
@@ -186,8 +227,57 @@ mod tests {
         let (left, before) = (Left::default(), spec("b", &["a"]));
         let again: Interface = serde_json::from_value(nic("A")).unwrap();
         let just_left: [ResourceId; 1] = [id("b").parse().unwrap()];
-        let (named, others) = left.record(&before, &just_left, &[&again]);
+        let (named, others) = left.record(&before, &just_left, Some(&again));
         assert_eq!((names(&named), names(&others)), (vec!["b"], vec!["a"]));
+    }
+
+    #[test]
+    fn a_nic_that_its_node_has_left_stays_recorded_when_it_is_the_vms_again_and_does_not_serve() {
+        let (left, before) = (Left::default(), spec("b", &["a"]));
+        let serving: Interface = serde_json::from_value(nic("b")).unwrap();
+        let mut as_primary = before.clone();
+        as_primary.interfaces.push(Interface { id: id("a"), ..Interface::default() });
+        for before in [before, as_primary] {
+            let (named, others) = left.record(&before, &[], Some(&serving));
+            assert_eq!((&named, others.len()), (&before.left_interfaces, 0), "its groups, too");
+            assert_eq!(left.due(&before, &[], Instant::now()), Some(id("a").as_str()));
+        }
+        // Once it serves, its groups are the service's to leave.
+        assert_eq!(left.due(&spec("A", &["a"]), &[], Instant::now()), None);
+    }
+
+    #[test]
+    fn a_nic_beside_the_serving_one_that_the_vm_has_no_more_is_recorded_as_left_by_its_id() {
+        let (mut left, before) = (Left::default(), spec("b", &[]));
+        let serving: Interface = serde_json::from_value(nic("b")).unwrap();
+        ["a", "A", "b"].iter().for_each(|name| left.depart(id(name).parse().unwrap()));
+        let named = left.record(&before, &[], Some(&serving)).0;
+        assert_eq!(names(&named), ["a"]);
+        // A `spec` that was written meanwhile, and doesn't name it, makes nobody forget it.
+        left.published(&before);
+        assert_eq!(names(&left.record(&before, &[], Some(&serving)).0), ["a"]);
+        let next = NodeIPAllocationSpec { left_interfaces: named, ..before.clone() };
+        left.published(&next);
+        assert!(left.covers(&next, &id("A").parse().unwrap()));
+        assert_eq!(left.record(&before, &[], Some(&serving)).0.len(), 0, "`spec` knows it by itself");
+        left.over(&id("a"), Over::Emptied);
+        assert!(!left.covers(&next, &id("a").parse().unwrap()));
+    }
+
+    #[test]
+    fn what_a_nic_that_its_node_has_left_waits_for_is_said_though_azure_has_refused_nothing() {
+        let (mut left, spec) = (Left::default(), spec("c", &["a"]));
+        let why = |left: &Left, in_use: &[&str], lags| {
+            let in_use: Vec<Ipv4Addr> = in_use.iter().map(|one| one.parse().unwrap()).collect();
+            left.reasons(&spec, &in_use, lags).map(|(_, why)| why.to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(why(&left, &[], false), Vec::<String>::new());
+        assert_eq!(why(&left, &["10.0.0.5"], true), [IN_USE]);
+        assert!(why(&left, &[], true)[0].contains("agent"));
+        left.put_off(&id("a"), "locked".into(), Duration::ZERO, Instant::now());
+        assert_eq!(why(&left, &[], false), ["locked"]);
+        left.over(&id("a"), Over::Emptied);
+        assert_eq!(why(&left, &["10.0.0.5"], true), Vec::<String>::new());
     }
 
     #[test]
@@ -207,10 +297,11 @@ mod tests {
         assert_eq!((due(&left, start), left.wait(start)), (Some(id("a")), None));
         left.put_off(&id("A"), "locked".into(), Duration::ZERO, start);
         assert_eq!((due(&left, start), left.wait(start)), (Some(id("b")), Some(FIRST)));
-        assert_eq!(left.reasons().collect::<Vec<_>>(), [(id("a").to_lowercase().as_str(), "locked")]);
+        let locked = [(id("a"), "locked")];
+        assert!(left.reasons(&spec, &[], false).eq(locked.iter().map(|(id, why)| (id.as_str(), *why))));
         left.ask_again(&id("b"), FIRST / 2, start);
         assert_eq!((due(&left, start), left.wait(start)), (None, Some(FIRST / 2)));
-        assert_eq!(left.reasons().count(), 1, "one answer is no news");
+        assert_eq!(left.reasons(&spec, &[], false).count(), 1, "one answer is no news");
         assert_eq!(due(&left, start + FIRST / 2), Some(id("b")));
         left.over(&id("b"), Over::Emptied);
         assert_eq!((due(&left, start), left.wait(start)), (None, Some(FIRST)));

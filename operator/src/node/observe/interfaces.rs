@@ -14,7 +14,7 @@ use crate::azure::{
     self, Attached, Freshness, IpConfiguration, Nic, ProvisioningState, ResourceId, Urgency, VmId,
 };
 use crate::context::Context;
-use crate::node::memory::known::{Basis, Known, Read};
+use crate::node::memory::known::{Basis, Known, Others, Read};
 use crate::node::reads::Reads;
 
 /// The facts on which the choice depends.
@@ -151,16 +151,20 @@ pub async fn find(
             Ok(chosen) => {
                 (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
                 own.clone_from(&chosen.all);
-                let Chosen { serving, lacking, mut strays, hidden, .. } = chosen;
+                let Chosen { serving, lacking, mut strays, all, hidden, .. } = chosen;
                 let former = spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
                 let former = former.filter(|former| *former != serving.id && own.contains(former));
                 let serves_anew = former.is_some();
                 strays.extend(former);
-                let all = Read::All { at: Instant::now(), lacking, strays, serves_anew };
-                (Some(serving), hidden.map_or(all, |error| without(&error, reads)))
+                let others = Others { own: all, strays, serves_anew }.into();
+                let read = match hidden {
+                    None => Read::All { at: Instant::now(), lacking, others },
+                    Some(error) => without(&error, reads, others),
+                };
+                (Some(serving), read)
             }
             Err(error) if wanted.may_go_on(&error, known) => {
-                let read = without(&error, reads);
+                let read = without(&error, reads, Box::default());
                 (Some(fresh((ctx, reads), spec, urgency).await?), read)
             }
             Err(error) => return Err(error),
@@ -195,12 +199,12 @@ pub async fn find(
     })
 }
 
-/// The NIC that serves is read, and this error keeps another from it.
-fn without(error: &azure::Error, reads: &mut Reads<'_>) -> Read {
+/// The NIC that serves is read, and this error keeps another from it. Of the `others` these were seen.
+fn without(error: &azure::Error, reads: &mut Reads<'_>, others: Box<Others>) -> Read {
     warn!(%error, "not all of the VM's NICs are read");
     reads.leave();
     let may_pass = matches!(error, azure::Error::Unavailable { .. } | azure::Error::NotFound { .. });
-    Read::Serving { at: Instant::now(), why: error.to_string(), may_pass }
+    Read::Serving { at: Instant::now(), why: error.to_string(), may_pass, others }
 }
 
 /// Reads the NIC that serves.
@@ -266,8 +270,8 @@ fn is_about_one(error: &azure::Error) -> bool {
 }
 
 /// Whether the NIC that is picked of those that Azure shows would serve whatever the others hold: it is where
-/// the pool wants it, and `spec` names no other. The primary NIC is shown, or nothing is known of the node's
-/// own subnet.
+/// the pool wants it, and `spec` names no other, or one that is shown: that has nothing to lose any more, or
+/// it would be picked. The primary NIC is shown, or nothing is known of the node's own subnet.
 fn serves_anyway(
     shown: &[Arc<Nic>],
     picked: usize,
@@ -276,7 +280,7 @@ fn serves_anyway(
 ) -> bool {
     let Some(nic) = shown.get(picked).filter(|_| shown[0].id == *primary) else { return false };
     let is_wanted = wanted.map_or(picked == 0, |wanted| nic.subnet == *wanted);
-    is_wanted && named.is_none_or(|named| nic.id == *named)
+    is_wanted && named.is_none_or(|named| shown.iter().any(|one| one.id == *named))
 }
 
 /// The NIC in the wanted subnet, or the primary one, which comes first. But a NIC that holds a reservation of
@@ -330,10 +334,13 @@ pub fn mirrored(interface: &Interface) -> Vec<IpConfiguration> {
     held.collect()
 }
 
-/// NICs that serve by `spec` and that aren't the VM's any more; `own_nics` are those it is known to have.
+/// NICs that serve by `spec` and that aren't the VM's any more; `own_nics` are those it is known to have. And
+/// one of these that is in groups by our doing, which nothing else records.
 fn left(spec: &NodeIPAllocationSpec, current: &ResourceId, own_nics: &[ResourceId]) -> Vec<ResourceId> {
-    let Some(known) = spec.serving().and_then(|one| one.id.parse().ok()) else { return vec![] };
-    if known == *current || own_nics.contains(&known) { vec![] } else { vec![known] }
+    let Some(nic) = spec.serving() else { return vec![] };
+    let Ok(known) = nic.id.parse() else { return vec![] };
+    let stays = own_nics.contains(&known) && nic.application_security_groups.is_empty();
+    if known == *current || stays { vec![] } else { vec![known] }
 }
 
 /// The id of the NIC that the pool uses.
@@ -380,9 +387,24 @@ mod tests {
         assert!(serves(&[&first], Some(&first), Some(&first)), "one that has booted");
         assert!(!serves(&[&first], Some(&second), None), "the other may be where the pool wants it");
         assert!(!serves(&[&first], Some(&first), Some(&second)), "pods may have the other's addresses");
+        assert!(serves(&[&first, &second], Some(&first), Some(&second)), "the other is shown to have none");
         assert!(!serves(&[&second], Some(&second), None) && !serves(&[], None, None), "no primary one");
         assert!(serves(&[&first, &second], Some(&second), None), "a third one isn't shown");
         assert!(!serves(&[&first, &holding], Some(&first), None), "it serves until that is gone");
+    }
+
+    #[test]
+    fn a_nic_that_the_vm_still_has_is_left_only_if_nothing_else_records_its_groups() {
+        let (own, other) = (nic("a", &[]).id.clone(), nic("b", &[]).id.clone());
+        let left = |groups: &[&str], own_nics: &[ResourceId]| {
+            let spec = serde_json::json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "interfaces": [{
+                "id": own.as_str(), "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"},
+                "applicationSecurityGroups": groups}]});
+            left(&serde_json::from_value(spec).unwrap(), &other, own_nics)
+        };
+        let both = [own.clone(), other.clone()];
+        assert_eq!((left(&[], &both), left(&["g"], &both)), (vec![], vec![own.clone()]));
+        assert_eq!(left(&[], std::slice::from_ref(&other)), [own.clone()]);
     }
 
     #[test]
