@@ -24,6 +24,9 @@ pub const TESTS: &[Test] = crate::tests![
     a_nic_that_cannot_be_read_keeps_no_other_of_a_gone_node_from_being_emptied,
     a_nic_that_its_node_has_left_and_that_azure_does_not_show_keeps_no_address_from_the_node,
     a_nic_that_its_node_has_left_and_that_gets_no_answer_holds_up_no_address_of_the_node,
+    a_nic_that_its_node_has_left_leaves_its_groups_though_it_is_plugged_into_the_nodes_vm_again,
+    a_nic_that_its_node_has_left_stays_recorded_while_the_former_machine_has_it,
+    a_nic_beside_the_serving_one_that_azure_shows_is_recorded_though_it_does_not_show_a_third,
     a_second_nic_that_azure_refuses_to_show_keeps_no_address_from_a_new_node,
     a_second_nic_that_azure_refuses_to_show_is_missed_by_a_new_node_whose_pool_wants_its_subnet,
 ];
@@ -46,11 +49,16 @@ pub(crate) async fn node(
     let all: Vec<Value> = (0..=others).map(configuration).collect();
     let nic = format!("Microsoft.Network/networkInterfaces/{name}-second");
     let nic = stage.put(&nic, json!({ "properties": { "ipConfigurations": all } })).await?;
-    let mut document = stage.get_vm(&vm.vm_id).await?;
+    plug(stage, &nic, &vm.vm_id).await?;
+    stage.join(name, &vm.provider_id).await
+}
+
+/// Plugs a NIC into a VM, beside those that it has.
+async fn plug(stage: &Stage<'_>, nic: &str, vm: &str) -> Result<()> {
+    let mut document = stage.get_vm(vm).await?;
     let nics = document["properties"]["networkProfile"]["networkInterfaces"].as_array_mut();
     nics.context("no NICs")?.push(json!({ "id": nic, "properties": { "primary": false } }));
-    stage.put_vm(&vm.vm_id, document).await?;
-    stage.join(name, &vm.provider_id).await
+    stage.put_vm(vm, document).await
 }
 
 fn second(stage: &Stage, name: &str) -> usize {
@@ -277,11 +285,18 @@ async fn addresses_of_a_late_write_on_a_former_serving_nic_go_back_without_a_boo
 async fn on_another_machine(plane: &ControlPlane) -> Result<(Stage<'_>, VmInfo, VmInfo)> {
     let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    move_to_another_machine(stage, false).await
+}
+
+/// The same of this stage. The former VM may live on.
+async fn move_to_another_machine(stage: Stage<'_>, lives_on: bool) -> Result<(Stage<'_>, VmInfo, VmInfo)> {
     let first = stage.node("n1", None).await?;
     stage.until_holds("n1", 2).await?;
     stage.kill().await?;
     stage.delete_node("n1").await?;
-    stage.sim.delete_vm("n1", true).await?;
+    if !lives_on {
+        stage.sim.delete_vm("n1", true).await?;
+    }
     let second = stage.sim.add_vm(NewVm { name: "n1-again".into(), ..NewVm::default() }).await?;
     stage.join("n1", &second.provider_id).await?;
     stage.boot("n1", "boot-2").await?;
@@ -317,8 +332,7 @@ async fn a_nic_that_its_node_has_left_and_that_azure_does_not_show_keeps_no_addr
     stage.kill().await?;
     stage.sim.lift_fault(fault)?;
     stage.start().await?;
-    let is_forgotten = |seen: &NodeIPAllocation| seen.spec.left_interfaces.is_empty().then_some(());
-    stage.until("the first NIC is forgotten", "n1", is_forgotten).await?;
+    until_forgotten(&stage).await?;
     ensure!(stage.held("n1").is_empty(), "{:?}", stage.held("n1"));
     ensure!(stage.held("n1-again").len() == 2, "{:?}", stage.held("n1-again"));
     Ok(())
@@ -337,6 +351,90 @@ async fn a_nic_that_its_node_has_left_and_that_gets_no_answer_holds_up_no_addres
     until_served_beside(&stage, &first, &second).await?;
     ensure!(stage.held("n1").len() == 2, "emptied without a read");
     Ok(())
+}
+
+async fn until_forgotten(stage: &Stage<'_>) -> Result<()> {
+    let is_forgotten = |seen: &NodeIPAllocation| seen.spec.left_interfaces.is_empty().then_some(());
+    stage.until("the first NIC is forgotten", "n1", is_forgotten).await
+}
+
+async fn a_nic_that_its_node_has_left_leaves_its_groups_though_it_is_plugged_into_the_nodes_vm_again(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    let stage = Stage::empty(plane, quick()).await?;
+    let web = "Microsoft.Network/applicationSecurityGroups/web";
+    let web = stage.put(web, json!({ "properties": {} })).await?;
+    let groups = json!({ "ids": [web], "onSharedNIC": true });
+    stage.pool("default", json!({ "sizing": sizing, "applicationSecurityGroups": groups })).await?;
+    stage.start().await?;
+    let grouped = |stage: &Stage<'_>| {
+        let all = stage.nic("n1")["properties"]["ipConfigurations"].as_array().cloned().unwrap_or_default();
+        all.iter().filter(|one| !one["properties"]["applicationSecurityGroups"][0].is_null()).count()
+    };
+    let (stage, first, second) = move_to_another_machine(stage, false).await?;
+    let fault = not_shown(&stage, "/n1-nic");
+    stage.start().await?;
+    until_served_beside(&stage, &first, &second).await?;
+    stage.kill().await?;
+    // A person plugs the former NIC into the new machine.
+    plug(&stage, &first.nic_id, &second.vm_id).await?;
+    stage.sim.lift_fault(fault)?;
+    stage.start().await?;
+    until_forgotten(&stage).await?;
+    ensure!(stage.held("n1").is_empty(), "{:?}", stage.held("n1"));
+    ensure!(grouped(&stage) == 0, "it is in the group still: {}", stage.nic("n1"));
+    ensure!(stage.held("n1-again").len() == 2, "{:?}", stage.held("n1-again"));
+    Ok(())
+}
+
+async fn a_nic_that_its_node_has_left_stays_recorded_while_the_former_machine_has_it(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    let (stage, first, second) = move_to_another_machine(stage, true).await?;
+    stage.start().await?;
+    until_served_beside(&stage, &first, &second).await?;
+    let is_named = |seen: &NodeIPAllocation| {
+        let found = find(seen, INTERFACE_FOUND).filter(|one| one.status == "True")?;
+        found.message.contains("no other node's object names it").then_some(())
+    };
+    stage.until("it says who has the NIC", "n1", is_named).await?;
+    until_served_beside(&stage, &first, &second).await?;
+    ensure!(stage.held("n1").len() == 2, "taken from a machine that lives");
+    // The former machine is deleted, and leaves its NIC behind. A leader that starts looks at once.
+    stage.kill().await?;
+    stage.sim.delete_vm("n1", true).await?;
+    stage.start().await?;
+    until_forgotten(&stage).await?;
+    ensure!(stage.held("n1").is_empty(), "{:?}", stage.held("n1"));
+    Ok(())
+}
+
+async fn a_nic_beside_the_serving_one_that_azure_shows_is_recorded_though_it_does_not_show_a_third(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
+    let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
+    node(&stage, "n1", "nodes", "small", 0).await?;
+    stage.until_holds("n1", 2).await?;
+    write_late(&stage).await?;
+    let configuration = json!({ "name": "ipconfig0",
+        "properties": { "primary": true, "subnet": { "id": subnet("nodes") } } });
+    let third = "Microsoft.Network/networkInterfaces/n1-third";
+    let third = stage.put(third, json!({ "properties": { "ipConfigurations": [configuration] } })).await?;
+    let (group, _) = third.split_once("/providers/").context("no id")?;
+    let vm = format!("{group}/providers/Microsoft.Compute/virtualMachines/n1");
+    plug(&stage, &third, &vm).await?;
+    forbidden(&stage, "/n1-third");
+    stage.boot("n1", "boot-2").await?;
+    // Nothing shows all of the VM's NICs, so the record stays when the second is empty.
+    let is_recorded = |seen: &NodeIPAllocation| {
+        let is_named = seen.spec.stray_interfaces.iter().any(|id| id.ends_with("/n1-second"));
+        (is_named && second(&stage, "n1") == 0).then_some(())
+    };
+    stage.until("the second NIC is recorded, and emptied", "n1", is_recorded).await
 }
 
 /// Azure lets the operator read no NIC of a path with this end.

@@ -221,7 +221,7 @@ impl Operator<'_> {
         let process = self.process();
         let memory = process.memory.as_mut()?;
         let read = match memory.known().basis(is_new, false, *NOW + LONG) {
-            Basis::AllNics => Read::All { at: *NOW, lacking: None, strays: vec![], serves_anew: false },
+            Basis::AllNics => Read::All { at: *NOW, lacking: None, others: Box::default() },
             Basis::Nic(Freshness::Fresh) => Read::Nic { at: *NOW },
             Basis::Nic(Freshness::Cached | Freshness::LastRead) => Read::Nothing,
             Basis::Mirror => return None,

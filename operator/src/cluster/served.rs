@@ -84,10 +84,11 @@ impl Served {
     }
 }
 
-/// How many blocks a node holds, by subnet.
+/// How many blocks a node holds, by subnet. A NIC that it has left may be of a time when its pool had another
+/// mode.
 fn blocks(node: &NodeIPAllocation) -> impl Iterator<Item = (ResourceId, u32)> {
-    let interfaces = node.spec.recorded_interfaces().filter(|_| node.spec.mode == Mode::Prefix);
-    interfaces.filter_map(|interface| {
+    let present = node.spec.interfaces.iter().filter(|_| node.spec.mode == Mode::Prefix);
+    present.chain(&node.spec.left_interfaces).filter_map(|interface| {
         let held = interface.ip_configurations.iter().filter(|one| one.count() == BLOCK).count();
         let subnet = interface.subnet.id.parse().ok().filter(|_| held > 0)?;
         Some((subnet, u32::try_from(held).unwrap_or(u32::MAX)))

@@ -124,8 +124,8 @@ impl Strays {
 }
 
 /// Releases the addresses that no pod has. Returns whether there is news: then the VM's NICs are to be read
-/// again. One that the VM doesn't have any more goes on as one that the node has `left`. An error ends nothing
-/// but this, and all of it waits while the node needs something more urgent.
+/// again. One that the VM doesn't have any more goes on as one that the node has `left`. An error ends
+/// nothing but this, and all of it waits while the node needs something more urgent.
 pub async fn settle(
     ctx: &Context,
     allocation: &NodeIPAllocation,

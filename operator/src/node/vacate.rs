@@ -656,14 +656,17 @@ fn records_addresses(allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
     may_be_on_nic && interface(allocation, nic).any(|one| !one.ip_configurations.is_empty())
 }
 
-/// The public addresses that go with a NIC: those that its ipConfigurations have. But for one that the node
-/// has left, those that another record names go with that, as a pod may have come by it again.
+/// The public addresses that go with a NIC: those that its ipConfigurations have. But of a NIC that the node
+/// has left, one that another record names goes with that: a pod may have come by it again.
 fn public_addresses<'a>(allocation: &'a NodeIPAllocation, nic: &ResourceId) -> impl Iterator<Item = &'a str> {
     let spec = &allocation.spec;
-    let is_named = |id: &str| spec.public_addresses().any(|one| one.eq_ignore_ascii_case(id));
-    let is_left = is_left(spec, nic.as_str());
-    let all = interface(allocation, nic).flat_map(left::public_addresses);
-    all.filter(move |id| !is_left || !is_named(id))
+    let is_it = |one: &&Interface| one.id.eq_ignore_ascii_case(nic.as_str());
+    let is_left = spec.left_interfaces.iter().any(|one| is_it(&one));
+    let others = spec.interfaces.iter().filter(|one| is_left && !is_it(one)).flat_map(left::public_addresses);
+    let detached = spec.detached_public_addresses.iter().filter(|_| is_left).map(String::as_str);
+    let elsewhere: Vec<&str> = others.chain(detached).collect();
+    let is_elsewhere = move |id: &str| elsewhere.iter().any(|one| one.eq_ignore_ascii_case(id));
+    interface(allocation, nic).flat_map(left::public_addresses).filter(move |id| !is_elsewhere(id))
 }
 
 /// How urgent a write is by which addresses go back.
@@ -755,6 +758,9 @@ mod tests {
             "ipConfigurations": [{"name": "vnp-9", "address": "10.0.0.9/32", "attachedTo": "u",
                 "publicAddress": {"id": "/PUBLIC/u"}}]}]);
         assert_eq!(count(json!({"spec": {"interfaces": serving}})), 0);
+        // No other record names what stands in two of the same NIC.
+        let again = having_left(&nic, json!({})).spec.left_interfaces;
+        assert_eq!(count(json!({"spec": {"interfaces": again}})), 2);
         assert_eq!(count(json!({"spec": {"detachedPublicAddresses": ["/public/u"]}})), 0);
     }
 
