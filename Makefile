@@ -304,12 +304,14 @@ check-chart:
 test-go:
 	cd tests/cluster && $(GO) test -v ./cluster/... ./probe/...
 
-# Tests without root and Kubernetes.
-UNITS := azure behaviour conformance manifests docs model commands
+# Tests without root and Kubernetes. Some do nearly nothing but wait, so many of them run at once.
+UNITS := conformance manifests docs model commands
+WAITING := azure behaviour
 test-units:
 	@programs=$$(cargo metadata --no-deps --format-version 1 \
 		| jq -r '.packages[].targets[] | select(.kind == ["bin"] and .test) | "--bin", .name'); \
 	cargo test --workspace --no-fail-fast --lib $$programs $(addprefix --test ,$(UNITS))
+	cargo test --workspace --no-fail-fast $(addprefix --test ,$(WAITING)) -- --test-threads 12
 	cargo test --workspace --no-fail-fast --doc
 
 # Tests with an API server and no node.
@@ -331,7 +333,7 @@ test-clusters:
 ONLY_NIGHTLY := azure-cli mutations older-linux sig-network skew
 test-others:
 	@programs=$$(cargo metadata --no-deps --format-version 1 \
-		| jq -r '[.packages[].targets[] | select(.kind == ["test"]).name] | unique - ($$ARGS.positional) | .[]' --args $(UNITS) $(CLUSTERS) $(ONLY_NIGHTLY)); \
+		| jq -r '[.packages[].targets[] | select(.kind == ["test"]).name] | unique - ($$ARGS.positional) | .[]' --args $(UNITS) $(WAITING) $(CLUSTERS) $(ONLY_NIGHTLY)); \
 	cargo test --workspace --no-fail-fast $$(printf -- '--test %s ' $$programs)
 
 build-tests:

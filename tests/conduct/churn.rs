@@ -86,8 +86,7 @@ async fn pods_that_come_and_go_cost_few_writes_and_few_reconciles(plane: &Contro
     );
     ensure!(after * 10 <= STARTS, "{after} writes for {STARTS} pod starts");
     // Each of them takes a pod from a node, and brings it one. Both wake a node that is being reconciled, or
-    // waits for anything, for however long that is.
-    // `a_node_rules_out_that_pods_are_news_only_while_it_has_nothing_to_do_and_to_wait_for` shows which don't.
+    // waits for anything, for however long that is. The units of `node/calm.rs` show which pods wake none.
     ensure!(reconciled <= STARTS as f64, "{reconciled} reconciles for {STARTS} pod starts");
     Ok(())
 }

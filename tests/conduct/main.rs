@@ -122,7 +122,7 @@ const LONGEST: Duration = Duration::from_secs(180);
 /// operator's pauses.
 const PER_CORE: usize = 2;
 /// So many if none of them takes long: with `CONDUCT=short`, as a check before a review has it.
-const SHORT_PER_CORE: usize = 3;
+const SHORT_PER_CORE: usize = 4;
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();

@@ -21,6 +21,15 @@ fn node(name: &str) -> Value {
     })
 }
 
+fn interface(id: &str) -> Value {
+    json!({
+        "id": id, "mac": "m", "secondary": true, "primaryAddress": "10.0.0.4",
+        "subnet": {"id": "s", "prefixes": ["10.0.0.0/16"]}, "applicationSecurityGroups": ["g"],
+        "ipConfigurations": [{"name": "vnp-1", "address": "10.244.0.0/24", "attachedTo": "u",
+            "backendPools": ["b"], "publicAddress": {"id": "i", "address": "1.2.3.4", "dnsName": "d"}}]
+    })
+}
+
 fn allocation(name: &str) -> Value {
     json!({
         "metadata": {"name": name, "uid": name, "resourceVersion": "3", "generation": 2,
@@ -28,12 +37,8 @@ fn allocation(name: &str) -> Value {
         "spec": {"nodeUID": name, "bootID": "b", "pool": "p", "mode": "Route", "routeTableID": "t", "wiring": "Routed",
             "target": 8, "cooldown": "30s", "warm": 8, "reportHolders": true, "snatExclusions": ["10.0.0.0/8"], "elsewhere": 1,
             "takenOffAt": ["2026-01-01T00:00:00Z"], "podMetadataAccess": "None", "detachedPublicAddresses": ["d"], "strayInterfaces": ["n"],
-            "leftInterfaces": [{"id": "l", "mac": "m", "primaryAddress": "10.0.0.5", "subnet": {"id": "s", "prefixes": []}}],
-            "sizing": {"minimum": 1, "warm": 1, "maximum": 20, "batch": 1, "releaseAfter": "5m"}, "interfaces": [{
-                "id": "nic", "mac": "m", "secondary": true, "primaryAddress": "10.0.0.4",
-                "subnet": {"id": "s", "prefixes": ["10.0.0.0/16"]}, "applicationSecurityGroups": ["g"],
-                "ipConfigurations": [{"name": "vnp-1", "address": "10.244.0.0/24", "attachedTo": "u",
-                    "backendPools": ["b"], "publicAddress": {"id": "i", "address": "1.2.3.4", "dnsName": "d"}}]}]},
+            "sizing": {"minimum": 1, "warm": 1, "maximum": 20, "batch": 1, "releaseAfter": "5m"},
+            "interfaces": [interface("nic")], "leftInterfaces": [interface("left")]},
         "status": {"observedGeneration": 2, "bootID": "b", "held": 8, "assigned": 2, "cooling": 1, "free": 5, "waiting": 1,
             "countedAt": "2026-01-01T00:00:00Z", "pods": 2, "relinquished": ["vnp-2"], "unlisted": ["vnp-1"], "metadataSilent": true,
             "lost": [{"address": "10.244.0.6", "pod": "a/b", "podUID": "u", "sandbox": "s/eth0", "netns": "n"}],

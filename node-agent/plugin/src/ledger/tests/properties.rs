@@ -227,8 +227,11 @@ impl World {
         );
         let has_none = |waiter: &&Waiter| self.ledger.address_of(&waiter.sandbox).is_none();
         assert_eq!(waiting as usize, self.ledger.waiting().iter().filter(has_none).count());
-        for (_, Assignment { sandbox, .. }) in self.ledger.assignments() {
-            assert!(self.is_ruled || self.ledger.granted_to(sandbox).is_none(), "wired without rules");
+        for (_, assignment) in self.ledger.assignments() {
+            assert!(
+                self.is_ruled || self.ledger.granted_to(&assignment.sandbox).is_none(),
+                "wired without rules"
+            );
         }
         assert_eq!(relinquished as usize, self.ledger.relinquished().count());
         // No address is lost for good: each is in the ledger under its name, or is given up.

@@ -139,10 +139,10 @@ mod tests {
         let mut reader = Reader::from_now(dir.path());
         assert!(read(&mut reader).is_empty());
         let path = dir.path().join(LOG);
-        fs::write(&path, "{\"verb\":\"ADD\"}\nnonsense\n{\"verb\":").unwrap();
+        fs::write(&path, "{\"took_seconds\":1.0,\"verb\":\"ADD\"}\nnonsense\n{\"verb\":").unwrap();
         assert_eq!(read(&mut reader), ["ADD"]);
         let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
-        io::Write::write_all(&mut file, b"\"DEL\"}\n").unwrap();
+        io::Write::write_all(&mut file, b"\"DEL\",\"took_seconds\":1.0}\n").unwrap();
         assert_eq!(read(&mut reader), ["DEL"]);
     }
 
