@@ -113,6 +113,16 @@ pub mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    #[test]
+    fn blocks_on_a_nic_that_a_node_has_left_count_whatever_its_pools_mode_is_by_now() {
+        let mut left = node("n", "p", "s", 2);
+        assert_eq!(blocks(&left).map(|(_, count)| count).collect::<Vec<_>>(), [2]);
+        left.spec.mode = Mode::Address;
+        assert_eq!(blocks(&left).count(), 0);
+        left.spec.left_interfaces = std::mem::take(&mut left.spec.interfaces);
+        assert_eq!(blocks(&left).map(|(_, count)| count).collect::<Vec<_>>(), [2]);
+    }
+
     pub const VNET: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
 
     /// A node of a pool with so many blocks in a subnet.
