@@ -128,7 +128,8 @@ pub struct NodeIPAllocationSpec {
     pub stray_interfaces: Vec<String>,
     /// NICs that the node has left and that may still hold reservations of Vnetpool's: they served it when it
     /// had another VM, or its VM other NICs. Each stands here as it stood in `interfaces`, until what it
-    /// holds has gone back or another VM has it. The agent uses none of it.
+    /// holds has gone back, or another object records it, or a person says that it is another's. The agent
+    /// uses none of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub left_interfaces: Vec<Interface>,
