@@ -98,7 +98,8 @@ async fn another_clients_write_between_our_read_and_write_is_seen_and_survives(
 async fn a_newer_write_that_takes_the_place_of_ours_survives_and_ours_is_made_again(
     plane: &ControlPlane,
 ) -> Result<()> {
-    let slow = Config { write_seconds: 2.0, ..Config::default() };
+    // Long enough for a busy machine to write in the middle of it.
+    let slow = Config { write_seconds: 4.0, ..Config::default() };
     let stage = Stage::set(plane, slow, json!({ "sizing": { "minimum": 4, "warm": 0 } })).await?;
     stage.node("n1", None).await?;
     let accepted = |_: &_| (stage.held("n1").len() == 4).then_some(());

@@ -121,7 +121,9 @@ fn a_pods_bandwidth_is_limited_each_way_and_its_neighbours_is_not() {
     let at_least = Duration::from_millis(700);
     assert!(time_to_send(BYTES, &vm, &limited.netns, address) > at_least, "to the pod");
     assert!(time_to_send(BYTES, &limited.netns, &vm, VM) > at_least, "from the pod");
-    assert!(time_to_send(BYTES, &vm, &other.netns, other_address) < at_least, "to a pod without limits");
+    // A busy machine may take its time, but not each time.
+    let is_quick = || time_to_send(BYTES, &vm, &other.netns, other_address) < at_least;
+    assert!((0..5).any(|_| is_quick()), "to a pod without limits");
     runtime.invoke("check", &limited.netns.path(), limits.clone()).succeeds();
     runtime.invoke("del", &limited.netns.path(), limits).succeeds();
     assert!(!runtime.node.netns.ip("link show type ifb").contains("bwp"), "its device is left");
