@@ -7,7 +7,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
-use vnetpool_azure_sim::{Effect, Fault};
+use vnetpool_azure_sim::{Effect, Fault, NewVm};
 
 /// ARM answers nothing for so long.
 const OUTAGE: Duration = Duration::from_secs(600);
@@ -48,8 +48,14 @@ pub async fn strangers(world: &World<'_>) -> Result<Value> {
             .await?;
     }
     let crowd: Vec<String> = (0..IN_SMALL).map(|index| format!("small-{index}")).collect();
+    // All machines first, as long as the subnet has an address for each.
+    let mut machines = vec![];
     for node in &crowd {
-        world.stage.node(node, Some(SMALL.0)).await?;
+        let vm = NewVm { name: node.clone(), subnet: Some(SMALL.0.into()), ..NewVm::default() };
+        machines.push((node, first.add_vm(vm).await?));
+    }
+    for (node, vm) in machines {
+        world.stage.join(node, &vm.provider_id).await?;
     }
     let troubled = waits(world, &sample(world, 1)).await?;
     let hits = |id: u64, sim: &vnetpool_azure_sim::Sim| {
