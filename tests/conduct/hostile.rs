@@ -60,6 +60,8 @@ async fn another_seed_of_random_answers_leaves_nothing_leaked_doubled_or_reporte
 const NODES: usize = 10;
 /// How many things happen to nodes and pods meanwhile.
 const STEPS: usize = 40;
+/// And how many at most, until the operator has reported trouble. It may lose its Lease for most of the time.
+const MOST_STEPS: usize = 120;
 const BETWEEN: Duration = Duration::from_millis(500);
 /// Promised: a refusal of Azure's that only a person ends is tried again after a minute, and the second time
 /// after two. An edit of the pool ends that wait for a node, and not for one that is gone.
@@ -84,10 +86,13 @@ pub async fn survive(plane: &ControlPlane, seed: u64, scene: Scene) -> Result<()
     stage.sim.clear_log();
     stage.sim.be_hostile(seed, codes());
     gateway.be_hostile(Some(seed));
-    for step in 0..STEPS {
+    for step in 0..MOST_STEPS {
         world.happen(&stage, step).await?;
         world.report_addresses(&stage).await?;
         tokio::time::sleep(BETWEEN).await;
+        if step + 1 >= STEPS && Turns::are_published(&stage, scene.kinds_with_events()).await? {
+            break;
+        }
     }
     stage.sim.heal();
     let drawn = gateway.be_hostile(None);

@@ -35,9 +35,14 @@ impl Turns {
         Turns { seen }
     }
 
-    /// No Event was published more often than its condition turned, or, of a pod, than there were leaders,
-    /// and there are some about each of these kinds.
-    pub async fn audit(&self, stage: &Stage<'_>, leaders: usize, kinds: &[&str]) -> Result<()> {
+    /// Whether Events about a state were published of each of these kinds.
+    pub async fn are_published(stage: &Stage<'_>, kinds: &[&str]) -> Result<bool> {
+        let published = Turns::published(stage).await?;
+        Ok(kinds.iter().all(|kind| published.keys().any(|(about, ..)| about == kind)))
+    }
+
+    /// How often each Event about a state was published.
+    async fn published(stage: &Stage<'_>) -> Result<Seen> {
         let events = Api::<Event>::all(stage.client.clone()).list(&ListParams::default()).await?;
         let mut published = Seen::new();
         for event in &events {
@@ -55,6 +60,13 @@ impl Turns {
                 *published.entry(what).or_default() += usize::try_from(times)?;
             }
         }
+        Ok(published)
+    }
+
+    /// No Event was published more often than its condition turned, or, of a pod, than there were leaders,
+    /// and there are some about each of these kinds.
+    pub async fn audit(&self, stage: &Stage<'_>, leaders: usize, kinds: &[&str]) -> Result<()> {
+        let published = Turns::published(stage).await?;
         let turned = lock(&self.seen).clone();
         for ((kind, name, reason), times) in &published {
             // What is published about a Node stands in its NodeIPAllocation.
