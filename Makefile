@@ -310,9 +310,11 @@ WAITING := azure behaviour
 test-units:
 	@programs=$$(cargo metadata --no-deps --format-version 1 \
 		| jq -r '.packages[].targets[] | select(.kind == ["bin"] and .test) | "--bin", .name'); \
-	cargo test --workspace --no-fail-fast --lib $$programs $(addprefix --test ,$(UNITS))
-	cargo test --workspace --no-fail-fast $(addprefix --test ,$(WAITING)) -- --test-threads 12
-	cargo test --workspace --no-fail-fast --doc
+	ended=0; \
+	cargo test --workspace --no-fail-fast --lib $$programs $(addprefix --test ,$(UNITS)) || ended=$$?; \
+	cargo test --workspace --no-fail-fast $(addprefix --test ,$(WAITING)) -- --test-threads 12 || ended=$$?; \
+	cargo test --workspace --no-fail-fast --doc || ended=$$?; \
+	exit $$ended
 
 # Tests with an API server and no node.
 test-conduct:

@@ -27,6 +27,9 @@ pub const OTHERS: &str = "others";
 /// subscription or resource group of its NIC is gone for good, or that what is left belongs to another
 /// machine: `true` lets the object go.
 pub const GONE: &str = "vnetpool.io/gone";
+/// Annotation of a NodeIPAllocation by which a person says which of the NICs that the node has left belong to
+/// another machine now, with all that they hold: their names or ids, separated by commas.
+pub const LEFT: &str = "vnetpool.io/left";
 /// Annotation of a NodeIPAllocation by which a person confirms that its node needn't keep what a pool that
 /// doesn't serve it any more has given it, nor a pause of a Node or a pool that was deleted meanwhile: `true`
 /// ends both.

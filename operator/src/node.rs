@@ -236,9 +236,11 @@ async fn serve(
     }
     Box::pin(publish(ctx, progress, node, memory)).await?;
     if progress.pause.is_none() {
-        let (allocation, known) = (&progress.allocation, (&mut memory.strays, &mut memory.left));
-        let urgency = beside_need(ctx, progress, Priority::GiveBack);
-        memory.nic.must_choose |= Box::pin(strays::settle(ctx, allocation, node, &urgency, known)).await;
+        let (allocation, urgency) = (&progress.allocation, beside_need(ctx, progress, Priority::GiveBack));
+        let settled = strays::settle(ctx, allocation, node, &urgency, &mut memory.strays);
+        let (is_news, departed) = Box::pin(settled).await;
+        memory.nic.must_choose |= is_news;
+        departed.into_iter().for_each(|nic| memory.left.depart(nic));
     }
     outcome?;
     Box::pin(attach(ctx, progress, node, memory)).await

@@ -376,6 +376,7 @@ async fn a_nic_that_its_node_has_left_leaves_its_groups_though_it_is_plugged_int
     let fault = not_shown(&stage, "/n1-nic");
     stage.start().await?;
     until_served_beside(&stage, &first, &second).await?;
+    ensure!(grouped(&stage) > 0, "it isn't in the group: {}", stage.nic("n1"));
     stage.kill().await?;
     // A person plugs the former NIC into the new machine.
     plug(&stage, &first.nic_id, &second.vm_id).await?;

@@ -11,7 +11,7 @@ use crate::left_alone::is_never_served;
 use crate::node_object::Node;
 
 /// A person's words to the operator about a node's addresses.
-const WORDS: [&str; 3] = [names::GONE, names::RELEASE, names::READ];
+const WORDS: [&str; 4] = [names::GONE, names::LEFT, names::RELEASE, names::READ];
 
 /// Leaves out the longest parts, which only people and the agent read, and the agent's words about what is
 /// well, and keeps of each holder only its address and UID.

@@ -146,7 +146,7 @@ fn recorded(allocation: &NodeIPAllocation, left: &HashSet<ResourceId>) -> HashSe
     named.filter(|id| !left.contains(id)).collect()
 }
 
-/// The public addresses on NICs that the node has left: they are deleted when those have been emptied. But for
+/// The public addresses on NICs that the node has left: they are deleted when those have been emptied. Not
 /// those that the present NIC has, or is to have by its marks, whatever an older record says.
 fn on_left(allocation: &NodeIPAllocation, seen: &Seen) -> HashSet<ResourceId> {
     let spec = &allocation.spec;

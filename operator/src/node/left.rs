@@ -16,7 +16,7 @@ use super::memory::Memory;
 use super::memory::left::{self, Over};
 use super::pending::Pending;
 use super::progress::Progress;
-use super::vacate::{Attempt, Ended, is_left_to_its_vm};
+use super::vacate::{Attempt, Ended, is_given_away, is_left_to_its_vm};
 use super::{growth, strays};
 use crate::azure::{self, ResourceId, Urgency, VmId};
 use crate::context::Context;
@@ -44,13 +44,17 @@ pub async fn settle(
         return false;
     }
     let in_use = strays::in_use(allocation);
-    let Some(id) = memory.left.due(&allocation.spec, &in_use, Instant::now()) else { return false };
+    let is_given_away = |id: &str| id.parse().is_ok_and(|nic| is_given_away(allocation, &nic));
+    memory.left.heed(&allocation.spec, is_given_away);
+    let Some(nic) = memory.left.due(&allocation.spec, &in_use, Instant::now()) else { return false };
+    // Nothing but its id is known of one that was beside the serving one.
+    let (id, mac) = (nic.id.as_str(), Some(nic.mac.as_str()).filter(|mac| !mac.is_empty()));
     // All of its resources wait as one.
     let (absences, mut pending) = (&mut memory.absences, Pending::default());
     let mut attempt = Attempt::of(ctx, allocation, (absences, &mut pending), Turns::Left).beside(&own);
     let ended = tokio::select! {
         biased;
-        ended = attempt.end(id, None) => ended,
+        ended = attempt.end(id, mac) => ended,
         // Azure may never answer. Whatever was sent, the NIC shows it at the next attempt.
         () = urgency.outgrown() => return false,
     };
@@ -88,8 +92,9 @@ fn leave_to(
     } else {
         let why = format!(
             "VM {vm} has it, and no other node's object names it. If it is to stay with that VM, confirm it with the \
-             annotation {}=true",
-            names::GONE
+             annotation {}={}",
+            names::LEFT,
+            id.rsplit('/').next().unwrap_or_default()
         );
         memory.left.put_off(id, why, Duration::ZERO, Instant::now());
     }

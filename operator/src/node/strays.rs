@@ -12,7 +12,6 @@ use vnetpool_crds::NodeIPAllocation;
 
 use super::asking::{Asking, Refused, Turns};
 use super::lag::{Lag, lag};
-use super::memory::left::Left;
 use crate::azure::{self, Change, Freshness, Nic, ResourceId, Urgency, VmId};
 use crate::context::Context;
 use crate::node_object::Node;
@@ -124,22 +123,22 @@ impl Strays {
 }
 
 /// Releases the addresses that no pod has. Returns whether there is news: then the VM's NICs are to be read
-/// again. One that the VM doesn't have any more goes on as one that the node has `left`. An error ends
-/// nothing but this, and all of it waits while the node needs something more urgent.
+/// again. And those that Azure doesn't show on the VM any more: they go on as NICs that the node has left. An
+/// error ends nothing but this, and all of it waits while the node needs something more urgent.
 pub async fn settle(
     ctx: &Context,
     allocation: &NodeIPAllocation,
     node: &Node,
     urgency: &Urgency,
-    (strays, left): (&mut Strays, &mut Left),
-) -> bool {
+    strays: &mut Strays,
+) -> (bool, Vec<ResourceId>) {
     let waits = strays.nics.is_empty() || strays.wait(Instant::now()).is_some();
     if waits || ctx.azure.is_dry_run() || lag(allocation, node.boot_id()) != Lag::None {
-        return false;
+        return Default::default();
     }
-    let Ok(vm) = VmId::from_provider_id(node.provider_id()) else { return false };
+    let Ok(vm) = VmId::from_provider_id(node.provider_id()) else { return Default::default() };
     let last = strays.refused.take().map(|(times, _)| times);
-    let mut is_released = false;
+    let (mut is_news, mut departed) = (false, vec![]);
     for id in strays.nics.clone() {
         let released = release(ctx, allocation, &vm, (&id, urgency)).await;
         if !matches!(&released, Err(Refused { error: azure::Error::NotFound { .. }, .. })) {
@@ -147,25 +146,25 @@ pub async fn settle(
         }
         match released {
             Ok(Outcome::Nothing) => {}
-            Ok(Outcome::Released) => is_released = true,
+            Ok(Outcome::Released) => is_news = true,
             Ok(Outcome::Departed) => {
                 strays.forget(&id);
-                left.depart(id);
-                is_released = true;
+                departed.push(id);
+                is_news = true;
             }
             Err(Refused { error: azure::Error::NotFound { .. }, .. }) => {
                 strays.missed(&id, ctx.waits.second_read, Instant::now());
             }
             // The node needs something else by now, a person has paused it, or others were refused the same:
             // it is repeated when it goes on.
-            Err(Refused { error, .. }) if error.is_given_up() => return is_released,
+            Err(Refused { error, .. }) if error.is_given_up() => return (is_news, departed),
             Err(Refused { error, .. }) => {
                 warn!(nic = %id, reason = %error.reason(), %error, "what it holds of ours stays there for now");
                 strays.put_off(last, error.pause(), Instant::now());
             }
         }
     }
-    is_released
+    (is_news, departed)
 }
 
 async fn release(

@@ -105,8 +105,9 @@ impl InUse {
             true => format!(
                 "there is no Node {node} any more, and VM {vm} has {nic}, which the node had left before. What that NIC holds \
                  stays reserved until the VM is deleted or another node's object names the NIC. If it is to stay with that VM, \
-                 confirm it with the annotation {}=true.",
-                names::GONE
+                 confirm it with the annotation {}={}.",
+                names::LEFT,
+                nic.rsplit('/').next().unwrap_or_default()
             ),
         }
     }
@@ -136,8 +137,20 @@ impl Vacated {
 /// now, or a person says so. Otherwise the VM may be the node's former one, which is about to go, and nobody
 /// else would know of the NIC.
 pub fn is_left_to_its_vm(ctx: &Context, allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
+    is_given_away(allocation, nic) || is_recorded_elsewhere(ctx, allocation, nic)
+}
+
+/// Whether a person says that this NIC, which the node has left, belongs to another machine now.
+pub fn is_given_away(allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
+    let given = allocation.annotations().get(names::LEFT).map(String::as_str).unwrap_or_default();
+    let is_it = |one: &str| one.eq_ignore_ascii_case(nic.as_str()) || one.eq_ignore_ascii_case(nic.name());
+    is_left(&allocation.spec, nic.as_str()) && given.split(',').any(|one| is_it(one.trim()))
+}
+
+/// Whether another node's object records this NIC as its own.
+fn is_recorded_elsewhere(ctx: &Context, allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
     let is_anothers = |other: &NodeIPAllocation| is_anothers(nic, allocation, other);
-    is_confirmed_gone(allocation) || ctx.cluster.allocations().find(is_anothers).is_some()
+    ctx.cluster.allocations().find(is_anothers).is_some()
 }
 
 /// Whether an object is another node's and records this NIC: then what it holds is that one's to use and to
@@ -336,6 +349,12 @@ impl<'a> Attempt<'a> {
         Attempt { own: Some(own), ..self }
     }
 
+    /// Whether a person says that all of the object is gone. Of a node that lives that may be an old word,
+    /// about a machine before.
+    fn is_confirmed_gone(&self) -> bool {
+        self.own.is_none() && is_confirmed_gone(self.allocation)
+    }
+
     /// What was refused, if anything was. An error that a second answer doesn't turn into a proof comes
     /// first.
     pub fn refusal(mut self) -> Option<Refused> {
@@ -367,7 +386,7 @@ impl<'a> Attempt<'a> {
         };
         let (error, now) = (&refused.error, Instant::now());
         let recorded = Recorded::of(self.allocation, Timestamp::now());
-        let is_confirmed = is_confirmed_gone(self.allocation);
+        let is_confirmed = self.is_confirmed_gone();
         let second_read = self.ctx.waits.second_read;
         if self.absences.prove(error, &recorded, second_read, is_confirmed, now) {
             self.pending.ended(id);
@@ -407,7 +426,7 @@ impl<'a> Attempt<'a> {
         let ended = self.end(id, mac).await?;
         let (Ended::InUse(vm), Ok(nic)) = (&ended, id.parse()) else { return Ok(ended) };
         let (ctx, allocation) = (self.ctx, self.allocation);
-        if !is_left_to_its_vm(ctx, allocation, &nic) {
+        if !is_confirmed_gone(allocation) && !is_left_to_its_vm(ctx, allocation, &nic) {
             return Ok(ended);
         }
         warn!(%nic, %vm, "what it holds is left to another machine");
@@ -441,7 +460,7 @@ impl<'a> Attempt<'a> {
             Answer::Done(ended) => return Ok(ended),
             Answer::Refused => return Ok(Ended::Unknown),
         }
-        self.delete(public_addresses(self.allocation, &nic), is_confirmed_gone(self.allocation)).await?;
+        self.delete(public_addresses(self.allocation, &nic), self.is_confirmed_gone()).await?;
         Ok(Ended::Nothing)
     }
 
@@ -465,15 +484,22 @@ impl<'a> Attempt<'a> {
         if is_another && nic.ip_configurations.is_empty() {
             return Ok(Ended::Nothing);
         }
-        let seen_without = format!("{id}/virtualMachine");
+        let (seen_without, seen_empty) = (format!("{id}/virtualMachine"), format!("{id}/reservations"));
         if let Some(vm) = &nic.vm {
             self.absences.found(&seen_without);
-            if self.own.is_none_or(|own| own.resource() != vm) {
+            if self.own.is_none() {
                 return Ok(Ended::InUse(vm.clone()));
+            }
+            if self.own.is_some_and(|own| own.resource() != vm) {
+                return self.settle_with_another(&nic, vm, seen_empty);
             }
             let (change, is_all) = of_own(allocation, &nic);
             self.give_back(&nic, &change).await?;
             return Ok(if is_all { Ended::Nothing } else { Ended::InPart });
+        }
+        // Azure may leave the VM out.
+        if is_recorded_elsewhere(ctx, allocation, id) {
+            return Ok(Ended::InPart);
         }
         // A machine that Azure doesn't show on its NIC may be the node's.
         if self.own.is_some() && strays::idle(allocation, &nic).len() < nic.ip_configurations.len() {
@@ -496,10 +522,35 @@ impl<'a> Attempt<'a> {
         }
         if !release.is_empty() || !leave.is_empty() {
             self.give_back(&nic, &Change { release, leave, ..Change::default() }).await?;
-            self.absences.deleted(&seen_without);
+            // While its node lives, another machine may have the NIC before all of this is done.
+            if self.own.is_none() {
+                self.absences.deleted(&seen_without);
+            }
         }
         ctx.azure.forget(id);
         Ok(Ended::Nothing)
+    }
+
+    /// A NIC that the node has left and that another VM has. One that holds nothing of ours, and still doesn't
+    /// when it is read again, is done with.
+    fn settle_with_another(
+        &mut self,
+        nic: &Nic,
+        vm: &ResourceId,
+        seen_empty: String,
+    ) -> Result<Ended, Refused> {
+        let groups = ours(self.allocation, &nic.id);
+        if !nic.ip_configurations.is_empty() || nic.groups.iter().any(|group| groups.contains(group)) {
+            self.absences.found(&seen_empty);
+            return Ok(Ended::InUse(vm.clone()));
+        }
+        let message = "another VM has the NIC, and it shows nothing of ours".to_owned();
+        let error = azure::Error::NotFound { resource: seen_empty, message };
+        let (recorded, second_read) = (Recorded::default(), self.ctx.waits.second_read);
+        match self.absences.prove(&error, &recorded, second_read, false, Instant::now()) {
+            true => Ok(Ended::Nothing),
+            false => Err(error.into()),
+        }
     }
 
     /// Takes these reservations and groups of ours off a NIC. An answer alone releases nothing.
@@ -531,7 +582,7 @@ impl<'a> Attempt<'a> {
             }
         }
         let detached = allocation.spec.detached_public_addresses.iter().map(String::as_str);
-        self.delete(detached, is_confirmed_gone(allocation)).await
+        self.delete(detached, self.is_confirmed_gone()).await
     }
 
     /// Deletes public addresses, except for those that something else has where these are `left`.
@@ -765,12 +816,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_nic_that_a_vm_has_is_left_to_it_only_if_another_object_records_it_or_a_person_says_so() {
+    async fn a_nic_that_a_vm_has_is_left_to_it_only_if_another_object_or_a_persons_word_gives_it_to_that() {
         let (ctx, nic) = (Context::sample(), sample_nic(&[]).id);
         let mut object = having_left(&nic, json!({}));
         assert!(!is_left_to_its_vm(&ctx, &object, &nic), "the former machine may be about to go");
-        object.metadata.annotations = Some([(names::GONE.to_owned(), "true".to_owned())].into());
-        assert!(is_left_to_its_vm(&ctx, &object, &nic));
+        let mut is_left_by = |annotation: &str, value: &str| {
+            object.metadata.annotations = Some([(annotation.to_owned(), value.to_owned())].into());
+            is_left_to_its_vm(&ctx, &object, &nic)
+        };
+        assert!(is_left_by(names::LEFT, &format!("another, {}", nic.name())));
+        assert!(is_left_by(names::LEFT, nic.as_str()));
+        assert!(!is_left_by(names::LEFT, "another") && !is_left_by(names::LEFT, ""));
+        assert!(!is_left_by(names::GONE, "true"), "it may be an old word, about a machine before");
     }
 
     #[test]

@@ -5,8 +5,8 @@ use super::head;
 use anyhow::Result;
 use std::fmt::Write;
 use vnetpool_crds::names::{
-    AGENT, BACKEND_POOLS, DNS_LABEL, FINALIZER, FULL_TAINT, GONE, IP_CONFIGURATION_PREFIX, OPERATOR, PAUSED,
-    PUBLIC_ADDRESS, READ, RELEASE,
+    AGENT, BACKEND_POOLS, DNS_LABEL, FINALIZER, FULL_TAINT, GONE, IP_CONFIGURATION_PREFIX, LEFT, OPERATOR,
+    PAUSED, PUBLIC_ADDRESS, READ, RELEASE,
 };
 use vnetpool_operator::azure::role;
 use vnetpool_plugin::cni::{IPAM, PLUGIN, STATE_DIR};
@@ -34,6 +34,11 @@ pub(super) fn page() -> Result<String> {
     page += "\n## Annotations of NodeIPAllocations\n";
     let rows = [
         [GONE, "`true`", "nothing of it is left in Azure, or only with another machine: let the object go"],
+        [
+            LEFT,
+            "names or ids, with commas",
+            "these NICs, which the node has left, belong to another machine now",
+        ],
         [READ, "any it hasn't had, such as the time", "read the node's NIC now ([check](../inspect.md))"],
         [RELEASE, "`true`", "the node's pool, or its paused Node, is gone for good: give back now"],
     ];

@@ -1,6 +1,6 @@
 //! NICs that a node has left: what `spec` is to record of them, and when they are asked for. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub struct Left {
     over: BTreeMap<String, Over>,
     /// What Azure has refused of others.
     refused: BTreeMap<String, Refused>,
+    /// Those that a person has given to another machine.
+    given_away: BTreeSet<String>,
     /// NICs beside the serving one that the node's VM doesn't have any more, until `spec` names them as left.
     departed: Vec<ResourceId>,
 }
@@ -79,6 +81,7 @@ impl Left {
         let is_named = |id: &String| spec.left_interfaces.iter().any(|nic| nic.id.eq_ignore_ascii_case(id));
         self.over.retain(|id, _| is_named(id));
         self.refused.retain(|id, _| is_named(id));
+        self.given_away.retain(|id| is_named(id));
         let serves =
             |id: &ResourceId| spec.serving().is_some_and(|nic| nic.id.eq_ignore_ascii_case(id.as_str()));
         self.departed.retain(|id| !is_named(&id.to_string()) && !serves(id));
@@ -106,14 +109,23 @@ impl Left {
         spec: &'a NodeIPAllocationSpec,
         in_use: &[Ipv4Addr],
         now: Instant,
-    ) -> Option<&'a str> {
+    ) -> Option<&'a Interface> {
         let may_be_asked = |nic: &&Interface| {
             let id = nic.id.to_lowercase();
             let waits = self.refused.get(&id).is_some_and(|refused| now < refused.until);
             let serves = spec.serving().is_some_and(|one| one.id.eq_ignore_ascii_case(&nic.id));
             !waits && !serves && !self.over.contains_key(&id) && !holds_any(nic, in_use)
         };
-        spec.left_interfaces.iter().find(may_be_asked).map(|nic| nic.id.as_str())
+        spec.left_interfaces.iter().find(may_be_asked)
+    }
+
+    /// Those that a person gives away since they were put off are asked for at once, and wait anew from then.
+    pub fn heed(&mut self, spec: &NodeIPAllocationSpec, is_given_away: impl Fn(&str) -> bool) {
+        for nic in spec.left_interfaces.iter().filter(|nic| is_given_away(&nic.id)) {
+            if self.given_away.insert(nic.id.to_lowercase()) {
+                self.refused.remove(&nic.id.to_lowercase());
+            }
+        }
     }
 
     /// How long until one of those that were refused may be asked for.
@@ -240,7 +252,7 @@ mod tests {
         for before in [before, as_primary] {
             let (named, others) = left.record(&before, &[], Some(&serving));
             assert_eq!((&named, others.len()), (&before.left_interfaces, 0), "its groups, too");
-            assert_eq!(left.due(&before, &[], Instant::now()), Some(id("a").as_str()));
+            assert_eq!(left.due(&before, &[], Instant::now()).map(|nic| &nic.id), Some(&id("a")));
         }
         // Once it serves, its groups are the service's to leave.
         assert_eq!(left.due(&spec("A", &["a"]), &[], Instant::now()), None);
@@ -265,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_nic_that_its_node_has_left_waits_for_is_said_though_azure_has_refused_nothing() {
+    fn what_a_nic_that_its_node_has_left_waits_for_is_reported_though_azure_has_refused_nothing() {
         let (mut left, spec) = (Left::default(), spec("c", &["a"]));
         let why = |left: &Left, in_use: &[&str], lags| {
             let in_use: Vec<Ipv4Addr> = in_use.iter().map(|one| one.parse().unwrap()).collect();
@@ -291,9 +303,23 @@ mod tests {
     }
 
     #[test]
+    fn a_nic_that_a_person_gives_away_is_asked_for_at_once_and_once() {
+        let (mut left, spec, now) = (Left::default(), spec("c", &["a", "b"]), Instant::now());
+        for name in ["a", "b"] {
+            left.put_off(&id(name), "another VM has it".into(), Duration::ZERO, now);
+        }
+        let due = |left: &Left| left.due(&spec, &[], now).map(|nic| nic.id.clone());
+        left.heed(&spec, |nic| nic == id("b"));
+        assert_eq!(due(&left), Some(id("b")));
+        left.put_off(&id("b"), "locked".into(), Duration::ZERO, now);
+        left.heed(&spec, |nic| nic == id("b"));
+        assert_eq!(due(&left), None, "it waits like any other");
+    }
+
+    #[test]
     fn of_nics_that_a_node_has_left_each_waits_by_itself_and_ever_longer() {
         let (mut left, spec, start) = (Left::default(), spec("c", &["a", "b"]), Instant::now());
-        let due = |left: &Left, now| left.due(&spec, &[], now).map(str::to_owned);
+        let due = |left: &Left, now| left.due(&spec, &[], now).map(|nic| nic.id.clone());
         assert_eq!((due(&left, start), left.wait(start)), (Some(id("a")), None));
         left.put_off(&id("A"), "locked".into(), Duration::ZERO, start);
         assert_eq!((due(&left, start), left.wait(start)), (Some(id("b")), Some(FIRST)));

@@ -404,7 +404,7 @@ mod tests {
         };
         let both = [own.clone(), other.clone()];
         assert_eq!((left(&[], &both), left(&["g"], &both)), (vec![], vec![own.clone()]));
-        assert_eq!(left(&[], std::slice::from_ref(&other)), [own.clone()]);
+        assert_eq!(left(&[], std::slice::from_ref(&other)), std::slice::from_ref(&own));
     }
 
     #[test]
