@@ -484,14 +484,16 @@ impl<'a> Attempt<'a> {
         if is_another && nic.ip_configurations.is_empty() {
             return Ok(Ended::Nothing);
         }
-        let (seen_without, seen_empty) = (format!("{id}/virtualMachine"), format!("{id}/reservations"));
+        let seen_without = format!("{id}/virtualMachine");
         if let Some(vm) = &nic.vm {
             self.absences.found(&seen_without);
             if self.own.is_none() {
                 return Ok(Ended::InUse(vm.clone()));
             }
             if self.own.is_some_and(|own| own.resource() != vm) {
-                return self.settle_with_another(&nic, vm, seen_empty);
+                let message = "another VM has the NIC, and it shows nothing of ours".to_owned();
+                let error = azure::Error::NotFound { resource: format!("{id}/reservations"), message };
+                return self.with_another(&nic, vm, &error).ok_or_else(|| error.into());
             }
             let (change, is_all) = of_own(allocation, &nic);
             self.give_back(&nic, &change).await?;
@@ -531,26 +533,17 @@ impl<'a> Attempt<'a> {
         Ok(Ended::Nothing)
     }
 
-    /// A NIC that the node has left and that another VM has. One that holds nothing of ours, and still doesn't
-    /// when it is read again, is done with.
-    fn settle_with_another(
-        &mut self,
-        nic: &Nic,
-        vm: &ResourceId,
-        seen_empty: String,
-    ) -> Result<Ended, Refused> {
+    /// What a NIC is for the node that has left it, now that another VM has it. One that holds nothing of ours
+    /// is done with when a second read shows the same; until then the `error` stands, and `None` is returned.
+    fn with_another(&mut self, nic: &Nic, vm: &ResourceId, error: &azure::Error) -> Option<Ended> {
         let groups = ours(self.allocation, &nic.id);
         if !nic.ip_configurations.is_empty() || nic.groups.iter().any(|group| groups.contains(group)) {
-            self.absences.found(&seen_empty);
-            return Ok(Ended::InUse(vm.clone()));
+            self.absences.found(&format!("{}/reservations", nic.id));
+            return Some(Ended::InUse(vm.clone()));
         }
-        let message = "another VM has the NIC, and it shows nothing of ours".to_owned();
-        let error = azure::Error::NotFound { resource: seen_empty, message };
         let (recorded, second_read) = (Recorded::default(), self.ctx.waits.second_read);
-        match self.absences.prove(&error, &recorded, second_read, false, Instant::now()) {
-            true => Ok(Ended::Nothing),
-            false => Err(error.into()),
-        }
+        let is_proved = self.absences.prove(error, &recorded, second_read, false, Instant::now());
+        is_proved.then_some(Ended::Nothing)
     }
 
     /// Takes these reservations and groups of ours off a NIC. An answer alone releases nothing.
