@@ -533,8 +533,9 @@ impl<'a> Attempt<'a> {
         Ok(Ended::Nothing)
     }
 
-    /// What a NIC is for the node that has left it, now that another VM has it. One that holds nothing of ours
-    /// is done with when a second read shows the same; until then the `error` stands, and `None` is returned.
+    /// What a NIC is for the node that has left it, now that another VM has it. One that holds nothing of
+    /// ours is done with when a second read shows the same. Until then the `error` stands, and this is
+    /// `None`.
     fn with_another(&mut self, nic: &Nic, vm: &ResourceId, error: &azure::Error) -> Option<Ended> {
         let groups = ours(self.allocation, &nic.id);
         if !nic.ip_configurations.is_empty() || nic.groups.iter().any(|group| groups.contains(group)) {
