@@ -499,12 +499,12 @@ impl<'a> Attempt<'a> {
             self.give_back(&nic, &change).await?;
             return Ok(if is_all { Ended::Nothing } else { Ended::InPart });
         }
-        // Azure may leave the VM out.
-        if is_recorded_elsewhere(ctx, allocation, id) {
-            return Ok(Ended::InPart);
-        }
-        // A machine that Azure doesn't show on its NIC may be the node's.
-        if self.own.is_some() && strays::idle(allocation, &nic).len() < nic.ip_configurations.len() {
+        // Azure may leave the VM out: another node's, or the node's own.
+        let may_be_used = || {
+            is_recorded_elsewhere(ctx, allocation, id)
+                || strays::idle(allocation, &nic).len() < nic.ip_configurations.len()
+        };
+        if self.own.is_some() && may_be_used() {
             return Ok(Ended::InPart);
         }
         let release: Vec<String> = nic.ip_configurations.iter().map(|one| one.name.clone()).collect();
