@@ -367,6 +367,11 @@ impl NodeIPAllocationSpec {
         self.interfaces.iter().chain(&self.left_interfaces)
     }
 
+    /// What is recorded of a NIC that the node has left, by its id: Azure's differ in case.
+    pub fn left(&self, id: &str) -> Option<&Interface> {
+        self.left_interfaces.iter().find(|nic| nic.id.eq_ignore_ascii_case(id))
+    }
+
     /// How many addresses are reserved in all.
     pub fn addresses(&self) -> u32 {
         self.ip_configurations().map(IpConfiguration::count).fold(0, u32::saturating_add)

@@ -161,6 +161,16 @@ impl Context {
         Context::new(client, events, azure, Arc::default(), view, (None, false), Waits::FULL)
     }
 
+    /// This one before an API server that takes every connection and never answers, as long as the listener
+    /// is there, and with this deadline.
+    #[cfg(test)]
+    pub fn before_silence(self, deadline: std::time::Duration) -> (Context, std::net::TcpListener) {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", silent.local_addr().unwrap()).parse().unwrap();
+        let client = Client::try_from(kube::Config::new(url)).unwrap();
+        (Context { client, waits: Waits { deadline, ..Waits::FULL }, ..self }, silent)
+    }
+
     /// Requeues these nodes.
     pub fn wake(&self, nodes: &[String]) {
         nodes.iter().for_each(|node| self.waker.allocation(node));

@@ -272,18 +272,12 @@ fn known(networks: &Networks, blocks: &Blocks, id: &ResourceId) -> Option<Subnet
 mod tests {
     use super::status::tests::pool;
     use super::*;
-    use crate::context::Waits;
     use vnetpool_crds::verdict::Verdict;
 
     #[tokio::test]
     async fn a_pool_about_which_the_api_server_never_answers_is_given_up_and_reported_again() {
-        let sample = Context::sample();
-        // Takes every connection and never answers.
-        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", silent.local_addr().unwrap()).parse().unwrap();
-        let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
-        let waits = Waits { deadline: Duration::from_secs(1), ..Waits::FULL };
-        let ctx = Arc::new(Context { client, waits, ..sample });
+        let (ctx, _silent) = Context::sample().before_silence(Duration::from_secs(1));
+        let ctx = Arc::new(ctx);
         let work = reconcile(Arc::new(pool(json!({}))), Arc::new(Pools::new(ctx.clone())));
         let done = tokio::time::timeout(Duration::from_secs(20), work).await.expect("it waits for ever");
         assert_ne!(done.unwrap(), Action::await_change(), "it isn't reported again");

@@ -43,6 +43,15 @@ async fn with_three(plane: &ControlPlane) -> Result<Stage<'_>> {
     Ok(stage)
 }
 
+/// The names of three pods that ask for a public address each.
+async fn three_ask(stage: &Stage<'_>) -> Result<Vec<String>> {
+    let mut pods = vec![];
+    for _ in 0..3 {
+        pods.push(stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?);
+    }
+    Ok(pods)
+}
+
 async fn a_public_address_with_a_dns_label_comes_and_goes_with_its_pod(plane: &ControlPlane) -> Result<()> {
     let stage = Stage::set(plane, quick(), pool()).await?;
     stage.node("n1", None).await?;
@@ -144,9 +153,7 @@ async fn public_addresses_that_were_deleted_before_are_asked_for_a_second_time_t
 ) -> Result<()> {
     let stage = with_three(plane).await?;
     stage.until_holds("n1", 3).await?;
-    for _ in 0..3 {
-        stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
-    }
+    three_ask(&stage).await?;
     let made = stage.until("each pod has one", "n1", |seen| all_made(seen, 3)).await?;
     // The first operator dies over the deletion of the last.
     let fault = stage.fault("DELETE", &made[2], None, Effect::HoldBefore);
@@ -449,9 +456,7 @@ async fn public_addresses_are_made_many_at_once_and_hold_up_no_address_of_the_no
     let stage = with_three(plane).await?;
     stage.until_holds("n1", 3).await?;
     let fault = stage.fault("PUT", "/publicIPAddresses/", None, Effect::HoldBefore);
-    for _ in 0..3 {
-        stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?;
-    }
+    three_ask(&stage).await?;
     stage.until_struck(fault, 3).await?;
     stage.bind("n1", 2).await?;
     stage.until_holds("n1", 5).await?;
@@ -468,10 +473,7 @@ async fn public_addresses_that_azure_is_slow_to_delete_hold_up_no_address_of_the
     plane: &ControlPlane,
 ) -> Result<()> {
     let stage = with_three(plane).await?;
-    let mut pods = vec![];
-    for _ in 0..3 {
-        pods.push(stage.pod("n1", json!({ "vnetpool.io/public-address": "true" })).await?);
-    }
+    let pods = three_ask(&stage).await?;
     let made = stage.until("each pod has one", "n1", |seen| all_made(seen, 3)).await?;
     let fault = stage.fault("DELETE", "/publicIPAddresses/", None, Effect::HoldBefore);
     for pod in &pods {

@@ -345,7 +345,7 @@ const ATTACHED: &str = "a pod has what it asks for";
 
 fn explore(broken: Broken, addresses: u8, changes: u8) -> impl Checker<Attaching> {
     let title = format!("attachments, {addresses}, {broken:?}");
-    crate::explore(&title, Attaching { broken, addresses, changes }, HasDiscoveries::AnyFailures)
+    crate::explore(&title, Attaching { broken, addresses, changes }, HasDiscoveries::AnyFailures, crate::ALL)
 }
 
 #[test]

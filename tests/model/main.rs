@@ -115,18 +115,12 @@ pub enum Broken {
 /// How long an exploration may take. One that takes longer hasn't seen all.
 const LONGEST: Duration = Duration::from_secs(45 * 60);
 
-/// Explores breadth first, so that the way to a harm is a shortest one, and prints what it found.
-fn explore<M>(title: &str, model: M, until: HasDiscoveries) -> impl Checker<M> + use<M>
-where
-    M: Model + Send + Sync + 'static,
-    M::State: Clone + Debug + Hash + PartialEq + Send + Sync,
-    M::Action: Clone + Debug + PartialEq,
-{
-    explore_some(title, model, until, usize::MAX)
-}
+/// How many actions may be taken, each of which leads to a state, new or known: all that there are.
+const ALL: usize = usize::MAX;
 
-/// The same until so many actions were taken, each of which leads to a state, new or known.
-fn explore_some<M>(title: &str, model: M, until: HasDiscoveries, actions: usize) -> impl Checker<M> + use<M>
+/// Explores breadth first, so that the way to a harm is a shortest one, until so many actions were taken, and
+/// prints what it found.
+fn explore<M>(title: &str, model: M, until: HasDiscoveries, actions: usize) -> impl Checker<M> + use<M>
 where
     M: Model + Send + Sync + 'static,
     M::State: Clone + Debug + Hash + PartialEq + Send + Sync,
@@ -153,12 +147,12 @@ where
 
 /// Finds that no invariant breaks, in every state there is; returns what else was found.
 fn holds(title: &str, protocol: Protocol) -> impl Checker<Protocol> + use<> {
-    holds_within(title, protocol, usize::MAX)
+    holds_within(title, protocol, ALL)
 }
 
 /// The same of the states to which so many actions lead, the nearest first.
 fn holds_within(title: &str, protocol: Protocol, actions: usize) -> impl Checker<Protocol> + use<> {
-    let checker = explore_some(title, protocol, HasDiscoveries::AnyFailures, actions);
+    let checker = explore(title, protocol, HasDiscoveries::AnyFailures, actions);
     for property in ALWAYS {
         checker.assert_no_discovery(property);
     }
@@ -172,7 +166,7 @@ fn fails(broken: Broken, property: &'static str, faults: Faults) {
 
 fn fails_in(property: &'static str, protocol: Protocol) {
     let title = format!("without a rule, {:?}", protocol.broken);
-    let checker = explore(&title, protocol, HasDiscoveries::AnyOf([property].into()));
+    let checker = explore(&title, protocol, HasDiscoveries::AnyOf([property].into()), ALL);
     assert!(checker.discovery(property).is_some(), "{title}: no harm within these bounds");
 }
 
@@ -431,7 +425,7 @@ fn trouble_of_every_kind_at_once_does_no_harm() {
         splits_writes: true,
         ..Protocol::new(Broken::None, faults)
     };
-    let checker = holds_within("trouble of every kind", every, if is_nightly { ACTIONS } else { usize::MAX });
+    let checker = holds_within("trouble of every kind", every, if is_nightly { ACTIONS } else { ALL });
     let states = checker.unique_state_count();
     assert!(!is_nightly || states >= MANY, "{states} states");
 }

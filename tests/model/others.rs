@@ -256,7 +256,7 @@ const GONE: &str = "what another plugin has left is gone, and pods run";
 
 fn adopting(broken: Broken, changes: u8) -> impl Checker<Adopting> {
     let title = format!("adoption, {broken:?}");
-    crate::explore(&title, Adopting { broken, changes }, HasDiscoveries::AnyFailures)
+    crate::explore(&title, Adopting { broken, changes }, HasDiscoveries::AnyFailures, crate::ALL)
 }
 
 #[test]
@@ -408,7 +408,7 @@ const RESTORED: &str = "a pod's lost address is on the NIC again";
 
 fn restoring(broken: Broken) -> impl Checker<Lost> {
     let title = format!("lost addresses, {broken:?}");
-    crate::explore(&title, Lost { broken, wipes: 2, changes: 3 }, HasDiscoveries::AnyFailures)
+    crate::explore(&title, Lost { broken, wipes: 2, changes: 3 }, HasDiscoveries::AnyFailures, crate::ALL)
 }
 
 #[test]

@@ -78,10 +78,8 @@ async fn admit(node: &Node, ctx: &Context) -> Result<Action, kube::Error> {
 mod tests {
     use super::*;
     use crate::cluster::{self, Cluster};
-    use crate::context::Waits;
     use kube::runtime::reflector;
     use kube::runtime::watcher::Event;
-    use kube::{Client, Config};
     use serde_json::json;
     use std::time::Duration;
 
@@ -93,13 +91,9 @@ mod tests {
         all_pools.apply_watcher_event(&serde_json::from_value(pool).map(Event::Apply).unwrap());
         let cluster = Cluster::new(nodes, allocations, pools, tokio::sync::watch::channel(true).1);
         let (waker, _wakeups) = cluster::channels();
-        let sample = Context::sample_of((cluster, waker), None);
-        // Takes every connection and never answers.
-        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", silent.local_addr().unwrap()).parse().unwrap();
-        let client = Client::try_from(Config::new(url)).unwrap();
-        let waits = Waits { deadline: Duration::from_secs(1), ..Waits::FULL };
-        let ctx = Arc::new(Context { client, waits, ..sample });
+        let (ctx, _silent) =
+            Context::sample_of((cluster, waker), None).before_silence(Duration::from_secs(1));
+        let ctx = Arc::new(ctx);
         let node = json!({"metadata": {"name": "n", "uid": "u"}});
         let work = reconcile(Arc::new(serde_json::from_value(node).unwrap()), ctx.clone());
         let done = tokio::time::timeout(Duration::from_secs(20), work).await.expect("it waits for ever");

@@ -134,8 +134,7 @@ pub fn gone(ctx: &Context, allocation: &NodeIPAllocation) {
 /// All that is recorded of a NIC that a node has left has gone back.
 pub fn left_emptied(ctx: &Context, allocation: &NodeIPAllocation, id: &str) {
     let spec = &allocation.spec;
-    let mut left = spec.left_interfaces.iter().filter(|_| spec.route_table_id.is_none());
-    if let Some(nic) = left.find(|nic| nic.id.eq_ignore_ascii_case(id)) {
+    if let (Some(nic), None) = (spec.left(id), &spec.route_table_id) {
         emptied(ctx, nic, Instant::now());
     }
 }

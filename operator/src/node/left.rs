@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use tracing::{info, warn};
-use vnetpool_crds::names;
 
 use super::absences::Recorded;
 use super::asking::{Refused, Turns};
@@ -16,7 +15,7 @@ use super::memory::Memory;
 use super::memory::left::{self, Over};
 use super::pending::Pending;
 use super::progress::Progress;
-use super::vacate::{Attempt, Ended, is_given_away, is_left_to_its_vm};
+use super::vacate::{Attempt, Ended, is_given_away, is_left_to_its_vm, word_that_gives_away};
 use super::{growth, strays};
 use crate::azure::{self, ResourceId, Urgency, VmId};
 use crate::context::Context;
@@ -33,6 +32,9 @@ pub async fn settle(
     urgency: &Urgency,
     memory: &mut Memory,
 ) -> bool {
+    if progress.allocation.spec.left_interfaces.is_empty() {
+        return false;
+    }
     // Of a node whose VM or NIC isn't known, any NIC may be in use.
     let is_served = progress.seen.as_ref().is_some_and(|seen| !seen.is_held_back && seen.nic.is_some());
     let Ok(own) = VmId::from_provider_id(node.provider_id()) else { return false };
@@ -92,9 +94,8 @@ fn leave_to(
     } else {
         let why = format!(
             "VM {vm} has it, and no other node's object names it. If it is to stay with that VM, confirm it with the \
-             annotation {}={}",
-            names::LEFT,
-            id.rsplit('/').next().unwrap_or_default()
+             annotation {}",
+            word_that_gives_away(id)
         );
         memory.left.put_off(id, why, Duration::ZERO, Instant::now());
     }

@@ -105,9 +105,8 @@ impl InUse {
             true => format!(
                 "there is no Node {node} any more, and VM {vm} has {nic}, which the node had left before. What that NIC holds \
                  stays reserved until the VM is deleted or another node's object names the NIC. If it is to stay with that VM, \
-                 confirm it with the annotation {}={}.",
-                names::LEFT,
-                nic.rsplit('/').next().unwrap_or_default()
+                 confirm it with the annotation {}.",
+                word_that_gives_away(nic)
             ),
         }
     }
@@ -138,6 +137,11 @@ impl Vacated {
 /// else would know of the NIC.
 pub fn is_left_to_its_vm(ctx: &Context, allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
     is_given_away(allocation, nic) || is_recorded_elsewhere(ctx, allocation, nic)
+}
+
+/// The annotation by which a person says that a NIC which the node has left belongs to another machine now.
+pub fn word_that_gives_away(nic: &str) -> String {
+    format!("{}={}", names::LEFT, nic.rsplit('/').next().unwrap_or_default())
 }
 
 /// Whether a person says that this NIC, which the node has left, belongs to another machine now.
@@ -487,17 +491,19 @@ impl<'a> Attempt<'a> {
         let seen_without = format!("{id}/virtualMachine");
         if let Some(vm) = &nic.vm {
             self.absences.found(&seen_without);
-            if self.own.is_none() {
-                return Ok(Ended::InUse(vm.clone()));
-            }
-            if self.own.is_some_and(|own| own.resource() != vm) {
-                let message = "another VM has the NIC, and it shows nothing of ours".to_owned();
-                let error = azure::Error::NotFound { resource: format!("{id}/reservations"), message };
-                return self.with_another(&nic, vm, &error).ok_or_else(|| error.into());
-            }
-            let (change, is_all) = of_own(allocation, &nic);
-            self.give_back(&nic, &change).await?;
-            return Ok(if is_all { Ended::Nothing } else { Ended::InPart });
+            return match self.own {
+                None => Ok(Ended::InUse(vm.clone())),
+                Some(own) if own.resource() != vm => {
+                    let message = "another VM has the NIC, and it shows nothing of ours".to_owned();
+                    let error = azure::Error::NotFound { resource: format!("{id}/reservations"), message };
+                    self.with_another(&nic, vm, &error).ok_or_else(|| error.into())
+                }
+                Some(_) => {
+                    let (change, is_all) = of_own(allocation, &nic);
+                    self.give_back(&nic, &change).await?;
+                    Ok(if is_all { Ended::Nothing } else { Ended::InPart })
+                }
+            };
         }
         // Azure may leave the VM out: another node's, or the node's own.
         let may_be_used = || {
@@ -674,8 +680,7 @@ fn interface<'a>(allocation: &'a NodeIPAllocation, nic: &ResourceId) -> impl Ite
 
 /// Whether the node has left this NIC, and hasn't it beside another either.
 fn is_left(spec: &NodeIPAllocationSpec, id: &str) -> bool {
-    let is_it = |one: &Interface| one.id.eq_ignore_ascii_case(id);
-    spec.left_interfaces.iter().any(is_it) && !spec.interfaces.iter().any(is_it)
+    spec.left(id).is_some() && !spec.interfaces.iter().any(|one| one.id.eq_ignore_ascii_case(id))
 }
 
 /// What goes back of a NIC that is the node's own VM's again and doesn't serve it: the reservations that no
@@ -706,7 +711,7 @@ fn records_addresses(allocation: &NodeIPAllocation, nic: &ResourceId) -> bool {
 fn public_addresses<'a>(allocation: &'a NodeIPAllocation, nic: &ResourceId) -> impl Iterator<Item = &'a str> {
     let spec = &allocation.spec;
     let is_it = |one: &&Interface| one.id.eq_ignore_ascii_case(nic.as_str());
-    let is_left = spec.left_interfaces.iter().any(|one| is_it(&one));
+    let is_left = spec.left(nic.as_str()).is_some();
     let others = spec.interfaces.iter().filter(|one| is_left && !is_it(one)).flat_map(left::public_addresses);
     let detached = spec.detached_public_addresses.iter().filter(|_| is_left).map(String::as_str);
     let elsewhere: Vec<&str> = others.chain(detached).collect();

@@ -78,13 +78,12 @@ impl Left {
     /// What is known of NICs that `spec` doesn't name any more counts for nothing: the node may come to leave
     /// one anew.
     pub fn published(&mut self, spec: &NodeIPAllocationSpec) {
-        let is_named = |id: &String| spec.left_interfaces.iter().any(|nic| nic.id.eq_ignore_ascii_case(id));
-        self.over.retain(|id, _| is_named(id));
-        self.refused.retain(|id, _| is_named(id));
-        self.given_away.retain(|id| is_named(id));
+        self.over.retain(|id, _| spec.left(id).is_some());
+        self.refused.retain(|id, _| spec.left(id).is_some());
+        self.given_away.retain(|id| spec.left(id).is_some());
         let serves =
             |id: &ResourceId| spec.serving().is_some_and(|nic| nic.id.eq_ignore_ascii_case(id.as_str()));
-        self.departed.retain(|id| !is_named(&id.to_string()) && !serves(id));
+        self.departed.retain(|id| spec.left(id.as_str()).is_none() && !serves(id));
     }
 
     /// This one was beside the serving one, and the node's VM doesn't have it any more.
@@ -98,8 +97,7 @@ impl Left {
 
     /// Whether this one is recorded as left, and goes on to be.
     pub fn covers(&self, spec: &NodeIPAllocationSpec, nic: &ResourceId) -> bool {
-        let is_named = spec.left_interfaces.iter().any(|one| one.id.eq_ignore_ascii_case(nic.as_str()));
-        is_named && !self.over.contains_key(&nic.as_str().to_lowercase())
+        spec.left(nic.as_str()).is_some() && !self.over.contains_key(&nic.as_str().to_lowercase())
     }
 
     /// One that may be asked for now, by its id. None that serves, and none that holds an address of these,

@@ -49,7 +49,7 @@ pub fn decide(facts: &Facts) -> Grouping {
     let wanted: Vec<ResourceId> = ids(allowed.map(|named| named.ids.as_slice()).unwrap_or_default());
     let same = |known: &&Interface| nic.is_none_or(|nic| known.id.eq_ignore_ascii_case(nic.id.as_str()));
     // One that the node had left serves again.
-    let left = || nic.and_then(|_| allocation.spec.left_interfaces.iter().find(same));
+    let left = || nic.and_then(|nic| allocation.spec.left(nic.id.as_str()));
     let known = allocation.spec.serving().filter(same).or_else(left);
     let recorded = ids(known.map(|known| known.application_security_groups.as_slice()).unwrap_or_default());
     let joined = match nic {
