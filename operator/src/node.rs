@@ -365,19 +365,14 @@ async fn observe(
         reads.succeeded(Instant::now());
     }
     memory.nic.learn(&found.read, found.nic.as_deref(), allocation, ctx.waits.late, now);
-    let is_stray = |nic: &ResourceId| !memory.left.covers(&allocation.spec, nic);
-    match (&found.read, &found.nic) {
-        (Read::All { others, .. }, Some(serving)) => {
-            let strays: Vec<ResourceId> = others.strays.iter().filter(|nic| is_stray(nic)).cloned().collect();
-            let may_come_late = memory.nic.wait_for_all(now).is_some();
-            let departed = memory.strays.found(&strays, (&others.own, &serving.id), may_come_late);
-            departed.into_iter().for_each(|nic| memory.left.depart(nic));
-        }
-        // What isn't shown is no less recorded than before.
-        (Read::Serving { others, .. }, _) => {
-            others.strays.iter().filter(|nic| is_stray(nic)).for_each(|nic| memory.strays.add(nic.clone()));
-        }
-        _ => {}
+    if let (Read::All { others, .. } | Read::Serving { others, .. }, Some(serving)) =
+        (&found.read, &found.nic)
+    {
+        let is_stray = |nic: &&ResourceId| !memory.left.covers(&allocation.spec, nic);
+        let strays: Vec<ResourceId> = others.strays.iter().filter(is_stray).cloned().collect();
+        let may_come_late = memory.nic.awaits_late_write(now);
+        let departed = memory.strays.found(&strays, (&others.own, &others.shown), &serving.id, may_come_late);
+        departed.into_iter().for_each(|nic| memory.left.depart(nic));
     }
     found.nic.iter().for_each(|nic| memory.others.note(nic, allocation));
     let seen =

@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_gone_node_of_which_one_nic_is_in_use_and_another_has_gone_goes_on_reporting_the_first,
     a_nic_that_a_stranger_has_taken_keeps_its_object_until_a_person_gives_it_up,
     a_machine_whose_node_comes_back_under_another_name_keeps_no_object_under_the_old_one,
+    a_nic_of_a_living_node_keeps_its_addresses_though_azure_leaves_out_its_vm,
     a_transient_404_leaves_the_record_of_a_nics_addresses,
     an_old_answer_about_a_nic_leaves_the_record_of_its_addresses,
     an_answer_that_leaves_out_the_vm_of_a_nic_releases_none_of_its_addresses,
@@ -231,6 +232,27 @@ async fn a_machine_whose_node_comes_back_under_another_name_keeps_no_object_unde
         Ok((!stage.exists(&public).await?).then_some(()))
     })
     .await
+}
+
+async fn a_nic_of_a_living_node_keeps_its_addresses_though_azure_leaves_out_its_vm(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = Stage::set(plane, quick(), pool()).await?;
+    let vm = stage.node("n1", None).await?;
+    stage.until_offers("n1", 4).await?;
+    let before = stage.held("n1");
+    stage.kill().await?;
+    let mut body = stage.nic("n1");
+    body["properties"].as_object_mut().context("no properties")?.remove("virtualMachine");
+    stage.fault("GET", "/n1-nic", None, Effect::Garble { body });
+    stage.delete_node("n1").await?;
+    stage.join("renamed", &vm.provider_id).await?;
+    // The new object is to be there before the second answer.
+    stage.start_with(|config| config.waits.second_read = Duration::from_secs(5)).await?;
+    stage.until_offers("renamed", 4).await?;
+    stage.until_gone("n1").await?;
+    ensure!(stage.held("n1") == before, "{before:?} became {:?}", stage.held("n1"));
+    Ok(())
 }
 
 async fn a_transient_404_leaves_the_record_of_a_nics_addresses(plane: &ControlPlane) -> Result<()> {

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use vnetpool_azure_sim::{Effect, NewVm, VmInfo};
-use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{INTERFACE_FOUND, READY};
+use vnetpool_crds::{NodeIPAllocation, names};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
 
@@ -26,7 +26,8 @@ pub const TESTS: &[Test] = crate::tests![
     a_nic_that_its_node_has_left_and_that_gets_no_answer_holds_up_no_address_of_the_node,
     a_nic_that_its_node_has_left_leaves_its_groups_though_it_is_plugged_into_the_nodes_vm_again,
     a_nic_that_its_node_has_left_stays_recorded_while_the_former_machine_has_it,
-    a_nic_beside_the_serving_one_that_azure_shows_is_recorded_though_it_does_not_show_a_third,
+    a_nic_beside_the_serving_one_that_azure_shows_is_recorded_until_it_is_empty_though_a_third_is_hidden,
+    what_a_former_machines_other_nic_holds_goes_back_when_the_node_has_another_machine,
     a_second_nic_that_azure_refuses_to_show_keeps_no_address_from_a_new_node,
     a_second_nic_that_azure_refuses_to_show_is_missed_by_a_new_node_whose_pool_wants_its_subnet,
 ];
@@ -413,7 +414,7 @@ async fn a_nic_that_its_node_has_left_stays_recorded_while_the_former_machine_ha
     Ok(())
 }
 
-async fn a_nic_beside_the_serving_one_that_azure_shows_is_recorded_though_it_does_not_show_a_third(
+async fn a_nic_beside_the_serving_one_that_azure_shows_is_recorded_until_it_is_empty_though_a_third_is_hidden(
     plane: &ControlPlane,
 ) -> Result<()> {
     let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
@@ -429,13 +430,45 @@ async fn a_nic_beside_the_serving_one_that_azure_shows_is_recorded_though_it_doe
     let vm = format!("{group}/providers/Microsoft.Compute/virtualMachines/n1");
     plug(&stage, &third, &vm).await?;
     forbidden(&stage, "/n1-third");
+    let fault = stage.fault("PUT", "/n1-second", None, Effect::HoldBefore);
     stage.boot("n1", "boot-2").await?;
-    // Nothing shows all of the VM's NICs, so the record stays when the second is empty.
+    stage.until_struck(fault, 1).await?;
     let is_recorded = |seen: &NodeIPAllocation| {
         let is_named = seen.spec.stray_interfaces.iter().any(|id| id.ends_with("/n1-second"));
-        (is_named && second(&stage, "n1") == 0).then_some(())
+        is_named.then_some(())
     };
-    stage.until("the second NIC is recorded, and emptied", "n1", is_recorded).await
+    stage.until("the second NIC is recorded", "n1", is_recorded).await?;
+    stage.sim.lift_fault(fault)?;
+    let is_done_with = |seen: &NodeIPAllocation| {
+        (seen.spec.stray_interfaces.is_empty() && second(&stage, "n1") == 0).then_some(())
+    };
+    stage.until("the second NIC is emptied, and not recorded any more", "n1", is_done_with).await?;
+    // So the object can go while the node lives.
+    stage.delete_pool("default").await?;
+    stage.annotate::<NodeIPAllocation>("n1", names::RELEASE, Some("true")).await?;
+    stage.until_gone("n1").await
+}
+
+async fn what_a_former_machines_other_nic_holds_goes_back_when_the_node_has_another_machine(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = with_stray(plane).await?;
+    stage.delete_node("n1").await?;
+    stage.sim.delete_vm("n1", true).await?;
+    let again = stage.sim.add_vm(NewVm { name: "n1-again".into(), ..NewVm::default() }).await?;
+    stage.join("n1", &again.provider_id).await?;
+    stage.boot("n1", "boot-3").await?;
+    stage.start().await?;
+    let is_served = |seen: &NodeIPAllocation| {
+        let serving = seen.spec.serving().filter(|nic| nic.id.eq_ignore_ascii_case(&again.nic_id))?;
+        (serving.ip_configurations.len() == 2).then_some(())
+    };
+    stage.until("the new machine's NIC serves", "n1", is_served).await?;
+    until_forgotten(&stage).await?;
+    ensure!(stage.held("n1").is_empty() && second(&stage, "n1") == 0, "something is left");
+    let seen = stage.allocation("n1").await?;
+    ensure!(seen.spec.stray_interfaces.is_empty(), "{:?}", seen.spec.stray_interfaces);
+    Ok(())
 }
 
 /// Azure lets the operator read no NIC of a path with this end.

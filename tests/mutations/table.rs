@@ -109,7 +109,7 @@ pub const ALL: &[Mutation] = &[
     },
     Mutation {
         rule: "an_object_goes_only_when_the_nic_lacks_what_it_lists_as_relinquished",
-        file: "operator/src/node/vacate.rs",
+        file: "operator/src/node/vacate/attempt.rs",
         from: "allocation.status.iter().flat_map(|status| status.relinquished.clone()).collect();",
         to: "allocation.status.iter().flat_map(|status| status.relinquished.clone()).take(0).collect();",
         program: CONDUCT,

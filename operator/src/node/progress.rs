@@ -310,7 +310,8 @@ mod tests {
             nic.as_str().replace("/networkInterfaces/", "/networkInterfaces/other-").parse().unwrap();
         memory.strays.add(nic.clone());
         assert!(!progress.is_done_with(&memory.strays));
-        assert_eq!(memory.strays.found(&[], (std::slice::from_ref(&nic), &serving), false), []);
+        let own = std::slice::from_ref(&nic);
+        assert_eq!(memory.strays.found(&[], (own, own), &serving, false), []);
         assert!(progress.is_done_with(&memory.strays));
         let mut named = NodeIPAllocation::clone(&progress.allocation);
         named.spec.left_interfaces = vec![Interface { id: nic.to_string(), ..Interface::default() }];

@@ -46,20 +46,22 @@ impl Strays {
         Strays { nics: all.collect(), ..Strays::default() }
     }
 
-    /// The VM's NICs were read, which are `own`: these are such, and the one that is `serving` isn't. Those
-    /// known before stay as long as a write to them may come late. Returns those known before that aren't the
-    /// VM's any more: this read shows nothing of what they hold.
+    /// The VM's NICs were read: these are such, and the one that is `serving` isn't. `own` are all of the
+    /// VM's, none if Azure hasn't shown the VM, and `shown` those whose content it has shown. A NIC known
+    /// before stays as long as it isn't shown, or a write to it may come late. Returns those known before
+    /// that aren't the VM's any more: this read shows nothing of what they hold.
     #[must_use]
     pub fn found(
         &mut self,
         nics: &[ResourceId],
-        (own, serving): (&[ResourceId], &ResourceId),
+        (own, shown): (&[ResourceId], &[ResourceId]),
+        serving: &ResourceId,
         may_come_late: bool,
     ) -> Vec<ResourceId> {
         let before = std::mem::take(&mut self.nics).into_iter();
-        let (covered, departed): (Vec<_>, Vec<_>) =
-            before.partition(|nic| own.contains(nic) || nic == serving);
-        let stay = covered.into_iter().filter(|_| may_come_late);
+        let is_own = |nic: &ResourceId| own.is_empty() || own.contains(nic) || nic == serving;
+        let (covered, departed): (Vec<_>, Vec<_>) = before.partition(is_own);
+        let stay = covered.into_iter().filter(|nic| may_come_late || !shown.contains(nic));
         for nic in nics.iter().cloned().chain(stay) {
             if nic != *serving {
                 self.add(nic);
@@ -243,7 +245,7 @@ mod tests {
         assert_eq!(strays.nics(), [id("a")]);
         let own = ["a", "b", "s"].map(id);
         let mut found = |nics: &[ResourceId], serving, may_come_late| {
-            assert_eq!(strays.found(nics, (&own, &id(serving)), may_come_late), []);
+            assert_eq!(strays.found(nics, (&own, &own), &id(serving), may_come_late), []);
             strays.nics().to_vec()
         };
         assert_eq!(found(&[id("b")], "s", true), [id("b"), id("a")]);
@@ -258,13 +260,28 @@ mod tests {
         strays.add(id("a"));
         strays.add(id("b"));
         // It was the former machine's.
-        assert_eq!(strays.found(&[], (&own, &id("s")), false), [id("a")]);
+        assert_eq!(strays.found(&[], (&own, &own), &id("s"), false), [id("a")]);
         assert_eq!(strays.nics(), [], "the read shows that the other holds nothing");
         // Until `spec` names it as left, it stands where it stood.
         let spec =
             json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "strayInterfaces": [id("a").as_str()]});
         let allocation = serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
         assert_eq!(strays.with_recorded(&allocation), [id("a")]);
+    }
+
+    #[test]
+    fn of_the_nics_beside_the_serving_one_those_that_azure_shows_are_known_to_be_empty_though_one_is_hidden()
+    {
+        let (mut strays, own) = (Strays::default(), ["a", "b", "s"].map(id));
+        ["a", "b", "former"].iter().for_each(|name| strays.add(id(name)));
+        // Azure shows neither the VM nor its other NICs.
+        assert_eq!(strays.found(&[], (&[], &[]), &id("s"), false), []);
+        assert_eq!(strays.nics().len(), 3);
+        let but_b = ["a", "s"].map(id);
+        assert_eq!(strays.found(&[], (&own, &but_b), &id("s"), true), [id("former")]);
+        assert_eq!(strays.nics(), [id("a"), id("b")], "a write to the first may come late");
+        assert_eq!(strays.found(&[], (&own, &but_b), &id("s"), false), []);
+        assert_eq!(strays.nics(), [id("b")]);
     }
 
     #[test]
@@ -278,7 +295,7 @@ mod tests {
         assert_eq!(strays.nics(), [id("b")]);
         // One that was read in between is missed anew.
         strays.missed(&id("b"), minute, start);
-        let _ = strays.found(&[id("b")], (&[id("b")], &id("s")), false);
+        let _ = strays.found(&[id("b")], (&[id("b")], &[id("b")]), &id("s"), false);
         strays.missed(&id("b"), minute, start + minute);
         assert_eq!(strays.nics(), [id("b")]);
     }

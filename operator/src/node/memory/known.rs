@@ -29,8 +29,11 @@ pub struct Known {
     pub must_choose: bool,
     /// When this process last read all of them.
     pub all_at: Option<Instant>,
-    /// When to read all of them once more, because a write to the one that has served may have come late.
-    all_once_more: Option<Instant>,
+    /// Until when a write may come late to one that doesn't serve any more. Then all of them are read once
+    /// more.
+    late_until: Option<Instant>,
+    /// When to read all of them again, because Azure hasn't shown one.
+    hidden_until: Option<Instant>,
     /// A leader before us has recorded such NICs. What it has sent may still come.
     inherits_strays: bool,
     /// An operation was at work on it when it was read: how long it is left alone since, and when it is to be
@@ -95,8 +98,10 @@ pub enum Read {
 /// What was seen of the VM's NICs beside the one that serves.
 #[derive(Debug, Default)]
 pub struct Others {
-    /// The ids of all of the VM's.
+    /// The ids of all of the VM's; none if Azure hasn't shown the VM.
     pub own: Vec<ResourceId>,
+    /// Those of them whose content Azure has shown.
+    pub shown: Vec<ResourceId>,
     /// They have a reservation of ours, or served until now.
     pub strays: Vec<ResourceId>,
     /// There is one that served until now.
@@ -198,12 +203,21 @@ impl Known {
 
     /// Whether all of the VM's NICs are to be read.
     pub fn must_choose(&self, now: Instant) -> bool {
-        self.must_choose || self.all_once_more.is_some_and(|at| now >= at)
+        self.must_choose || self.all_again().any(|at| now >= at)
     }
 
     /// How long until all of them are to be read once more.
     pub fn wait_for_all(&self, now: Instant) -> Option<Duration> {
-        self.all_once_more.and_then(|at| at.checked_duration_since(now)).filter(|wait| !wait.is_zero())
+        self.all_again().filter(|at| now < *at).map(|at| at - now).min()
+    }
+
+    fn all_again(&self) -> impl Iterator<Item = Instant> {
+        [self.late_until, self.hidden_until].into_iter().flatten()
+    }
+
+    /// Whether a write may still come to a NIC that doesn't serve any more.
+    pub fn awaits_late_write(&self, now: Instant) -> bool {
+        self.late_until.is_some_and(|until| now < until)
     }
 
     /// Whether the NIC can be taken to be as `spec` has it while it can't be read: this process has seen it
@@ -231,29 +245,27 @@ impl Known {
         now: Instant,
     ) {
         if std::mem::take(&mut self.inherits_strays) {
-            self.all_once_more = Some(now + late);
+            self.late_until = Some(now + late);
+        }
+        if let Read::All { at, others, .. } | Read::Serving { at, others, .. } = read {
+            (self.at, self.all_at) = (Some(*at), Some(*at));
+            (self.must_read, self.must_choose) = (false, false);
+            let left = self.late_until.filter(|until| now < *until);
+            self.late_until = others.serves_anew.then_some(*at + late).or(left);
         }
         match read {
-            Read::All { at, lacking, others } => {
-                (self.at, self.all_at) = (Some(*at), Some(*at));
-                (self.must_read, self.must_choose) = (false, false);
+            Read::All { lacking, .. } => {
                 self.lacking.clone_from(lacking);
-                self.hidden = None;
-                let left = self.all_once_more.filter(|due| now < *due);
-                self.all_once_more = others.serves_anew.then_some(*at + late).or(left);
+                (self.hidden, self.hidden_until) = (None, None);
             }
             Read::Nic { at } => {
                 self.at = Some(*at);
                 self.must_read = false;
                 self.hints.answered(allocation, *at);
             }
-            Read::Serving { at, why, may_pass, others } => {
-                // Nothing else has them all read before that.
-                (self.at, self.all_at) = (Some(*at), Some(*at));
-                (self.must_read, self.must_choose) = (false, false);
+            Read::Serving { at, why, may_pass, .. } => {
                 self.hidden = Some(why.clone());
-                let again = if *may_pass { OTHERS_AGAIN } else { REFUSED_AGAIN };
-                self.all_once_more = Some(*at + if others.serves_anew { late.min(again) } else { again });
+                self.hidden_until = Some(*at + if *may_pass { OTHERS_AGAIN } else { REFUSED_AGAIN });
                 self.hints.answered(allocation, *at);
             }
             Read::Nothing => {}
@@ -396,7 +408,7 @@ mod tests {
 
     #[test]
     fn a_nic_beside_the_serving_one_that_azure_does_not_show_is_read_again_ten_minutes_or_an_hour_later() {
-        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s", "strayInterfaces": ["other"]});
+        let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
         let allocation: NodeIPAllocation =
             serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec})).unwrap();
         let (mut known, start) = (Known::of(&allocation), Instant::now());
@@ -409,10 +421,11 @@ mod tests {
             assert!(!known.needs_read(start) && !known.must_choose(start));
             assert_eq!(known.wait_for_all(start), Some(again));
             assert!(known.must_choose(start + again) && known.hidden.as_deref() == Some("denied"));
+            assert_eq!(known.awaits_late_write(start), serves_anew);
         }
         let read = Read::All { at: start, lacking: None, others: Box::default() };
-        known.learn(&read, Some(&sample_nic(&[])), &allocation, LATE, start);
-        assert_eq!(known.hidden, None);
+        known.learn(&read, Some(&sample_nic(&[])), &allocation, LATE, start + LATE);
+        assert_eq!((known.hidden.as_deref(), known.wait_for_all(start + LATE)), (None, None));
     }
 
     #[test]

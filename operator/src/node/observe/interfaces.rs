@@ -70,6 +70,8 @@ struct Chosen {
     serving: Arc<Nic>,
     primary: Arc<Nic>,
     all: Vec<ResourceId>,
+    /// Those that Azure has shown.
+    shown: Vec<ResourceId>,
     /// How many ipConfigurations are on the others.
     elsewhere: u32,
     /// The wanted subnet, if none of the NICs is in it.
@@ -151,12 +153,12 @@ pub async fn find(
             Ok(chosen) => {
                 (elsewhere, primary) = (chosen.elsewhere, Some(interface(&chosen.primary)));
                 own.clone_from(&chosen.all);
-                let Chosen { serving, lacking, mut strays, all, hidden, .. } = chosen;
+                let Chosen { serving, lacking, mut strays, all, shown, hidden, .. } = chosen;
                 let former = spec.serving().and_then(|nic| nic.id.parse::<ResourceId>().ok());
                 let former = former.filter(|former| *former != serving.id && own.contains(former));
                 let serves_anew = former.is_some();
                 strays.extend(former);
-                let others = Others { own: all, strays, serves_anew }.into();
+                let others = Others { own: all, shown, strays, serves_anew }.into();
                 let read = match hidden {
                     None => Read::All { at: Instant::now(), lacking, others },
                     Some(error) => without(&error, reads, others),
@@ -257,7 +259,8 @@ async fn choose(
     let (serving, primary) = (nics[index].clone(), nics[0].clone());
     let holds = |nic: &&Arc<Nic>| nic.id != serving.id && !nic.ip_configurations.is_empty();
     let strays = nics.iter().filter(holds).map(|nic| nic.id.clone()).collect();
-    Ok(Chosen { serving, primary, all, elsewhere, lacking, strays, hidden })
+    let shown = nics.iter().map(|nic| nic.id.clone()).collect();
+    Ok(Chosen { serving, primary, all, shown, elsewhere, lacking, strays, hidden })
 }
 
 /// Whether an error of a NIC's read shows nothing of the VM's other NICs.
