@@ -372,7 +372,16 @@ impl NodeIPAllocationSpec {
         self.left_interfaces.iter().find(|nic| nic.id.eq_ignore_ascii_case(id))
     }
 
-    /// How many addresses are reserved in all.
+    /// The reservations on NICs that the node has left, each with its NIC, as they are recorded. Without those
+    /// that stand in `interfaces`, too: a node that gets another NIC keeps its route.
+    pub fn left_reservations(&self) -> impl Iterator<Item = (&Interface, &IpConfiguration)> {
+        let stays = move |one: &IpConfiguration| self.ip_configurations().any(|held| held.name == one.name);
+        let all = self.left_interfaces.iter();
+        let all = all.flat_map(|nic| nic.ip_configurations.iter().map(move |one| (nic, one)));
+        all.filter(move |(_, one)| !stays(one))
+    }
+
+    /// How many addresses are reserved in all, but for those on NICs that the node has left.
     pub fn addresses(&self) -> u32 {
         self.ip_configurations().map(IpConfiguration::count).fold(0, u32::saturating_add)
     }
@@ -430,6 +439,21 @@ mod tests {
             ],
             [1, 16, 0, 0, 0]
         );
+    }
+
+    #[test]
+    fn what_a_left_nic_is_recorded_with_is_left_unless_it_goes_on_with_the_present_one() {
+        let nic = |id: &str, names: &[&str]| {
+            let held = names.iter().map(|name| json!({"name": name, "address": "10.0.0.5/32"}));
+            json!({"id": id, "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": "s"},
+                "ipConfigurations": held.collect::<Vec<_>>()})
+        };
+        let spec: NodeIPAllocationSpec = serde_json::from_value(json!({"nodeUID": "u", "pool": "p",
+            "cooldown": "30s", "interfaces": [nic("/present", &["route"])],
+            "leftInterfaces": [nic("/left", &["route", "vnp-1"]), nic("/known-by-its-id", &[])]}))
+        .unwrap();
+        let left = spec.left_reservations().map(|(nic, one)| (nic.id.as_str(), one.name.as_str()));
+        assert_eq!(left.collect::<Vec<_>>(), [("/left", "vnp-1")]);
     }
 
     /// See the architecture, "A second address family": a block for each family stands beside the present

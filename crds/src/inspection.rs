@@ -84,6 +84,9 @@ pub struct ReservedView {
     /// Why it couldn't be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// That is because Azure doesn't find it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_absent: bool,
     /// Those of Vnetpool's.
     pub reservations: Vec<Reservation>,
     /// How many ipConfigurations on it are others', the primary one included.

@@ -25,8 +25,16 @@ async fn view(azure: &Azure, id: &str) -> ReservedView {
         Ok(id) => nic(azure, &id).await,
         Err(malformed) => Err(malformed.into()),
     };
-    let failed = |error: Error| ReservedView { error: Some(error.to_string()), ..ReservedView::default() };
-    ReservedView { id: id.to_owned(), ..read.unwrap_or_else(failed) }
+    ReservedView { id: id.to_owned(), ..read.unwrap_or_else(|error| unread(&error)) }
+}
+
+/// A NIC that a node has left may be gone, which is no fault. So an absence differs from other errors.
+fn unread(error: &Error) -> ReservedView {
+    ReservedView {
+        error: Some(error.to_string()),
+        is_absent: matches!(error, Error::NotFound { .. }),
+        ..ReservedView::default()
+    }
 }
 
 async fn nic(azure: &Azure, id: &ResourceId) -> Result<ReservedView, Error> {
@@ -55,4 +63,21 @@ async fn table(azure: &Azure, id: &ResourceId) -> Result<ReservedView, Error> {
         others: others.len() as u32,
         ..ReservedView::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::azure::Scope;
+
+    #[test]
+    fn a_nic_is_absent_only_if_azure_does_not_find_the_nic_itself() {
+        let (resource, message) = ("nic".to_owned(), "not found".to_owned());
+        let gone = Error::NotFound { resource: resource.clone(), message: message.clone() };
+        // That may pass.
+        let unknown = Error::ScopeMissing { resource, scope: Scope::Group, message };
+        let views = [gone, unknown].map(|error| unread(&error));
+        assert_eq!(views.each_ref().map(|view| view.is_absent), [true, false]);
+        assert!(views.iter().all(|view| view.error.is_some()), "an older plugin reads no more than that");
+    }
 }

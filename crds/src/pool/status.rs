@@ -24,7 +24,7 @@ pub struct NodeIPPoolStatus {
     /// When the sums were made. Those of addresses are made of the nodes' counts, each at its time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counted_at: Option<Time>,
-    /// Addresses these nodes hold.
+    /// Addresses these nodes hold, by the counts of their agents: none on a NIC that a node has left.
     #[serde(default)]
     pub held: u32,
     /// Held addresses that a pod has.
@@ -43,7 +43,7 @@ pub struct NodeIPPoolStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub subnets: Vec<SubnetUse>,
-    /// The virtual networks around these subnets.
+    /// The virtual networks around those of these subnets with nodes in them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["id".into()]))]
     pub networks: Vec<NetworkUse>,
@@ -66,8 +66,13 @@ pub struct SubnetUse {
     pub id: String,
     /// Nodes of the pool with their NIC in it.
     pub nodes: u32,
-    /// Addresses these nodes hold in it.
+    /// Addresses these nodes hold in it, and those recorded of NICs that they have left: Azure gives these to
+    /// nobody else until they have gone back. Of NICs in `spec.strayInterfaces` of a node no address is
+    /// recorded, so none is counted.
     pub held: u32,
+    /// How many of the held ones are on NICs that nodes have left (`spec.leftInterfaces`). No pod gets one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub on_left_interfaces: u32,
     /// How many addresses Azure can give out in it: its ranges, less five each that Azure keeps. Absent until
     /// it has been read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,4 +107,8 @@ pub struct ScarceWrites {
     /// How many times as large as `sizing.batch` the steps are in which nodes take and give back addresses,
     /// and how many times as long as `sizing.releaseAfter` a surplus must last.
     pub coarseness: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }

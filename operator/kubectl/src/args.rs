@@ -71,7 +71,8 @@ pub enum Command {
     /// Whether NIC, spec, ledger, kernel and pods agree. Ends with 1 if they don't.
     ///
     /// It checks twice, and only a difference that it sees twice counts. A part that can't be checked isn't
-    /// well, either.
+    /// well, either. What NICs hold that nodes have left, or that don't serve them, is shown, too: it is
+    /// recorded and goes back, so it is no difference.
     Check {
         /// Only this node.
         node: Option<String>,

@@ -3,7 +3,10 @@
 //! They are read one after the other while all of them change, so each snapshot shows differences that are
 //! only moments of a change. Only a difference that two snapshots show counts. The second is at nodes in
 //! doubt alone, so it reads the compared sources close together.
+//!
+//! What a NIC holds that its node has left, or that is beside the serving one, is shown and is no difference.
 
+mod beside;
 mod difference;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +24,8 @@ use vnetpool_operator::outlook::needs_address;
 use crate::cluster::{Objects, cannot_be_read};
 use crate::kubectl::{Answers, Kubectl};
 use crate::pod::node_of;
-use crate::show::{indented, table};
+use crate::show::{indented, short, table};
+pub use beside::Beside;
 pub use difference::{Between, Difference};
 use difference::{Node, shared};
 
@@ -59,8 +63,9 @@ pub fn check(kubectl: &Kubectl, node: Option<&str>, apart: Duration, repair: boo
     }
     kubectl.ask_to_read(&asked.iter().map(String::as_str).collect::<Vec<_>>(), second.objects.now)?;
     std::thread::sleep(apart);
-    let left = Verdict::of(&second, &Snapshot::take(kubectl, Some(doubtful))?);
-    Ok(Verdict { nodes: verdict.nodes, asked, ..left })
+    let third = Snapshot::take(kubectl, Some(doubtful))?;
+    let beside = beside::all(&[&first, &second, &third]);
+    Ok(Verdict { nodes: verdict.nodes, asked, beside, ..Verdict::of(&second, &third) })
 }
 
 impl Snapshot {
@@ -93,13 +98,24 @@ impl Snapshot {
         self.objects.allocations.iter().filter(|one| self.is_at(&one.name_any()))
     }
 
-    fn reserved(&self, allocation: &NodeIPAllocation) -> Option<&Result<ReservedView, String>> {
-        self.reserved.get(&place(allocation)?.to_lowercase())
+    /// The reservations in the place that serves a node.
+    fn reserved(&self, allocation: &NodeIPAllocation) -> Option<&ReservedView> {
+        let place = place(allocation).filter(|id| self.why_unread(id, true).is_none())?;
+        self.reserved.get(&place.to_lowercase())?.as_ref().ok()
+    }
+
+    /// Why it isn't known what a place has. One that serves a node must be there; any other has gone back
+    /// with all that it had.
+    fn why_unread(&self, id: &str, serves: bool) -> Option<&str> {
+        match self.reserved.get(&id.to_lowercase()) {
+            Some(Ok(view)) => view.error.as_deref().filter(|_| serves),
+            Some(Err(why)) => Some(why),
+            None => Some(MOVED),
+        }
     }
 
     /// The parts that it couldn't read.
     fn unseen(&self) -> Vec<Unseen> {
-        const MOVED: &str = "it came up, or changed its NIC, during the snapshot";
         use Between::{LedgerAndKernel, LedgerAndPods, NicAndSpec, NodeAndNode, SpecAndLedger};
         let mut all = vec![];
         for one in &self.objects.unreadable {
@@ -119,19 +135,15 @@ impl Snapshot {
                 all.push(Unseen { nodes, between, why: cannot_be_read(one) });
             }
         }
-        // One failure may be that of many NICs.
-        let mut failed = BTreeMap::<&str, (BTreeSet<&str>, BTreeSet<String>)>::new();
+        // One failure may be that of many NICs. Those that don't serve hide nothing of those that do.
+        let mut failed = BTreeMap::<(&str, bool), (BTreeSet<&str>, BTreeSet<String>)>::new();
         for allocation in self.allocations() {
             let node = allocation.name_any();
-            if let Some(place) = place(allocation) {
-                let why = match self.reserved(allocation) {
-                    Some(Ok(_)) => None,
-                    Some(Err(why)) => Some(why.as_str()),
-                    None => Some(MOVED),
-                };
-                if let Some(why) = why {
-                    let (places, nodes) = failed.entry(why).or_default();
-                    places.insert(place);
+            let serving = place(allocation).map(|id| (id, true));
+            for (id, serves) in serving.into_iter().chain(beside::nics(allocation).map(|id| (id, false))) {
+                if let Some(why) = self.why_unread(id, serves) {
+                    let (places, nodes) = failed.entry((why, serves)).or_default();
+                    places.insert(id);
                     nodes.insert(node.clone());
                 }
             }
@@ -146,12 +158,13 @@ impl Snapshot {
                 between: &[SpecAndLedger, LedgerAndKernel, LedgerAndPods, NodeAndNode],
             });
         }
-        for (why, (places, nodes)) in failed {
+        for ((why, serves), (places, nodes)) in failed {
+            let between: &[Between] = if serves { &[NicAndSpec] } else { &[] };
             let what = match places.iter().collect::<Vec<_>>().as_slice() {
                 [one] => (**one).to_owned(),
                 all => format!("what Azure has reserved in {} places", all.len()),
             };
-            all.push(Unseen { nodes, between: &[NicAndSpec], why: format!("{what}: {why}") });
+            all.push(Unseen { nodes, between, why: format!("{what}: {why}") });
         }
         all
     }
@@ -160,6 +173,8 @@ impl Snapshot {
 fn is_of(one: &vnetpool_apiserver::reading::Unreadable, node: &str) -> bool {
     one.kind == NodeIPAllocation::kind(&()) && one.name() == node
 }
+
+const MOVED: &str = "it came up, or changed its NIC, during the snapshot";
 
 /// A source that a snapshot couldn't see.
 struct Unseen {
@@ -177,6 +192,9 @@ pub struct Verdict {
     pub asked: BTreeSet<String>,
     pub differences: Vec<Difference>,
     pub unseen: Vec<String>,
+    /// What NICs hold that don't serve their nodes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub beside: Vec<Beside>,
 }
 
 impl Verdict {
@@ -205,6 +223,7 @@ impl Verdict {
             asked: BTreeSet::new(),
             differences: after.differences.iter().filter(|one| before.has(one)).cloned().collect(),
             unseen,
+            beside: beside::all(&[first, second]),
         }
     }
 }
@@ -227,7 +246,7 @@ impl Findings {
         }
         for allocation in snapshot.allocations() {
             let mut node = Node { allocation, name: allocation.name_any(), found: &mut found };
-            if let Some(Ok(reserved)) = snapshot.reserved(allocation) {
+            if let Some(reserved) = snapshot.reserved(allocation) {
                 node.nic_and_spec(reserved);
             }
             let Some(Ok(ledger)) = snapshot.ledgers.get(&node.name) else { continue };
@@ -279,12 +298,12 @@ fn place(allocation: &NodeIPAllocation) -> Option<&str> {
     allocation.spec.route_table_id.as_deref().or(nic)
 }
 
-/// The places of all of these, each once.
+/// The places of all of these, and the NICs beside them that their objects record, each once.
 pub fn places<'a>(
     allocations: impl IntoIterator<Item = &'a NodeIPAllocation>,
 ) -> impl Iterator<Item = &'a str> {
-    let by_id = allocations.into_iter().filter_map(place).map(|id| (id.to_lowercase(), id));
-    by_id.collect::<BTreeMap<_, _>>().into_values()
+    let all = allocations.into_iter().flat_map(|one| place(one).into_iter().chain(beside::nics(one)));
+    all.map(|id| (id.to_lowercase(), id)).collect::<BTreeMap<_, _>>().into_values()
 }
 
 impl fmt::Display for Verdict {
@@ -304,6 +323,13 @@ impl fmt::Display for Verdict {
             writeln!(f, "Not read:")?;
             self.unseen.iter().try_for_each(|one| f.write_str(&indented(one)))?;
             writeln!(f)?;
+        }
+        if !self.beside.is_empty() {
+            let row =
+                |one: &Beside| vec![one.node.clone(), short(&one.nic), one.what.clone(), one.message.clone()];
+            let rows: Vec<_> = self.beside.iter().map(row).collect();
+            writeln!(f, "Recorded and on its way back, which is no fault:\n")?;
+            writeln!(f, "{}", table(&["NODE", "NIC", "WHAT", "HOW"], &rows))?;
         }
         match self.is_well() {
             true => writeln!(f, "NIC, spec, ledger, kernel and pods agree on each node: {}.", self.nodes),

@@ -10,7 +10,7 @@ use vnetpool_operator::outlook::Outlook;
 use vnetpool_operator::planner::{Demand, Plan, Steps};
 
 use crate::cluster::Objects;
-use crate::show::{Trouble, age, indented, length, list, table, troubles};
+use crate::show::{Trouble, addresses, age, indented, length, list, table, troubles_of};
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -66,7 +66,7 @@ pub fn explain(objects: &Objects, node: &str) -> Result<Explanation> {
         target: plan.target,
         next: next(&plan, grain),
         hindrances: leaves.into_iter().chain(obstacle).collect(),
-        troubles: troubles(&format!("NodeIPAllocation {node}"), allocation.conditions(), objects.now),
+        troubles: troubles_of(allocation, objects.now),
     })
 }
 
@@ -89,10 +89,6 @@ pub fn next(plan: &Plan, grain: u32) -> String {
         });
     }
     if steps.is_empty() { "does nothing".to_owned() } else { steps.join(", and ") }
-}
-
-fn addresses(count: u32) -> String {
-    format!("{count} address{}", if count == 1 { "" } else { "es" })
 }
 
 impl Explanation {
@@ -201,6 +197,16 @@ NodeIPAllocation node-2: Reserved is False for 2m (SubnetFull)
         ] {
             assert!(shown.contains(line), "{shown}");
         }
+    }
+
+    #[test]
+    fn a_nic_that_the_node_has_left_is_named_and_holds_nothing_of_the_nodes_addresses() {
+        let mut objects = fixture::objects();
+        fixture::leave(&mut objects.allocations[0], &[30]);
+        let explained = explain(&objects, "node-1").unwrap();
+        assert_eq!(explained.held, 4);
+        assert!(explained.troubles[0].what.contains("left NIC node-1-former"), "{explained}");
+        assert!(explained.troubles[0].message.contains("has 1 address,"), "{explained}");
     }
 
     #[test]

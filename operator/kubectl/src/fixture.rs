@@ -55,6 +55,14 @@ pub fn allocation(node: &str, held: &[u8], status: Value) -> NodeIPAllocation {
     .unwrap()
 }
 
+/// The node has left a NIC, `10.240.0.5` by its primary address, on which these addresses are reserved.
+pub fn leave(allocation: &mut NodeIPAllocation, held: &[u8]) {
+    let node = allocation.metadata.name.clone().unwrap();
+    let mut left = self::allocation(&node, held, json!({})).spec.interfaces.remove(0);
+    (left.id, left.primary_address) = (format!("{NICS}/{node}-former"), "10.240.0.5".to_owned());
+    allocation.spec.left_interfaces.push(left);
+}
+
 fn node(name: &str, labels: Value) -> Node {
     from_value(json!({"metadata": {"name": name, "labels": labels},
         "status": {"allocatable": {"pods": "110"}, "nodeInfo": {"bootID": "boot"}}}))

@@ -171,8 +171,9 @@ impl Kubectl {
         self.runtime.block_on(stream::iter(each).buffer_unordered(AT_ONCE).collect())
     }
 
-    /// Azure's reservations in these places, by their ids in lower case. One process of the operator reads
-    /// all of it, so that its share of Azure's request limits paces it.
+    /// Azure's reservations in these places, by their ids in lower case. That a place isn't there is an
+    /// answer, too. One process of the operator reads all of it, so that its share of Azure's request limits
+    /// paces it.
     pub fn reserved<'a>(&self, ids: impl IntoIterator<Item = &'a str>) -> Answers<ReservedView> {
         let ids: Vec<&str> = ids.into_iter().collect();
         let mut answers = Answers::new();
@@ -210,7 +211,8 @@ impl Kubectl {
                 let view: ReservedView =
                     serde_json::from_str(&line).context("reading the operator's answer")?;
                 let id = view.id.to_lowercase();
-                answers.insert(id, if let Some(error) = view.error { Err(error) } else { Ok(view) });
+                let failed = view.error.clone().filter(|_| !view.is_absent);
+                answers.insert(id, failed.map_or(Ok(view), Err));
             }
             let status = within(POD, child.wait()).await??;
             let stderr = within(POD, stderr).await???;

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use serde::Serialize;
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::condition::{self, Polarity, TYPES};
 
 /// A fact that isn't as it should be.
@@ -83,6 +86,30 @@ pub fn troubles(object: &str, conditions: &[Condition], now: Timestamp) -> Vec<T
     }
 }
 
+/// The conditions of a node's object that aren't as they are when all is well, and the NICs that the node has
+/// left.
+pub fn troubles_of(allocation: &NodeIPAllocation, now: Timestamp) -> Vec<Trouble> {
+    let object = format!("NodeIPAllocation {}", allocation.name_any());
+    let mut all = troubles(&object, allocation.conditions(), now);
+    all.extend(allocation.spec.left_interfaces.iter().map(|nic| left(&object, allocation, nic)));
+    all
+}
+
+/// A NIC that a node has left. No count of the node's has its addresses, and yet nobody else can have them.
+fn left(object: &str, allocation: &NodeIPAllocation, nic: &Interface) -> Trouble {
+    let of_nic = allocation.spec.left_reservations().filter(|(of, _)| of.id == nic.id);
+    let count = of_nic.map(|(_, one)| one.count()).fold(0, u32::saturating_add);
+    Trouble {
+        object: object.to_owned(),
+        what: format!("its node has left NIC {}", short(&nic.id)),
+        message: format!(
+            "The record of that NIC has {}, which none of the node's counts has. All of it goes back; the condition \
+             InterfaceFound shows what that waits for.",
+            addresses(count)
+        ),
+    }
+}
+
 fn unreported(object: &str) -> Trouble {
     Trouble {
         object: object.to_owned(),
@@ -101,6 +128,11 @@ fn repeats(type_: condition::Type) -> bool {
 pub fn list(troubles: &[Trouble]) -> String {
     let paragraph = |one: &Trouble| format!("{}: {}\n{}", one.object, one.what, indented(&one.message));
     troubles.iter().map(paragraph).collect()
+}
+
+/// So many of them, in words.
+pub fn addresses(count: u32) -> String {
+    format!("{count} address{}", if count == 1 { "" } else { "es" })
 }
 
 /// In lines of at most 100 columns, two spaces in.

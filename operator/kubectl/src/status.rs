@@ -10,7 +10,7 @@ use vnetpool_crds::pool::Mode;
 use vnetpool_operator::outlook::is_never_served;
 
 use crate::cluster::{Objects, cannot_be_read};
-use crate::show::{Trouble, list, table, troubles};
+use crate::show::{Trouble, list, table, troubles, troubles_of};
 
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -93,8 +93,7 @@ pub fn status(objects: &Objects) -> Status {
     }
     for allocation in &objects.allocations {
         let status = allocation.status.clone().unwrap_or_default();
-        let name = format!("NodeIPAllocation {}", allocation.name_any());
-        all.extend(troubles(&name, &status.conditions, objects.now));
+        all.extend(troubles_of(allocation, objects.now));
         nodes.push(Node {
             name: allocation.name_any(),
             pool: allocation.spec.pool.clone(),
@@ -176,6 +175,26 @@ Node node-3: has no NodeIPAllocation
   No NodeIPPool selects it. Make one that does, or label the node.
 ";
         assert_eq!(status(&fixture::objects()).to_string(), expected);
+    }
+
+    #[test]
+    fn a_nic_that_a_node_has_left_is_named_with_what_no_count_has() {
+        let mut objects = fixture::objects();
+        objects.allocations.truncate(1);
+        objects.nodes.truncate(1);
+        objects.pools.clear();
+        fixture::leave(&mut objects.allocations[0], &[30, 31]);
+        let shown = status(&objects).to_string();
+        let expected = "
+node-1   default   8        4      2          1      1         0         True
+
+Not well:
+
+NodeIPAllocation node-1: its node has left NIC node-1-former
+  The record of that NIC has 2 addresses, which none of the node's counts has. All of it goes back;
+  the condition InterfaceFound shows what that waits for.
+";
+        assert!(shown.ends_with(expected), "{shown}");
     }
 
     #[test]

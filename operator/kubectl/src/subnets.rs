@@ -23,6 +23,8 @@ pub struct Subnet {
     pub pool: String,
     pub nodes: u32,
     pub held: u32,
+    /// How many of these are on NICs that nodes have left.
+    pub on_left_interfaces: u32,
     pub size: Option<u32>,
     pub free: Option<u32>,
     /// In percent.
@@ -62,6 +64,7 @@ pub fn subnets(objects: &Objects) -> Subnets {
             pool: pool.name_any(),
             nodes: one.nodes,
             held: one.held,
+            on_left_interfaces: one.on_left_interfaces,
             size: one.size,
             free: one.free,
             free_share: one.free.zip(one.size).and_then(|(free, size)| (100 * free).checked_div(size)),
@@ -96,7 +99,10 @@ impl fmt::Display for Subnets {
                 short(&one.id),
                 one.pool.clone(),
                 one.nodes.to_string(),
-                one.held.to_string(),
+                match one.on_left_interfaces {
+                    0 => one.held.to_string(),
+                    left => format!("{} ({left} on left NICs)", one.held),
+                },
                 or_dash(one.size),
                 or_dash(one.free),
                 or_dash(share),
@@ -126,6 +132,7 @@ impl fmt::Display for Subnets {
 mod tests {
     use super::*;
     use crate::fixture;
+    use std::sync::Arc;
 
     #[test]
     fn each_subnet_and_network_is_a_line_and_each_pool_shows_its_forecast() {
@@ -140,5 +147,18 @@ NodeIPPool default warns below 10%: SubnetExhausting is True for 5m (FewFree)
   vnet/nodes has 3 of 251 addresses free
 ";
         assert_eq!(subnets(&fixture::objects()).to_string(), expected);
+    }
+    #[test]
+    fn what_left_nics_hold_is_part_of_what_is_held() {
+        let mut objects = fixture::objects();
+        let mut pool = fixture::pool();
+        pool.status.as_mut().unwrap().subnets[0].on_left_interfaces = 2;
+        objects.pools = vec![Arc::new(pool)];
+        let expected = "\
+SUBNET       POOL      NODES   HELD                 SIZE   FREE   FREE%
+vnet/nodes   default   2       7 (2 on left NICs)   251    3      1%
+";
+        let shown = subnets(&objects).to_string();
+        assert!(shown.starts_with(expected), "{shown}");
     }
 }

@@ -202,6 +202,7 @@ impl Known<'_> {
         let allocation = self.objects.allocation(&node);
         let status = allocation.and_then(|one| one.status.as_ref());
         let (nic, reservation) = allocation.and_then(|one| reservation(one, address)).unzip();
+        let is_left = reservation.is_some() && allocation.and_then(|one| present(one, address)).is_none();
         let view = self.views.get(node.as_str());
         let record = view.and_then(|view| view.addresses.iter().find(|record| is(&record.address, address)));
         let tenant = record.and_then(|record| record.tenant.as_ref());
@@ -232,6 +233,7 @@ impl Known<'_> {
             (None, Some(_)) if is_given_up => Standing::GivenUp,
             (None, Some(_)) if view.is_none() => Standing::Assigned,
             (_, Some(_)) => Standing::InDoubt,
+            (_, None) if is_left && holder.is_none() => Standing::OnLeftNic,
             (Some(State::Withdrawn), None) => Standing::Withdrawn,
             (None, None) if holder.is_some() => Standing::Assigned,
             (_, None) if is_given_up => Standing::GivenUp,
@@ -247,7 +249,11 @@ impl Known<'_> {
             let since = since.as_secs();
             notes.push(format!("A pod had it {since} s ago; another one can get it in {}.", length(rest)));
         }
-        notes.extend(state.explanation().map(str::to_owned));
+        let in_use = "Its node has left the NIC that has it. It goes back once its pod is gone.";
+        notes.extend((is_left && state != Standing::OnLeftNic).then(|| in_use.to_owned()));
+        // Nobody took it off that NIC.
+        let explanation = state.explanation().filter(|_| !is_left || state != Standing::Lost);
+        notes.extend(explanation.map(str::to_owned));
         if let (Standing::GivenUp, Some(pod)) = (state, pod) {
             notes.push(format!("{} reports it: it is about to lose it.", full_name(pod)));
         }
@@ -269,7 +275,7 @@ impl Known<'_> {
             pool: allocation.map(|one| one.spec.pool.clone()),
             node: Some(node),
             nic: reservation.and_then(|_| {
-                let table = allocation.and_then(|one| one.spec.route_table_id.clone());
+                let table = allocation.and_then(|one| one.spec.route_table_id.clone()).filter(|_| !is_left);
                 table.or(nic.map(|nic| nic.id.clone()))
             }),
             reservation: reservation.map(|one| one.name.clone()),
@@ -281,12 +287,14 @@ impl Known<'_> {
     /// network: only one that was asked for is named.
     fn of_nobody(&self, address: Ipv4Addr) -> Address {
         let pod = pods_with(self.objects, address).max_by_key(|pod| self.asked.is(pod));
-        let primary = primary(self.objects, address);
+        let (primary, left) = primary(self.objects, address).unzip();
+        let left = left.flatten().filter(|_| pod.is_none());
         let state = match (pod, primary) {
             (Some(_), _) => Standing::NodesOwn,
             (None, Some(_)) => Standing::Primary,
             (None, None) => Standing::Unknown,
         };
+        let note = left.map_or(state.explanation(), |_| Some("Its node has left that NIC."));
         let node = pod.and_then(node_of).map(str::to_owned).or(primary.map(ResourceExt::name_any));
         Address {
             address: address.to_string(),
@@ -297,7 +305,8 @@ impl Known<'_> {
                 .and_then(|node| self.objects.allocation(node))
                 .map(|one| one.spec.pool.clone()),
             node,
-            notes: state.explanation().map(str::to_owned).into_iter().collect(),
+            nic: left.map(|nic| nic.id.clone()),
+            notes: note.map(str::to_owned).into_iter().collect(),
             ..Address::default()
         }
     }
@@ -314,17 +323,25 @@ fn pods_with(objects: &Objects, address: Ipv4Addr) -> impl Iterator<Item = &Pod>
     objects.pods.iter().filter(has)
 }
 
-/// The reservation in `spec` that the address is of.
+/// The reservation in `spec` that the address is of, with its NIC: a present one, or else one on a NIC that
+/// the node has left.
 fn reservation(allocation: &NodeIPAllocation, address: Ipv4Addr) -> Option<(&Interface, &IpConfiguration)> {
+    let has = |(_, one): &(&Interface, &IpConfiguration)| contains(&one.address, address);
+    present(allocation, address).or_else(|| allocation.spec.left_reservations().find(has))
+}
+
+fn present(allocation: &NodeIPAllocation, address: Ipv4Addr) -> Option<(&Interface, &IpConfiguration)> {
     let of = |nic: &&Interface| nic.ip_configurations.iter().any(|one| contains(&one.address, address));
     let nic = allocation.spec.interfaces.iter().find(of)?;
     Some((nic, nic.ip_configurations.iter().find(|one| contains(&one.address, address))?))
 }
 
-fn primary(objects: &Objects, address: Ipv4Addr) -> Option<&NodeIPAllocation> {
-    let has =
-        |one: &&NodeIPAllocation| one.spec.interfaces.iter().any(|nic| is(&nic.primary_address, address));
-    objects.allocations.iter().find(has)
+/// The object with a NIC of this primary address. Where no node has it, one that has left it, with the NIC.
+fn primary(objects: &Objects, address: Ipv4Addr) -> Option<(&NodeIPAllocation, Option<&Interface>)> {
+    let (all, has) = (&objects.allocations, |nic: &&Interface| is(&nic.primary_address, address));
+    let present = all.iter().find(|one| one.spec.interfaces.iter().any(|nic| has(&nic)));
+    let left = || all.iter().find_map(|one| Some((one, Some(one.spec.left_interfaces.iter().find(has)?))));
+    present.map(|one| (one, None)).or_else(left)
 }
 
 fn is(text: &str, address: Ipv4Addr) -> bool {

@@ -196,6 +196,51 @@ fn a_bundle_has_all_there_is_to_read_and_neither_ids_nor_secrets() {
     );
 }
 
+/// Node 1 has left two NICs, of which one is gone.
+fn with_left_nics() -> Cluster {
+    let cluster = Cluster::filled();
+    let nic = |name: &str| {
+        let group = group().replace("acme", "former-group");
+        format!("{group}/providers/Microsoft.Network/networkInterfaces/{name}")
+    };
+    let left = |name: &str| json!({"id": nic(name), "mac": "m", "primaryAddress": "10.240.0.9", "subnet": {"id": "s"}});
+    let mut node = allocation("node-1", 1);
+    node["spec"]["leftInterfaces"] = json!([left("locked"), left("deleted")]);
+    cluster.list(ALLOCATIONS, &[node, allocation("node-2", 2)]);
+    let one = json!({"name": "vnp-9", "address": "10.240.0.10/32", "state": "Succeeded"});
+    let locked = json!({"id": nic("locked"), "reservations": [one], "others": 1});
+    let deleted = json!({"id": nic("deleted"), "error": "not found", "isAbsent": true, "reservations": [], "others": 0});
+    let table = fs::read_to_string(cluster.path("answers/reserved")).unwrap();
+    cluster.answer("reserved", &format!("{table}{locked}\n{deleted}\n"));
+    cluster
+}
+
+#[test]
+fn a_bundle_has_what_left_nics_hold_and_neither_their_ids_nor_their_groups() {
+    let cluster = with_left_nics();
+    let folder = cluster.path("bundle");
+    cluster.run(&["bundle", folder.to_str().unwrap()]);
+    let (_, all) = content(&folder);
+    assert!(!all.contains(SUBSCRIPTION) && !all.contains("former-group"), "{all}");
+    let reserved = fs::read_to_string(folder.join("reserved.json")).unwrap();
+    for part in ["/locked", "vnp-9", "/deleted", "isAbsent"] {
+        assert!(reserved.contains(part), "no {part} in {reserved}");
+    }
+    let missing = fs::read_to_string(folder.join("missing.txt")).unwrap();
+    assert!(!missing.contains("reserved.json"), "{missing}");
+}
+
+#[test]
+fn a_check_reads_left_nics_too_and_finds_no_fault_in_what_is_recorded() {
+    let cluster = with_left_nics();
+    let output = cluster.run(&["check"]);
+    let printed = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success() && printed.contains("agree on each node: 2"), "{printed}");
+    assert!(printed.contains("vnp-9") && printed.contains("the node has left this NIC"), "{printed}");
+    let asked = fs::read_to_string(cluster.path("asked")).unwrap();
+    assert_eq!(asked.lines().count(), 3, "the table, and each left NIC: {asked}");
+}
+
 #[test]
 fn a_bundle_names_the_parts_that_it_could_not_read() {
     let cluster = Cluster::filled();

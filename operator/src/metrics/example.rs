@@ -24,6 +24,7 @@ impl Metrics {
             held: 24,
             size: Some(251),
             free: Some(200),
+            ..SubnetUse::default()
         };
         let status = NodeIPPoolStatus {
             nodes: 3,

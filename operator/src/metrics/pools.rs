@@ -60,7 +60,11 @@ impl Collector for Pools {
                 of_pools(lost),
             ),
             ("waiting_pods", "Pods that wait for an address", of_pools(|status| status.waiting)),
-            ("subnet_held", "Addresses of a subnet that the nodes of a pool hold", held.collect()),
+            (
+                "subnet_held",
+                "Addresses of a subnet that the nodes of a pool hold, also on NICs that they have left",
+                held.collect(),
+            ),
             ("subnet_size", "Addresses that Azure can give out in a subnet", of_subnets(|one| one.size)),
             (
                 "subnet_free",
@@ -131,7 +135,8 @@ mod tests {
     #[test]
     fn a_subnet_of_two_pools_is_one_however_its_id_is_written_and_unknown_sizes_are_left_out() {
         let status = |id: &str, size| {
-            let subnets = vec![SubnetUse { id: id.to_owned(), nodes: 1, held: 4, size, free: None }];
+            let subnets =
+                vec![SubnetUse { id: id.to_owned(), nodes: 1, held: 4, size, ..Default::default() }];
             NodeIPPoolStatus { subnets, ..Default::default() }
         };
         let pools = Arc::new(Pools::default());

@@ -33,8 +33,11 @@ pub fn report(
         }
         frees.push(free);
     }
+    // Where nodes have no more than NICs that they have left, nobody needs an address, and nobody asks Azure.
+    let all = status.subnets.iter().zip(&frees);
+    let in_use: Vec<(&SubnetUse, &FreeAddresses)> = all.filter(|(subnet, _)| subnet.nodes > 0).collect();
     let before = condition::find(&status.conditions, SUBNET_EXHAUSTING);
-    if let Some(verdict) = forecast(pool, &status.subnets, &frees, before) {
+    if let Some(verdict) = forecast(pool, &in_use, before) {
         let next = verdict.condition(SUBNET_EXHAUSTING, pool.metadata.generation, now);
         condition::set(&mut status.conditions, next);
     }
@@ -43,8 +46,7 @@ pub fn report(
 /// `None` leaves the last report.
 fn forecast(
     pool: &NodeIPPool,
-    subnets: &[SubnetUse],
-    frees: &[FreeAddresses],
+    subnets: &[(&SubnetUse, &FreeAddresses)],
     before: Option<&Condition>,
 ) -> Option<Verdict> {
     let percent = pool.spec.subnet_exhausting_percent;
@@ -52,8 +54,8 @@ fn forecast(
         return Some(Verdict::no(Reason::Off, "subnetExhaustingPercent of this pool is 0"));
     }
     let was_exhausting = before.is_some_and(|before| before.status == "True");
-    let short = subnets.iter().filter(|subnet| is_short(subnet, percent, was_exhausting));
-    let short: Vec<&str> = short.map(|subnet| &*subnet.id).collect();
+    let short = subnets.iter().filter(|(subnet, _)| is_short(subnet, percent, was_exhausting));
+    let short: Vec<&str> = short.map(|(subnet, _)| subnet.id.as_str()).collect();
     if !short.is_empty() {
         return Some(Verdict::yes(
             Reason::FewFree,
@@ -65,7 +67,8 @@ fn forecast(
             ),
         ));
     }
-    match uncounted(frees.iter().zip(subnets.iter().map(|subnet| &*subnet.id)), before.is_some()) {
+    let frees = subnets.iter().map(|(subnet, free)| (*free, subnet.id.as_str()));
+    match uncounted(frees, before.is_some()) {
         Some(verdict) => verdict,
         None if subnets.is_empty() => Some(Verdict::no(Reason::NoNodes, "no node is served by this pool")),
         // Without counts, each of which would be news: they are in status.subnets.
@@ -189,6 +192,19 @@ mod tests {
         let before = reported(10, known(3), &[]).conditions;
         assert_eq!(exhausting(&reported(10, pending, &before)), &before[0]);
         assert_eq!(exhausting(&reported(10, None, &before)), &before[0]);
+    }
+
+    #[test]
+    fn a_subnet_in_which_nodes_have_no_more_than_left_nics_is_not_forecast() {
+        for former in [None, known(3)] {
+            let mut status = status(&[]);
+            let left =
+                SubnetUse { id: "/former".into(), held: 4, on_left_interfaces: 4, ..Default::default() };
+            status.subnets.push(left);
+            let known = |id: &str| if id == ID { known(100) } else { former.clone() };
+            report(&pool(10), &mut status, known, Timestamp::UNIX_EPOCH);
+            assert_eq!(exhausting(&status).reason, "EnoughFree", "{former:?}");
+        }
     }
 
     #[test]

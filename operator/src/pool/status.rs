@@ -74,13 +74,16 @@ fn sums<'a>(
             sums.waiting = sums.waiting.saturating_add(status.waiting);
         }
         for interface in &node.spec.interfaces {
-            // Azure's ids differ in case from one answer to the next.
-            let usage = subnets
-                .entry(interface.subnet.id.to_lowercase())
-                .or_insert_with(|| SubnetUse { id: interface.subnet.id.clone(), ..Default::default() });
+            let usage = usage_of(&mut subnets, &interface.subnet.id);
             usage.nodes += 1;
             let held = interface.ip_configurations.iter().map(IpConfiguration::count);
             usage.held = held.fold(usage.held, u32::saturating_add);
+        }
+        // Of a NIC that is recorded by its id alone there is none, and no subnet is known.
+        for (interface, left) in node.spec.left_reservations() {
+            let usage = usage_of(&mut subnets, &interface.subnet.id);
+            usage.held = usage.held.saturating_add(left.count());
+            usage.on_left_interfaces = usage.on_left_interfaces.saturating_add(left.count());
         }
         sums.updated_nodes += u32::from(rolling::has_taken_up(pool, node));
         match condition::find(node.conditions(), READY) {
@@ -91,6 +94,12 @@ fn sums<'a>(
     }
     sums.subnets = subnets.into_values().collect();
     (sums, short)
+}
+
+/// The counts of a subnet. Azure's ids differ in case from one answer to the next.
+fn usage_of<'a>(subnets: &'a mut BTreeMap<String, SubnetUse>, id: &str) -> &'a mut SubnetUse {
+    let unused = || SubnetUse { id: id.to_owned(), ..Default::default() };
+    subnets.entry(id.to_lowercase()).or_insert_with(unused)
 }
 
 fn valid(pool: &NodeIPPool, conflict: Option<String>) -> Verdict {
@@ -154,14 +163,16 @@ pub fn only_sums_differ(before: &NodeIPPoolStatus, next: &NodeIPPoolStatus) -> b
             [&mut status.held, &mut status.nodes_ready, &mut status.updated_nodes, &mut status.waiting];
         let of_subnets = status.subnets.iter_mut().flat_map(|subnet| {
             subnet.free = subnet.free.map(|_| 0);
-            [&mut subnet.nodes, &mut subnet.held]
+            [&mut subnet.nodes, &mut subnet.held, &mut subnet.on_left_interfaces]
         });
         sums.into_iter().chain(of_subnets).for_each(|sum| *sum = (*sum).min(1));
         status.networks.iter_mut().for_each(|network| network.used = network.used.map(|_| 0));
         status
     };
+    // No agent counts what a NIC holds that its node has left.
+    let of_agents = |subnet: &SubnetUse| subnet.held.saturating_sub(subnet.on_left_interfaces);
     let has_all = |status: &NodeIPPoolStatus| {
-        status.held >= status.subnets.iter().map(|subnet| subnet.held).fold(0, u32::saturating_add)
+        status.held >= status.subnets.iter().map(of_agents).fold(0, u32::saturating_add)
     };
     is_the_same(&without(before), &without(next)) && (has_all(before) || !has_all(next))
 }
@@ -182,6 +193,7 @@ pub fn turned_true<'a>(type_: Type, before: &[Condition], next: &'a [Condition])
 pub mod tests {
     use super::*;
     use serde_json::{Value, json};
+    use vnetpool_crds::allocation::Interface;
 
     pub fn pool(spec: Value) -> NodeIPPool {
         NodeIPPool::new("p", serde_json::from_value(spec).unwrap())
@@ -215,6 +227,40 @@ pub mod tests {
         assert_eq!(status.subnets.len(), 1);
         assert_eq!((status.subnets[0].nodes, status.subnets[0].held), (2, 2));
         assert!(condition::is_true(&status.conditions, READY));
+    }
+
+    /// A node on a NIC in a subnet that has left another in this one.
+    fn having_left(subnet: &str) -> NodeIPAllocation {
+        let mut node = node("a", "/s/one", 8, "Ready");
+        let mut left = node.spec.interfaces[0].clone();
+        (left.id, left.subnet.id) = ("left".to_owned(), subnet.to_owned());
+        left.ip_configurations[0].name = "vnp-2".to_owned();
+        let by_its_id = Interface { id: "by-its-id".to_owned(), ..Interface::default() };
+        node.spec.left_interfaces = vec![left, by_its_id];
+        node
+    }
+
+    #[test]
+    fn what_left_nics_hold_counts_in_their_subnets_and_not_as_addresses_for_pods() {
+        let counts = |subnet: &str| {
+            let status = rolled(&pool(json!({})), &[having_left(subnet)]);
+            let of = |one: &SubnetUse| (one.id.clone(), one.nodes, one.held, one.on_left_interfaces);
+            (status.held, status.subnets.iter().map(of).collect::<Vec<_>>())
+        };
+        let one = |nodes, held, left| ("/s/one".to_owned(), nodes, held, left);
+        assert_eq!(counts("/S/One"), (8, vec![one(1, 2, 1)]));
+        assert_eq!(counts("/s/two"), (8, vec![one(1, 1, 0), ("/s/two".to_owned(), 0, 1, 1)]));
+    }
+
+    #[test]
+    fn the_nodes_have_all_that_is_reserved_for_them_whatever_left_nics_hold() {
+        let shown = |held: u32| {
+            let mut node = having_left("/s/one");
+            node.status.as_mut().unwrap().held = held;
+            rolled(&pool(json!({})), &[node, self::node("b", "/s/one", 1, "Ready")])
+        };
+        assert!(!only_sums_differ(&shown(0), &shown(1)), "that they have all is news");
+        assert!(only_sums_differ(&shown(1), &shown(2)), "they had all before");
     }
 
     #[test]

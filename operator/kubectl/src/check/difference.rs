@@ -119,6 +119,11 @@ impl Node<'_> {
         self.found.differences.push(Difference { node, between, what, message, at: None });
     }
 
+    /// Whether an address is recorded of a NIC that the node has left.
+    fn is_left(&self, address: Ipv4Addr) -> bool {
+        self.allocation.spec.left_reservations().any(|(_, one)| contains(&one.address, address))
+    }
+
     pub(super) fn nic_and_spec(&mut self, reserved: &ReservedView) {
         let spec = &self.allocation.spec;
         let shown: BTreeMap<&str, &IpConfiguration> =
@@ -160,7 +165,11 @@ impl Node<'_> {
     pub(super) fn spec_and_ledger(&mut self, ledger: &NodeView) {
         // A withdrawn address is remembered until the node boots, and no pod gets it.
         for record in ledger.addresses.iter().filter(|record| record.state == State::Vanished) {
-            let message = format!("{} has it, and it left the NIC.", whose(record));
+            let how = match record.address.parse().is_ok_and(|address| self.is_left(address)) {
+                true => "its node has left the NIC that has it",
+                false => "it left the NIC",
+            };
+            let message = format!("{} has it, and {how}.", whose(record));
             self.add(Between::SpecAndLedger, &record.address, message);
         }
         let spec = &self.allocation.spec;
@@ -236,8 +245,12 @@ impl Node<'_> {
                 addresses_of(pod).into_iter().find_map(|one| Some((one, one.parse::<Ipv4Addr>().ok()?)));
             let Some((text, address)) = own.filter(|(text, _)| !known.contains(text)) else { continue };
             let is_ours = self.allocation.spec.ip_configurations().any(|one| contains(&one.address, address));
-            let reserved = if is_ours { "free" } else { "not the node's" };
-            let message = format!("{} reports it, and by the ledger it is {reserved}.", full_name(pod));
+            let how = match (is_ours, self.is_left(address)) {
+                (true, _) => "by the ledger it is free",
+                (false, true) => "its node has left the NIC that has it",
+                (false, false) => "by the ledger it is not the node's",
+            };
+            let message = format!("{} reports it, and {how}.", full_name(pod));
             self.add(Between::LedgerAndPods, text, message);
         }
     }

@@ -348,3 +348,141 @@ fn a_table_of_many_nodes_is_read_once() {
     }
     assert_eq!(places(&objects.allocations).count(), 1);
 }
+
+/// Node 1 has left a NIC that is recorded with two addresses, of which this is Azure's answer.
+fn left(snapshot: &mut Snapshot, answer: Result<ReservedView, String>) {
+    let node = &mut snapshot.objects.allocations[0];
+    fixture::leave(node, &[30, 31]);
+    snapshot.reserved.insert(node.spec.left_interfaces[0].id.to_lowercase(), answer);
+}
+
+/// One of the two is there still.
+fn holds_one() -> Result<ReservedView, String> {
+    let (name, address) = ("vnp-30".to_owned(), Some("10.240.0.30/32".to_owned()));
+    let one = Reservation { name, address, state: "Succeeded".into(), next_hop: None };
+    Ok(ReservedView { reservations: vec![one], ..Default::default() })
+}
+
+fn absent() -> Result<ReservedView, String> {
+    Ok(ReservedView { error: Some("not found".into()), is_absent: true, ..Default::default() })
+}
+
+#[test]
+fn what_a_left_nic_holds_is_shown_as_recorded_and_what_is_gone_is_no_difference() {
+    let snapshot = changed(|snapshot| left(snapshot, holds_one()));
+    let verdict = Verdict::of(&snapshot, &snapshot);
+    let expected = "\
+Recorded and on its way back, which is no fault:
+
+NODE     NIC             WHAT     HOW
+node-1   node-1-former   vnp-30   Azure has it (10.240.0.30/32, Succeeded), and the node has left this NIC. It goes back.
+
+NIC, spec, ledger, kernel and pods agree on each node: 1.
+";
+    assert!(verdict.is_well());
+    assert_eq!(verdict.to_string(), expected);
+    let gone = changed(|snapshot| left(snapshot, absent()));
+    let verdict = Verdict::of(&gone, &gone);
+    assert!(verdict.is_well() && verdict.beside.is_empty(), "{verdict}");
+}
+
+#[test]
+fn a_reservation_beside_the_serving_nic_is_shown_with_what_it_waits_for() {
+    let message = |change: fn(&mut NodeIPAllocation)| {
+        let snapshot = changed(|snapshot| {
+            left(snapshot, holds_one());
+            change(&mut snapshot.objects.allocations[0]);
+        });
+        Verdict::of(&snapshot, &snapshot).beside[0].message.clone()
+    };
+    let lost = message(|node| {
+        let lost = json!([{"address": "10.240.0.30", "pod": "shop/b", "sandbox": "s"}]);
+        node.status.get_or_insert_default().lost = serde_json::from_value(lost).unwrap();
+    });
+    assert!(lost.ends_with("the node has left this NIC. It goes back once shop/b is gone."), "{lost}");
+    let stray = message(|node| {
+        let left = node.spec.left_interfaces.remove(0);
+        node.spec.stray_interfaces = vec![left.id];
+    });
+    assert!(stray.ends_with("this NIC doesn't serve the node. It goes back."), "{stray}");
+}
+
+#[test]
+fn a_left_nic_that_serves_again_or_that_another_node_has_is_compared_there() {
+    let shown = |change: fn(&mut Snapshot)| {
+        let snapshot = changed(|snapshot| {
+            snapshot.only = Some(["node-1".to_owned()].into());
+            left(snapshot, holds_one());
+            change(snapshot);
+        });
+        beside::all(&[&snapshot]).len()
+    };
+    let other = |snapshot: &mut Snapshot| {
+        let mut other = fixture::allocation("node-2", &[], json!({}));
+        other.spec.interfaces[0].id =
+            snapshot.objects.allocations[0].spec.left_interfaces[0].id.to_uppercase();
+        snapshot.objects.allocations.push(other);
+    };
+    let own = |snapshot: &mut Snapshot| {
+        let spec = &mut snapshot.objects.allocations[0].spec;
+        spec.interfaces[0].id = spec.left_interfaces[0].id.to_uppercase();
+    };
+    assert_eq!((shown(|_| {}), shown(other), shown(own)), (1, 0, 0));
+}
+
+#[test]
+fn each_nodes_left_nics_are_shown_as_the_last_snapshot_at_it_shows_them() {
+    let first = changed(|snapshot| left(snapshot, holds_one()));
+    let at = |node: &str| {
+        let second = changed(|snapshot| {
+            snapshot.only = Some([node.to_owned()].into());
+            left(snapshot, absent());
+        });
+        beside::all(&[&first, &second]).len()
+    };
+    assert_eq!((at("node-1"), at("node-2")), (0, 1));
+}
+
+#[test]
+fn a_left_nic_that_could_not_be_read_is_not_well_and_hides_no_difference_of_the_serving_one() {
+    let unread = changed(|snapshot| left(snapshot, Err("refused".into())));
+    let verdict = Verdict::of(&unread, &unread);
+    assert!(!verdict.is_well() && verdict.differences.is_empty(), "{verdict}");
+    assert!(verdict.unseen[0].ends_with("node-1-former: refused"), "{verdict}");
+    // It is compared in both snapshots, and differs in one.
+    let leaked = changed(|snapshot| drop(nic(snapshot).reservations.pop()));
+    assert!(Verdict::of(&unread, &leaked).is_well());
+}
+
+#[test]
+fn a_nic_that_is_to_serve_and_is_absent_could_not_be_read() {
+    let gone = changed(|snapshot| snapshot.reserved.values_mut().for_each(|one| *one = absent()));
+    let verdict = Verdict::of(&gone, &gone);
+    assert!(verdict.differences.is_empty(), "{verdict}");
+    assert!(verdict.unseen[0].ends_with("node-1-nic: not found"), "{verdict}");
+}
+
+#[test]
+fn an_address_of_a_pod_on_a_left_nic_is_a_difference_that_names_the_cause() {
+    let snapshot = changed(|snapshot| {
+        left(snapshot, holds_one());
+        let vanished = AddressView { state: State::Vanished, ..record(30, Some("a")) };
+        ledger(snapshot).addresses.push(vanished);
+        ledger(snapshot).wired.push(wired(30, "a"));
+        snapshot.objects.pods.push(fixture::pod("x", "node-1", "10.240.0.31"));
+    });
+    let found = differences(&snapshot);
+    let messages: Vec<&str> = found.iter().map(|one| one.message.as_str()).collect();
+    let cause = "and its node has left the NIC that has it.";
+    assert_eq!(messages, [format!("shop/a has it, {cause}"), format!("shop/x reports it, {cause}")]);
+}
+
+#[test]
+fn the_nics_beside_the_serving_one_are_read_each_once() {
+    let mut objects = fixture::objects();
+    fixture::leave(&mut objects.allocations[0], &[30]);
+    let left = objects.allocations[0].spec.left_interfaces[0].id.clone();
+    objects.allocations[0].spec.stray_interfaces = vec![left.to_uppercase(), "/stray".into()];
+    let read: Vec<&str> = places(&objects.allocations).map(|id| id.rsplit('/').next().unwrap()).collect();
+    assert_eq!(read, ["stray", "node-1-former", "node-1-nic", "node-2-nic"]);
+}

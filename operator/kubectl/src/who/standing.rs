@@ -18,6 +18,7 @@ pub enum Standing {
     /// The ledger wasn't read.
     Unheld,
     Leaked,
+    OnLeftNic,
     NodesOwn,
     Primary,
     #[default]
@@ -43,6 +44,7 @@ impl Standing {
             Standing::Free => "free",
             Standing::Unheld => "no pod has it, as far as objects show",
             Standing::Leaked => "leaked",
+            Standing::OnLeftNic => "on a left NIC",
             Standing::NodesOwn => "the node's own",
             Standing::Primary => "a NIC's primary address",
             Standing::Unknown => "unknown",
@@ -72,6 +74,10 @@ impl Standing {
             }
             Standing::Leaked => {
                 "It is reserved, and the node's ledger doesn't have it. `check` shows whether that lasts."
+            }
+            Standing::OnLeftNic => {
+                "Its node has left that NIC, and what the NIC holds is given back. The condition InterfaceFound of \
+                 the node's NodeIPAllocation shows what that waits for."
             }
             Standing::Unknown => "No node holds it, and no pod has it.",
             Standing::Assigned

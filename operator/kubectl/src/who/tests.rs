@@ -162,6 +162,61 @@ fn of_pods_on_the_host_network_only_the_one_asked_for_is_named() {
     assert_eq!((pod("shop/second"), pod("10.240.0.4")), (Some("shop/second".into()), None));
 }
 
+#[test]
+fn an_address_that_stands_only_in_a_left_nic_leads_to_the_node_that_has_left_it() {
+    let mut objects = fixture::objects();
+    fixture::leave(&mut objects.allocations[0], &[10, 30]);
+    let asked = |objects: &Objects, what: &str| who(objects, &Question::parse(what), &answers()).unwrap();
+    let expected = "\
+ADDRESS       STATE           POD   NODE     POOL      RESERVED ON     AS
+10.240.0.30   on a left NIC   -     node-1   default   node-1-former   vnp-30
+
+10.240.0.30
+  Its node has left that NIC, and what the NIC holds is given back. The condition InterfaceFound of
+  the node's NodeIPAllocation shows what that waits for.
+";
+    assert_eq!(asked(&objects, "10.240.0.30").to_string(), expected);
+    assert_eq!(nodes_to_ask(&objects, &Question::parse("10.240.0.30")), ["node-1"]);
+    let present = asked(&objects, "10.240.0.10").addresses.remove(0);
+    assert_eq!(present.state, Standing::Assigned);
+    assert!(present.nic.is_some_and(|nic| nic.ends_with("/node-1-nic")) && present.notes.is_empty());
+    // What is left of a NIC isn't in the table that the node has now.
+    objects.allocations[0].spec.route_table_id = Some("/table".into());
+    let left = asked(&objects, "10.240.0.30").addresses.remove(0);
+    assert!(left.nic.is_some_and(|nic| nic.ends_with("/node-1-former")));
+}
+
+#[test]
+fn a_pods_address_on_a_left_nic_was_taken_off_by_nobody() {
+    let mut objects = fixture::objects();
+    fixture::leave(&mut objects.allocations[0], &[8, 9]);
+    let of = |address: &str| {
+        let answer = who(&objects, &Question::parse(address), &answers()).unwrap();
+        (answer.addresses[0].state, answer.addresses[0].notes.join(" "))
+    };
+    let (state, notes) = of("10.240.0.8");
+    assert_eq!(state, Standing::Lost);
+    assert!(notes.contains("once its pod is gone") && !notes.contains("Somebody"), "{notes}");
+    // In the ledger no pod has it any more.
+    assert_eq!(of("10.240.0.9").0, Standing::OnLeftNic);
+}
+
+#[test]
+fn the_primary_address_of_a_left_nic_names_the_node_that_has_left_it_unless_another_has_the_nic() {
+    let mut objects = fixture::objects();
+    fixture::leave(&mut objects.allocations[0], &[]);
+    let asked = |objects: &Objects| {
+        let answer = who(objects, &Question::parse("10.240.0.5"), &answers()).unwrap();
+        let one = answer.addresses[0].clone();
+        (one.state, one.node, one.nic.as_deref().map(short), one.notes.join(" "))
+    };
+    let left = (Some("node-1".to_owned()), Some("node-1-former".to_owned()));
+    let note = "Its node has left that NIC.".to_owned();
+    assert_eq!(asked(&objects), (Standing::Primary, left.0, left.1, note));
+    objects.allocations[1].spec.interfaces[0].primary_address = "10.240.0.5".into();
+    assert_eq!(asked(&objects), (Standing::Primary, Some("node-2".into()), None, String::new()));
+}
+
 /// Each state stands in the table for people.
 #[test]
 fn the_states_are_those_of_the_document() {
@@ -179,6 +234,7 @@ fn the_states_are_those_of_the_document() {
         Standing::Free,
         Standing::Unheld,
         Standing::Leaked,
+        Standing::OnLeftNic,
         Standing::NodesOwn,
         Standing::Primary,
         Standing::Unknown,

@@ -26,7 +26,7 @@ struct Known {
     taken: Option<(u32, u32)>,
 }
 
-/// Shows in the status what is known of the networks around its subnets, and what that promises.
+/// Shows in the status what is known of the networks around its subnets with nodes, and what that promises.
 pub fn report(
     pool: &NodeIPPool,
     status: &mut NodeIPPoolStatus,
@@ -34,7 +34,8 @@ pub fn report(
     blocks: &Blocks,
     now: Timestamp,
 ) {
-    let vnets = status.subnets.iter().filter_map(|subnet| vnet_of(&subnet.id.parse().ok()?).ok());
+    let in_use = status.subnets.iter().filter(|subnet| subnet.nodes > 0);
+    let vnets = in_use.filter_map(|subnet| vnet_of(&subnet.id.parse().ok()?).ok());
     let mut seen = BTreeSet::new();
     let vnets = vnets.filter(|vnet| seen.insert(vnet.key()));
     let known: Vec<Known> = vnets.map(|id| Known::of(id, &usages, blocks)).collect();
@@ -125,8 +126,10 @@ mod tests {
     ) -> NodeIPPoolStatus {
         let spec = json!({ "subnetExhaustingPercent": percent });
         let pool = NodeIPPool::new("p", serde_json::from_value(spec).unwrap());
-        let subnet = |name: &str| SubnetUse { id: format!("{VNET}/subnets/{name}"), ..Default::default() };
-        let subnets = vec![subnet("pods"), subnet("others")];
+        let subnet =
+            |name: &str| SubnetUse { id: format!("{VNET}/subnets/{name}"), nodes: 1, ..Default::default() };
+        let left = SubnetUse { id: format!("{VNET}-former/subnets/left"), ..Default::default() };
+        let subnets = vec![subnet("pods"), subnet("others"), left];
         let mut status = NodeIPPoolStatus { subnets, conditions: before.to_vec(), ..Default::default() };
         let usages = usages.map_or(Hint::Pending, |usages| {
             let all = ["pods", "others"].into_iter().zip(usages);
