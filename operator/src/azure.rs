@@ -162,7 +162,7 @@ pub struct Azure {
     versions: ApiVersions,
     nics: Documents,
     /// Held while a public address is made or deleted.
-    public: Slots<()>,
+    public: Arc<Slots<()>>,
     late: Late,
     refused: Arc<Refused>,
     models: Models,
@@ -179,7 +179,7 @@ impl Azure {
             transport: Transport::new(config)?,
             versions: config.versions.clone(),
             nics: Documents::default(),
-            public: Slots::default(),
+            public: Arc::default(),
             late: Late::default(),
             refused: Arc::default(),
             models: Models::default(),

@@ -205,14 +205,14 @@ pub fn left_behind(nic: &str, vm: &str) -> Event {
 }
 
 /// An object that somebody has deleted can't go yet, and serves its node meanwhile.
-pub fn deletion_waits(public_addresses: &[&str]) -> Event {
+pub fn deletion_waits(ids: &[&str]) -> Event {
     event(
         Reason::DeletionWaits,
         "Delete",
         format!(
-            "somebody deleted this object while its Node lives; it serves the node until these public addresses, which no \
-             other object names, are deleted or on its NIC: {}",
-            public_addresses.join(", ")
+            "somebody deleted this object while its Node lives; it serves the node as long as no other object names these: \
+             public addresses, until they are deleted or on its NIC, and NICs that the node has left, until they are empty: {}",
+            ids.join(", ")
         ),
     )
 }

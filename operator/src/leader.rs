@@ -163,8 +163,10 @@ impl Candidate {
             return Ok(Attempt::Held);
         }
         let gap = spec.renew_time.map(|at| Timestamp::now().duration_since(at.0).unsigned_abs());
-        let claimed =
-            Lease { spec: Some(self.claim(spec.lease_transitions.unwrap_or_default() + 1)), ..lease };
+        let claimed = Lease {
+            spec: Some(self.claim(spec.lease_transitions.unwrap_or_default().saturating_add(1))),
+            ..lease
+        };
         self.took(self.leases.replace(self.name, &PostParams::default(), &claimed).await, gap)
     }
 

@@ -158,8 +158,9 @@ fn is_served(allocation: &NodeIPAllocation, memory: &Memory, is_of_another_past:
     if allocation.metadata.deletion_timestamp.is_none() {
         return true;
     }
-    let names_more =
-        |spec: &NodeIPAllocationSpec| publish::on_no_nic(spec, &spec.interfaces).next().is_some();
+    let names_more = |spec: &NodeIPAllocationSpec| {
+        !spec.left_interfaces.is_empty() || publish::on_no_nic(spec, &spec.interfaces).next().is_some()
+    };
     !is_of_another_past && memory.serves_on && (memory.nic.must_read || names_more(&allocation.spec))
 }
 
@@ -177,6 +178,7 @@ async fn let_go(
         vacate::vacate(ctx, allocation, memory).await
     } else {
         memory.vacant_since = None;
+        takeup::stand_back(ctx, allocation);
         know_pods(ctx, allocation, memory).await?;
         vacate::replace(ctx, allocation, memory).await
     };

@@ -4,6 +4,7 @@
 use crate::Test;
 use crate::attachments::kept;
 use crate::gateway::{Gateway, Trouble};
+use crate::nics::{not_shown, on_another_machine, until_served_beside};
 use crate::public_addresses::{
     deletions, detached, on_a_public_address, refused_for_a_second, until_deleted,
 };
@@ -20,6 +21,7 @@ pub const TESTS: &[Test] = crate::tests![
     a_public_address_on_no_nic_is_not_forgotten_when_its_pod_ends_between_two_objects,
     a_public_address_that_azure_refuses_to_delete_keeps_its_object_until_it_is_deleted,
     a_living_pod_keeps_its_public_address_that_no_nic_has_while_its_object_is_made_again,
+    a_nic_that_a_node_has_left_is_not_forgotten_by_an_operator_that_dies_between_two_objects,
     an_object_that_is_deleted_once_others_have_wiped_its_nic_serves_its_node_and_is_made_again,
 ];
 
@@ -121,6 +123,26 @@ async fn a_living_pod_keeps_its_public_address_that_no_nic_has_while_its_object_
     let has = stage.until("the pod has a public address again", "n1", has).await?;
     ensure!(has.id == public && deletions(&stage).is_empty(), "it has {has:?}");
     Ok(())
+}
+
+async fn a_nic_that_a_node_has_left_is_not_forgotten_by_an_operator_that_dies_between_two_objects(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let (mut stage, first, second) = on_another_machine(plane).await?;
+    let fault = not_shown(&stage, "/n1-nic");
+    stage.start().await?;
+    until_served_beside(&stage, &first, &second).await?;
+    stage.kill().await?;
+    stage.sim.lift_fault(fault)?;
+    let gateway = unable_to_make(&mut stage, plane).await?;
+    stage.delete_allocation("n1").await?;
+    stage.start().await?;
+    stage.until_gone("n1").await?;
+    ensure!(stage.held("n1").is_empty(), "nothing names what is left: {:?}", stage.held("n1"));
+    stage.kill().await?;
+    able_to_make(&gateway);
+    stage.start().await?;
+    stage.until_holds("n1-again", 2).await
 }
 
 /// `spec` shows the public address on the NIC still.

@@ -11,6 +11,7 @@ use vnetpool_crds::condition::{INTERFACE_FOUND, READY};
 use vnetpool_crds::{NodeIPAllocation, names};
 use vnetpool_tests::control_plane::ControlPlane;
 use vnetpool_tests::eventually;
+use vnetpool_tests::wait::throughout;
 
 pub const TESTS: &[Test] = crate::tests![
     a_pool_uses_the_nodes_nic_in_its_subnet_and_reads_each_nic_once,
@@ -21,6 +22,7 @@ pub const TESTS: &[Test] = crate::tests![
     what_a_nic_beside_the_one_that_serves_holds_goes_back_though_its_node_goes_while_nobody_leads,
     a_nic_beside_the_one_that_serves_that_gets_no_answer_holds_up_no_address_of_its_node,
     a_nic_beside_the_one_that_serves_that_azure_does_not_show_keeps_no_address_from_its_node,
+    a_release_without_effect_from_a_nic_that_does_not_serve_is_not_repeated_at_once,
     a_nic_that_cannot_be_read_keeps_no_other_of_a_gone_node_from_being_emptied,
     a_nic_that_its_node_has_left_and_that_azure_does_not_show_keeps_no_address_from_the_node,
     a_nic_that_its_node_has_left_and_that_gets_no_answer_holds_up_no_address_of_the_node,
@@ -170,7 +172,7 @@ async fn a_nic_beside_the_one_that_serves_that_gets_no_answer_holds_up_no_addres
 }
 
 /// Azure answers 503 whenever it is to show a NIC.
-fn not_shown(stage: &Stage<'_>, nic: &str) -> u64 {
+pub(crate) fn not_shown(stage: &Stage<'_>, nic: &str) -> u64 {
     let away = Effect::Status { status: 503, body: Value::Null, headers: BTreeMap::new() };
     stage.fault("GET", nic, None, away)
 }
@@ -185,6 +187,23 @@ async fn a_nic_beside_the_one_that_serves_that_azure_does_not_show_keeps_no_addr
     stage.until_struck(fault, 2).await?;
     stage.bind("n1", 3).await?;
     stage.until_assigned("n1", 3).await
+}
+
+async fn a_release_without_effect_from_a_nic_that_does_not_serve_is_not_repeated_at_once(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let stage = with_stray(plane).await?;
+    let body = stage.sim.nic("n1-second").context("no NIC")?;
+    let unchanged = Effect::Status { status: 200, body, headers: BTreeMap::new() };
+    let fault = stage.fault("PUT", "/n1-second", None, unchanged);
+    stage.start().await?;
+    stage.until_struck(fault, 1).await?;
+    throughout("it isn't written again", Duration::from_secs(5), async || {
+        let hits = stage.sim.faults().into_iter().find(|one| one.id == fault).map_or(0, |one| one.hits);
+        ensure!(hits == 1, "written {hits} times");
+        Ok(())
+    })
+    .await
 }
 
 async fn a_nic_that_cannot_be_read_keeps_no_other_of_a_gone_node_from_being_emptied(
@@ -283,7 +302,7 @@ async fn addresses_of_a_late_write_on_a_former_serving_nic_go_back_without_a_boo
 
 /// A node of two addresses whose machine has come back as another, `n1-again`, while nobody led. Its former
 /// NIC, `n1-nic`, has outlived its VM.
-async fn on_another_machine(plane: &ControlPlane) -> Result<(Stage<'_>, VmInfo, VmInfo)> {
+pub(crate) async fn on_another_machine(plane: &ControlPlane) -> Result<(Stage<'_>, VmInfo, VmInfo)> {
     let sizing = json!({ "minimum": 2, "warm": 0, "batch": 1 });
     let stage = Stage::set(plane, quick(), json!({ "sizing": sizing })).await?;
     move_to_another_machine(stage, false).await
@@ -305,7 +324,7 @@ async fn move_to_another_machine(stage: Stage<'_>, lives_on: bool) -> Result<(St
 }
 
 /// The node is served with its present NIC, and its object goes on to name the other.
-async fn until_served_beside(stage: &Stage<'_>, first: &VmInfo, second: &VmInfo) -> Result<()> {
+pub(crate) async fn until_served_beside(stage: &Stage<'_>, first: &VmInfo, second: &VmInfo) -> Result<()> {
     let is_served = |seen: &NodeIPAllocation| {
         let serving = seen.spec.serving().filter(|nic| nic.id.eq_ignore_ascii_case(&second.nic_id))?;
         let [left] = &seen.spec.left_interfaces[..] else { return None };

@@ -183,6 +183,14 @@ impl<T: Default> Slots<T> {
         self.all().remove(&id.key());
     }
 
+    /// Forgets this one, unless somebody has it or waits for it.
+    pub(super) fn forget_unused(&self, id: &ResourceId) {
+        let (key, mut all) = (id.key(), self.all());
+        if all.get(&key).is_some_and(|slot| Arc::strong_count(slot) == 1) {
+            all.remove(&key);
+        }
+    }
+
     fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<tokio::sync::Mutex<T>>>> {
         lock(&self.0)
     }
@@ -221,6 +229,17 @@ mod tests {
         let all = Documents::default();
         all.keep(&mut *all.lock(&ID.parse().unwrap()).await, document());
         assert!(all.lock(&ID.to_uppercase().parse().unwrap()).await.nic().is_some());
+    }
+
+    #[test]
+    fn a_slot_is_forgotten_once_nobody_has_it() {
+        let (all, id) = (Slots::<()>::default(), ID.parse().unwrap());
+        let held = all.slot(&id);
+        all.forget_unused(&id);
+        assert!(Arc::ptr_eq(&held, &all.slot(&id)), "another would lock a second one");
+        drop(held);
+        all.forget_unused(&id);
+        assert!(all.all().is_empty());
     }
 
     #[tokio::test]

@@ -1,11 +1,13 @@
 //! Our public addresses: each is made for one pod, read, and deleted with the pod.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 use tracing::{info, instrument};
 
-use super::cache::parse;
+use super::cache::{Slots, parse};
 use super::operation::End;
 use super::refused::Concerns;
 use super::transport::Answer;
@@ -36,13 +38,23 @@ pub struct NewPublicAddress {
 #[derive(Debug)]
 pub struct Reserved {
     id: ResourceId,
-    _lock: OwnedMutexGuard<()>,
+    lock: Option<OwnedMutexGuard<()>>,
+    all: Arc<Slots<()>>,
+}
+
+impl Drop for Reserved {
+    /// Each pod has an address of its own: nobody asks for this one again once its pod is gone.
+    fn drop(&mut self) {
+        self.lock = None;
+        self.all.forget_unused(&self.id);
+    }
 }
 
 impl Azure {
     /// Waits until no other task makes or deletes this public address.
     pub async fn reserve_public_address(&self, id: &ResourceId) -> Reserved {
-        Reserved { id: id.clone(), _lock: self.public.slot(id).lock_owned().await }
+        let lock = Some(self.public.slot(id).lock_owned().await);
+        Reserved { id: id.clone(), lock, all: self.public.clone() }
     }
 
     /// Makes a public address, or changes the existing one into `new`. Where all are refused, one call asks

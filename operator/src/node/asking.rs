@@ -76,8 +76,9 @@ impl<'a> Asking<'a> {
         self.ask(&self.ctx.refusals.reads, &[nic.key()], urgency.into(), read, |_| true).await
     }
 
-    /// Writes a NIC.
-    pub async fn write(
+    /// Takes reservations and groups of ours off a NIC. An answer alone releases nothing: this fails if the
+    /// NIC shows them still.
+    pub async fn take_off(
         &self,
         nic: &Nic,
         change: &Change,
@@ -85,7 +86,13 @@ impl<'a> Asking<'a> {
     ) -> Result<Written<Nic>, Refused> {
         let write = |urgency| self.ctx.azure.update(&nic.id, change, urgency);
         let sites = [nic.id.key(), nic.subnet.key()];
-        self.ask(&self.ctx.refusals.writes, &sites, urgency.into(), write, |written| written.was_sent).await
+        let was_sent = |written: &Written<Nic>| written.was_sent;
+        let written = self.ask(&self.ctx.refusals.writes, &sites, urgency.into(), write, was_sent).await?;
+        let is_held = written.ip_configurations.iter().any(|one| change.release.contains(&one.name));
+        if is_held || written.groups.iter().any(|group| change.leave.contains(group)) {
+            return Err(azure::Error::WithoutEffect { resource: nic.id.to_string() }.into());
+        }
+        Ok(written)
     }
 
     /// Makes a request about these sites, ids in lower case. `has_asked` decides of its result whether a

@@ -142,8 +142,8 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
     }
     ctx.metrics.reconciled("node", result.as_ref().err().map_or("ok", Error::reason), started.elapsed());
     match &result {
-        Err(Error::Find(_) | Error::Write(_)) | Ok(_) => memory.failures = 0,
-        Err(error) if error.is_conflict() => {}
+        Err(Error::Find(_) | Error::Write(_)) | Ok(_) => (memory.failures, memory.conflicts) = (0, 0),
+        Err(error) if error.is_conflict() => memory.conflicts += 1,
         Err(_) => memory.failures += 1,
     }
     match result {
@@ -165,15 +165,16 @@ async fn reconcile(watched: Arc<NodeIPAllocation>, nodes: Arc<Nodes>) -> Result<
 /// The remedy for Azure's error was decided when it happened, see
 /// [`Setback::after`](super::setback::Setback::after): it holds the next reconcile back from Azure, and from
 /// nothing else. All other clocks of the node go on in that. The API server's errors are retried ever less
-/// often.
+/// often. So are conflicts: the version that others have written wakes the node, but a watch that lags shows
+/// it only when the API server has less to do.
 fn error_policy(allocation: Arc<NodeIPAllocation>, error: &Error, nodes: Arc<Nodes>) -> Action {
+    let (failures, conflicts) = nodes.memories.failures(&allocation.name_any());
     Action::requeue(match error {
         Error::Find(_) | Error::Write(_) => SOON,
-        _ if error.is_conflict() => SOON,
-        _ => {
-            let failures = nodes.memories.failures(&allocation.name_any());
-            jittered(doubled(Duration::from_secs(1), failures, Duration::from_secs(64)))
+        _ if error.is_conflict() => {
+            jittered(doubled(SOON, conflicts.saturating_sub(1), Duration::from_secs(5)))
         }
+        _ => jittered(doubled(Duration::from_secs(1), failures, Duration::from_secs(64))),
     })
 }
 
@@ -209,6 +210,21 @@ mod tests {
         assert_eq!(tick(), [""; 0]);
         nodes.absent("a");
         assert_eq!(tick(), ["b"]);
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_writes_are_refused_as_outdated_is_reconciled_ever_less_often() {
+        let nodes = Arc::new(nodes());
+        let object =
+            json!({"metadata": {"name": "n"}, "spec": {"nodeUID": "u", "pool": "p", "cooldown": "30s"}});
+        let allocation: Arc<NodeIPAllocation> = Arc::new(serde_json::from_value(object).unwrap());
+        let waits = |conflicts| {
+            let mut memory = nodes.memories.take(&allocation);
+            memory.conflicts = conflicts;
+            nodes.memories.put("n", memory);
+            error_policy(allocation.clone(), &Error::StillThere, nodes.clone())
+        };
+        assert_ne!(waits(1), waits(20));
     }
 
     /// When a cluster is new, or Azure is away, all nodes wait at once.

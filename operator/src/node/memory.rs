@@ -76,6 +76,8 @@ pub struct Memory {
     pub pending: Pending,
     /// Reconciles in a row that the API server or their deadline has ended.
     pub failures: u32,
+    /// Reconciles in a row that wrote to a version of an object that others have replaced.
+    pub conflicts: u32,
     pub attaching: Attaching,
     pub reports: Reports,
 }
@@ -105,6 +107,7 @@ impl Memory {
             absences: Absences::of(allocation),
             pending: Pending::default(),
             failures: 0,
+            conflicts: 0,
             attaching: Attaching::default(),
             reports: Reports::default(),
         }
@@ -230,9 +233,10 @@ impl Memories {
         may
     }
 
-    /// How many reconciles in a row the API server or their deadline has ended.
-    pub fn failures(&self, name: &str) -> u32 {
-        self.lock().get(name).map_or(0, |memory| memory.failures)
+    /// How many reconciles in a row the API server or their deadline has ended, and how many were refused as
+    /// outdated.
+    pub fn failures(&self, name: &str) -> (u32, u32) {
+        self.lock().get(name).map_or((0, 0), |memory| (memory.failures, memory.conflicts))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Memory>> {

@@ -139,12 +139,13 @@ pub fn cluster(
 
 /// The node's VM, or why the node is to hold nothing though Azure wasn't asked.
 pub fn vm(cluster: &ClusterView, allocation: &NodeIPAllocation, node: &Node) -> Result<VmId, Obstacle> {
-    let vm = VmId::from_provider_id(node.provider_id())
-        .map_err(|error| Obstacle::Interface { reason: error.reason(), message: error.to_string() })?;
+    // Nor is a Node whose providerID can't be used the pool's any more.
     if cluster.pool.is_none() && allocation.spec.interfaces.is_empty() {
         return Err(Obstacle::NoPool);
     }
-    Ok(vm)
+    let obstacle =
+        |error: azure::Error| Obstacle::Interface { reason: error.reason(), message: error.to_string() };
+    VmId::from_provider_id(node.provider_id()).map_err(obstacle)
 }
 
 /// Which reads of Azure are possible now, and which are necessary. `None`: an error holds back the necessary
@@ -489,6 +490,28 @@ mod tests {
         };
         assert_eq!(priority(quiet), None);
         assert!(priority(Occasion { is_begun: true, ..quiet }).unwrap() < Priority::NewNode);
+    }
+
+    #[test]
+    fn a_node_that_no_pool_wants_any_more_is_done_with_though_its_provider_id_can_not_be_used() {
+        let cluster = |pool: Option<NodeIPPool>| ClusterView {
+            pool: pool.map(Arc::new),
+            pool_change: None,
+            demand: Demand::default(),
+            bound_still_for: Duration::ZERO,
+        };
+        let pool: NodeIPPool =
+            serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {}})).unwrap();
+        let node: Node =
+            serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": {"providerID": "k3s://n"}}))
+                .unwrap();
+        let empty = allocation(json!({}));
+        assert!(matches!(vm(&cluster(Some(pool)), &empty, &node), Err(Obstacle::Interface { .. })));
+        assert_eq!(vm(&cluster(None), &empty, &node), Err(Obstacle::NoPool));
+        // What a Node registered anew has isn't known to be nobody's.
+        let mut serving = empty;
+        serving.spec.interfaces.push(Interface { id: "nic".into(), ..Interface::default() });
+        assert!(matches!(vm(&cluster(None), &serving, &node), Err(Obstacle::Interface { .. })));
     }
 
     #[test]

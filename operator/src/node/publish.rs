@@ -294,27 +294,36 @@ async fn make_again(
     gone: &NodeIPAllocation,
     spec: &NodeIPAllocationSpec,
 ) -> Result<Option<NodeIPAllocation>, Error> {
-    let (name, mut failures) = (gone.name_any(), 0);
-    loop {
+    let name = gone.name_any();
+    let attempt = async || {
         let created = match create(ctx, &name, Lasting::of(spec)).await {
             Err(error) if is_status(&error, CONFLICT) => {
                 allocations(ctx).get(&name).await.and_then(Reading::readable)
             }
             created => created,
         };
-        let applied = match created {
-            Ok(there) if there.uid() == gone.uid() => return Err(Error::StillThere),
-            Ok(there) if records_nothing(&there.spec) => apply(ctx, &there, spec).await,
-            Ok(_) => return Ok(None),
+        match created {
+            Ok(there) if there.uid() == gone.uid() => Ok(Err(Error::StillThere)),
+            Ok(there) if records_nothing(&there.spec) => {
+                apply(ctx, &there, spec).await.map(|again| Ok(Some(again)))
+            }
+            Ok(_) => Ok(Ok(None)),
             Err(error) => Err(error),
-        };
-        match applied {
-            Ok(again) => return Ok(Some(again)),
-            Err(error) => warn!(%error, "object not made again yet"),
         }
-        uncounted(sleep(jittered(doubled(AGAIN, failures, AGAIN_AT_MOST)))).await;
-        failures += 1;
-    }
+    };
+    // However long it takes: a reconcile that was dropped in here would take the record along.
+    uncounted(async {
+        let mut failures = 0;
+        loop {
+            match attempt().await {
+                Ok(ended) => return ended,
+                Err(error) => warn!(%error, "object not made again yet"),
+            }
+            sleep(jittered(doubled(AGAIN, failures, AGAIN_AT_MOST))).await;
+            failures += 1;
+        }
+    })
+    .await
 }
 
 /// Whether nothing of Azure's is in no other record than this.

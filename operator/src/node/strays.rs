@@ -196,7 +196,7 @@ async fn release(
         return Ok(Outcome::Departed);
     }
     let change = Change { release: idle(allocation, &nic), ..Change::default() };
-    asking.write(&nic, &change, urgency).await?;
+    asking.take_off(&nic, &change, urgency).await?;
     info!(nic = %id, release = change.release.len(), "released what a NIC that doesn't serve its node held");
     Ok(Outcome::Released)
 }

@@ -122,6 +122,13 @@ pub struct Make {
     pub dns_label: Option<String>,
 }
 
+impl Make {
+    /// Whether Azure's answer shows what was asked for.
+    pub fn is_met_by(&self, public: Option<&PublicAddress>) -> bool {
+        public.is_some_and(|public| label(public) == self.dns_label.as_deref())
+    }
+}
+
 /// The attachments of one pod.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attach {
@@ -301,8 +308,9 @@ fn granted(
     let known = public.and_then(|id| facts.public.get(id)).and_then(Option::as_ref);
     // A public address must stand in `spec` before it is made; otherwise an operator that dies in between
     // leaks it.
-    let is_announced = public
-        .is_none_or(|id| mark.public_address.as_ref().is_some_and(|announced| announced.id == id.as_str()));
+    let is_announced = public.is_none_or(|id| {
+        mark.public_address.as_ref().is_some_and(|one| one.id.eq_ignore_ascii_case(id.as_str()))
+    });
     let is_named = known.is_none_or(|known| label(known) == grant.dns_label.as_deref());
     let is_complete = *attached == target && is_named;
     let is_unknown = public.is_some() && known.is_none();

@@ -348,7 +348,17 @@ impl Presence {
 pub fn take_outcomes(ctx: &Context, attaching: &mut Attaching, is_confirmed_gone: bool) {
     for Done { order, result, is_shared } in attaching.orders.take() {
         match (result, order) {
-            (Ok(public), order) => attaching.ended(order.id(), public.map(shown)),
+            (Ok(public), order) => {
+                let public = public.map(shown);
+                attaching.ended(order.id(), public.clone());
+                // It would be ordered again at once, and without end.
+                if let Order::Make(asked) = order
+                    && !asked.is_met_by(public.as_ref())
+                {
+                    let error = azure::Error::WithoutEffect { resource: asked.id.to_string() };
+                    refuse_one(ctx, &Sought::from(&asked), &error, false, attaching);
+                }
+            }
             (Err(error), Order::Make(asked)) => {
                 refuse_one(ctx, &Sought::from(&asked), &error, is_shared, attaching);
             }
@@ -506,6 +516,25 @@ mod tests {
             assert!(attaching.setback.is_none() && attaching.refused["a"].1.holds(Instant::now()));
         }
         assert_eq!(attaching.refused["a"].1.strikes(), 1, "ever less often");
+    }
+
+    #[tokio::test]
+    async fn a_public_address_that_azure_reports_as_made_without_its_dns_label_is_not_asked_for_again_at_once()
+     {
+        let (ctx, mut attaching) = (Context::sample(), Attaching::default());
+        let id = sample_public_address("a");
+        let mut answered = |dns_name: Option<&str>| {
+            let dns_label = Some("shop".to_owned());
+            let asked = Make { id: id.clone(), uid: "a".into(), pod: "default/a".into(), dns_label };
+            let dns_name = dns_name.map(str::to_owned);
+            let public = PublicAddress { id: id.clone(), address: Some("20.0.0.1".into()), dns_name };
+            let begun = attaching.orders.begin(&id).unwrap();
+            begun.ended(Done { order: Order::Make(asked), result: Ok(Some(public)), is_shared: false });
+            take_outcomes(&ctx, &mut attaching, false);
+            attaching.refused.get("a").map(|(_, setback)| setback.reason)
+        };
+        assert_eq!(answered(Some("shop.westeurope.cloudapp.azure.com")), None);
+        assert_eq!(answered(None), Some(Reason::WithoutEffect));
     }
 
     #[test]

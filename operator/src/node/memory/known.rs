@@ -252,6 +252,7 @@ impl Known {
             (self.must_read, self.must_choose) = (false, false);
             let left = self.late_until.filter(|until| now < *until);
             self.late_until = others.serves_anew.then_some(*at + late).or(left);
+            self.hints.answered(allocation, *at);
         }
         match read {
             Read::All { lacking, .. } => {
@@ -266,7 +267,6 @@ impl Known {
             Read::Serving { at, why, may_pass, .. } => {
                 self.hidden = Some(why.clone());
                 self.hidden_until = Some(*at + if *may_pass { OTHERS_AGAIN } else { REFUSED_AGAIN });
-                self.hints.answered(allocation, *at);
             }
             Read::Nothing => {}
         }

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
 use tracing::warn;
-use vnetpool_crds::{NodeIPAllocation, names};
 use vnetpool_crds::allocation::Interface;
 use vnetpool_crds::pool::Mode;
+use vnetpool_crds::{NodeIPAllocation, names};
 
 use super::owner::{
     is_left, is_left_to_its_vm, is_living_nodes, is_recorded_elsewhere, word_that_gives_away,
@@ -276,17 +276,12 @@ impl<'a> Attempt<'a> {
         is_proved.then_some(Ended::Nothing)
     }
 
-    /// Takes these reservations and groups of ours off a NIC. An answer alone releases nothing.
+    /// Takes these reservations and groups of ours off a NIC.
     async fn give_back(&self, nic: &Nic, change: &Change) -> Result<(), Refused> {
         if change.release.is_empty() && change.leave.is_empty() {
             return Ok(());
         }
-        let written = self.asking.write(nic, change, give_back(self.ctx, self.allocation)).await?;
-        let is_held = written.ip_configurations.iter().any(|one| change.release.contains(&one.name));
-        if is_held || written.groups.iter().any(|group| change.leave.contains(group)) {
-            return Err(azure::Error::WithoutEffect { resource: nic.id.to_string() }.into());
-        }
-        Ok(())
+        self.asking.take_off(nic, change, give_back(self.ctx, self.allocation)).await.map(drop)
     }
 
     /// Makes sure that nothing is left of what was made for the node beside its NICs: its route, and public
@@ -372,7 +367,7 @@ impl<'a> Attempt<'a> {
                     return Ok(None);
                 }
                 let change = Change { release: release.clone(), ..Change::default() };
-                let written = self.asking.write(&nic, &change, give_back(ctx, allocation)).await;
+                let written = self.asking.take_off(&nic, &change, give_back(ctx, allocation)).await;
                 let Answer::Done(written) = self.learn(&interface.id, written).map_err(Error::Find)? else {
                     continue;
                 };

@@ -396,6 +396,17 @@ fn a_changed_dns_label_is_carried_over() {
 }
 
 #[test]
+fn a_pods_attachments_change_though_azure_has_come_to_write_the_nics_id_in_another_case() {
+    let mut world = world(1).wants_public("a").with("a", 1);
+    world.settle();
+    let public = world.marks.get_mut("vnp-1").unwrap().public_address.as_mut().unwrap();
+    public.id = public.id.to_uppercase();
+    world.public.values_mut().flatten().for_each(|one| one.id = one.id.to_uppercase());
+    world.wishes.get_mut("a").unwrap().backend_pools.insert(POOL.parse().unwrap());
+    assert!(matches!(world.plan().step, Some(Step::Attach(_))), "{:?}", world.plan());
+}
+
+#[test]
 fn an_attachment_of_others_bars_the_address_and_is_left_alone() {
     let mut world = world(1);
     world.held[0].attached.backend_pools.insert(POOL.replace("web", "theirs").parse().unwrap());
