@@ -251,7 +251,8 @@ table! {
         "A NIC that served the node belongs to another VM now and keeps its reservations.", Azure,
         "Register the other VM's Node, or delete the NIC.";
     DeletionWaits: &[], WARNING,
-        "A NodeIPAllocation that somebody has deleted stays until its public addresses are deleted or on its NIC.",
+        "A NodeIPAllocation that somebody has deleted stays while nothing else names its public addresses, or NICs that its \
+         node has left.",
         Azure, "Look for the cause in the Events of the node and of its pods.";
 
     // Reports of the agent.

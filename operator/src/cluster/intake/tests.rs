@@ -64,7 +64,7 @@ fn pool(name: &str) -> Value {
         "status": {"observedGeneration": 1, "countedAt": "2026-01-01T00:00:00Z", "nodes": 1, "nodesReady": 1, "updatedNodes": 1,
             "held": 8,
             "assigned": 2, "cooling": 1, "free": 5, "waiting": 1,
-            "subnets": [{"id": "s", "nodes": 1, "held": 8, "size": 11, "free": 3}],
+            "subnets": [{"id": "s", "nodes": 1, "held": 8, "onLeftInterfaces": 1, "size": 11, "free": 3}],
             "networks": [{"id": "v", "limit": 65536, "used": 9}],
             "scarceWrites": [{"subscription": "s", "coarseness": 2}],
             "conditions": [{"type": "Ready", "status": "True", "reason": "R", "message": "m",

@@ -402,7 +402,7 @@ fn a_pods_attachments_change_though_azure_has_come_to_write_the_nics_id_in_anoth
     let public = world.marks.get_mut("vnp-1").unwrap().public_address.as_mut().unwrap();
     public.id = public.id.to_uppercase();
     world.public.values_mut().flatten().for_each(|one| one.id = one.id.to_uppercase());
-    world.wishes.get_mut("a").unwrap().backend_pools.insert(POOL.parse().unwrap());
+    world.wishes.get_mut("a").unwrap().backend_pools = Some("web".into());
     assert!(matches!(world.plan().step, Some(Step::Attach(_))), "{:?}", world.plan());
 }
 
