@@ -142,7 +142,11 @@ async fn a_nic_that_a_node_has_left_is_not_forgotten_by_an_operator_that_dies_be
     stage.kill().await?;
     able_to_make(&gateway);
     stage.start().await?;
-    stage.until_holds("n1-again", 2).await
+    let is_served = |seen: &NodeIPAllocation| {
+        let serving = seen.spec.serving().filter(|nic| nic.id.eq_ignore_ascii_case(&second.nic_id))?;
+        (serving.ip_configurations.len() == 2).then_some(())
+    };
+    stage.until("it is served again", "n1", is_served).await
 }
 
 /// `spec` shows the public address on the NIC still.
