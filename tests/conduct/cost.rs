@@ -104,10 +104,15 @@ async fn nodes_that_join_or_take_up_an_edit_cost_the_api_server_few_writes_and_h
     // Eight are right: the object, `spec` with the NIC and with its addresses, a report on each of these two,
     // and conditions before the write, with its announcement and after it. And five are for an edit: `spec`,
     // the report on it, and conditions three times.
-    for (what, from, to, most) in [("a join", before, joined, 10.0), ("an edit", joined, edited, 6.0)] {
+    // A machine with much other work adds a refused report now and then.
+    let bounds = [("a join", before, joined, [9.5, 1.0]), ("an edit", joined, edited, [6.0, 0.5])];
+    for (what, from, to, most) in bounds {
         let [writes, refused] = [0, 1].map(|of| (to[of] - from[of]) / NODES as f64);
         println!("{what} costs a node {writes} writes to the API server, of which {refused} are refused");
-        ensure!(writes <= most && refused <= 0.5, "{what}: {writes} writes, {refused} of them refused");
+        ensure!(
+            writes <= most[0] && refused <= most[1],
+            "{what}: {writes} writes, {refused} of them refused; {most:?} at most"
+        );
     }
     Ok(())
 }

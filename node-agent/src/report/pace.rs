@@ -29,7 +29,8 @@ use crate::watch::version;
 /// So long a version must have stood before a report is written to it: as a rule the next is there within
 /// milliseconds, or doesn't come.
 const STANDS: Duration = Duration::from_millis(100);
-/// Where versions go on following one another more closely, a report waits no longer than this.
+/// Where versions go on following one another more closely, a report waits no longer than this. It also waits
+/// so long for an object's first conditions: these are sure to come, and a busy operator is late with them.
 const LONGEST_SERIES: Duration = Duration::from_millis(500);
 /// Counts are written after half of this, or all of it: nodes on which a rollout has begun together don't
 /// report together.
@@ -169,6 +170,7 @@ pub struct Pace {
 struct Newest {
     version: u64,
     came: Instant,
+    stands: Duration,
     /// When the first of the series came: of versions that didn't stand before the next was there.
     begun: Instant,
 }
@@ -185,10 +187,12 @@ impl Pace {
         let version = version(object);
         let begun = match &self.newest {
             Some(newest) if newest.version == version => return,
-            Some(newest) if now.saturating_duration_since(newest.came) < STANDS => newest.begun,
+            Some(newest) if now.saturating_duration_since(newest.came) < newest.stands => newest.begun,
             _ => now,
         };
-        self.newest = Some(Newest { version, came: now, begun });
+        let is_reported = object.conditions().iter().any(condition::is_operators);
+        let stands = if is_reported { STANDS } else { LONGEST_SERIES };
+        self.newest = Some(Newest { version, came: now, stands, begun });
     }
 
     /// In how long to write; None if there is nothing to write.
@@ -216,7 +220,7 @@ impl Pace {
 
 impl Newest {
     fn stands_in(&self, now: Instant) -> Duration {
-        (self.came + STANDS).min(self.begun + LONGEST_SERIES).saturating_duration_since(now)
+        (self.came + self.stands).min(self.begun + LONGEST_SERIES).saturating_duration_since(now)
     }
 }
 
@@ -393,9 +397,7 @@ mod tests {
         let (mut pace, start) = (Pace::default(), Instant::now());
         let after = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut comes = |version: u64, milliseconds| {
-            let mut object = NodeIPAllocation::new("node-1", sample::spec());
-            object.metadata.resource_version = Some(version.to_string());
-            pace.saw(&object, after(milliseconds));
+            pace.saw(&sample::object(version, true), after(milliseconds));
             pace.due(Difference::News, after(milliseconds)).map(|wait| wait.as_millis())
         };
         assert_eq!(comes(7, 0), Some(100));
@@ -407,6 +409,19 @@ mod tests {
         assert!(waits[..7].iter().all(|wait| *wait == Some(100)), "{waits:?}");
         assert_eq!(waits[7..], [Some(80), Some(20), Some(0)]);
         assert_eq!(comes(30, 5000), Some(100), "and has ended");
+    }
+
+    #[test]
+    fn the_first_report_waits_longer_for_conditions_that_the_operator_has_yet_to_write() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let mut comes = |version, has_conditions, milliseconds| {
+            let now = start + Duration::from_millis(milliseconds);
+            pace.saw(&sample::object(version, has_conditions), now);
+            pace.due(Difference::News, now).map(|wait| wait.as_millis())
+        };
+        assert_eq!(comes(7, false, 0), Some(500));
+        assert_eq!(comes(8, true, 300), Some(100));
+        assert_eq!(comes(8, true, 400), Some(0));
     }
 
     #[test]

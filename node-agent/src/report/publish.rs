@@ -234,11 +234,8 @@ mod tests {
         }
     }
 
-    fn object(version: &str) -> Option<Arc<NodeIPAllocation>> {
-        let mut object = NodeIPAllocation::new("node-1", sample::spec());
-        object.metadata.uid = Some("u".into());
-        object.metadata.resource_version = Some(version.into());
-        Some(Arc::new(object))
+    fn object(version: u64) -> Option<Arc<NodeIPAllocation>> {
+        Some(Arc::new(sample::object(version, true)))
     }
 
     /// The work of an agent with that report, whose watch has shown this object. It ends with the senders.
@@ -262,9 +259,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_report_is_not_written_while_versions_of_the_object_follow_one_another() {
         let ((client, requests), begun) = (refusing().await, Instant::now());
-        let (_reports, objects) = publishing(client, object("7"));
+        let (_reports, objects) = publishing(client, object(7));
         let apart = Duration::from_millis(60);
-        for version in ["8", "9"] {
+        for version in [8, 9] {
             sleep(apart).await;
             objects.send_replace(object(version));
         }
@@ -279,7 +276,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_report_onto_an_outdated_object_is_tried_ever_more_rarely_until_the_object_comes() {
         let (client, requests) = refusing().await;
-        let (_reports, objects) = publishing(client, object("7"));
+        let (_reports, objects) = publishing(client, object(7));
         sleep(Duration::from_secs(600)).await;
         let times = requests.lock().unwrap().clone();
         assert!((10..=60).contains(&times.len()), "{} writes in ten minutes", times.len());
@@ -287,7 +284,7 @@ mod tests {
         assert!(waits[0] <= BETWEEN_WRITES && waits[6] >= LONGEST_RETRY / 2, "{waits:?}");
         assert!(waits.iter().all(|wait| *wait <= LONGEST_RETRY + BETWEEN_WRITES), "{waits:?}");
 
-        objects.send_replace(object("8"));
+        objects.send_replace(object(8));
         sleep(BETWEEN_WRITES).await;
         assert!(requests.lock().unwrap().len() > times.len(), "the newer object is not written to");
     }
