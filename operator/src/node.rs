@@ -19,6 +19,7 @@
 //!  write, attachments/step          the plan at Azure
 //!  blame         which part of it Azure may have refused
 //!  publish       spec, and the object's end
+//!  answer        the agent's report on it, for which conditions wait
 //!  report/       conditions, Events, the taint
 //!  memory/       what is kept from one reconcile to the next: the rooms above act by it
 //! ```
@@ -28,6 +29,7 @@
 
 mod absences;
 pub mod admit;
+mod answer;
 mod asking;
 mod attachments;
 pub mod backend;
@@ -204,7 +206,7 @@ fn is_as_begun(
     is_same_node && is_same_object
 }
 
-/// Observe, plan, write, publish, attach.
+/// Observe, plan, write, publish, attach, and hear the agent.
 async fn serve(
     ctx: &Context,
     progress: &mut Progress,
@@ -245,7 +247,8 @@ async fn serve(
         departed.into_iter().for_each(|nic| memory.left.depart(nic));
     }
     outcome?;
-    Box::pin(attach(ctx, progress, node, memory)).await
+    Box::pin(attach(ctx, progress, node, memory)).await?;
+    Box::pin(hear(ctx, progress, node, memory)).await
 }
 
 /// Makes sure that the view shows each pod that the node had when this process came to lead, where a decision
@@ -464,7 +467,8 @@ async fn publish(
         }
     };
     let knows_all = !seen.is_held_back && progress.pause.is_none();
-    progress.allocation = publish::publish(ctx, progress.allocation.clone(), spec, &mut memory.nic).await?;
+    let answer = publish::publish(ctx, progress.allocation.clone(), spec, &mut memory.nic).await?;
+    progress.published(answer, node.boot_id());
     memory.left.published(&progress.allocation.spec);
     if knows_all {
         let left = &progress.allocation.spec.left_interfaces;
@@ -491,6 +495,15 @@ async fn attach(
     publish(ctx, progress, node, memory).await?;
     step::order(ctx, progress, &mut memory.attaching, Instant::now());
     Ok(())
+}
+
+/// Goes on with the agent's report on the `spec` that was published, if that comes within moments.
+async fn hear(ctx: &Context, progress: &mut Progress, node: &Node, memory: &mut Memory) -> Result<(), Error> {
+    if !answer::comes(ctx, progress, node.boot_id()).await {
+        return Ok(());
+    }
+    observe_again(ctx, progress, node, memory).await?;
+    publish(ctx, progress, node, memory).await
 }
 
 /// The urgency of what isn't for the node's addresses: until these need something more urgent, or the node is

@@ -224,6 +224,7 @@ impl Agents {
     fn report(&self, name: &str, object: &NodeIPAllocation) -> Option<(Client, NodeIPAllocationStatus)> {
         let mut nodes = self.lock();
         let agent = nodes.get_mut(name)?;
+        agent.pace.saw(object, Instant::now());
         let is_paced = self.is_paced.load(Ordering::Relaxed);
         let (uid, news) = (object.uid().unwrap_or_default(), agent.take_up(object, is_paced)?);
         let reported = agent.reported.as_ref().filter(|(to, _)| *to == uid);

@@ -7,10 +7,14 @@ use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use serde_json::json;
 use vnetpool_azure_sim::LogEntry;
+use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::condition::{self, READY, UPDATING};
 use vnetpool_tests::control_plane::ControlPlane;
 
-pub const TESTS: &[Test] =
-    crate::tests![nodes_that_join_with_their_pods_cost_azure_three_reads_and_one_write_each];
+pub const TESTS: &[Test] = crate::tests![
+    nodes_that_join_with_their_pods_cost_azure_three_reads_and_one_write_each,
+    nodes_that_join_or_take_up_an_edit_cost_the_api_server_few_writes_and_hardly_a_refused_one,
+];
 
 const NODES: usize = 8;
 /// How many addresses a node holds, and how many pods it has.
@@ -58,5 +62,57 @@ async fn nodes_that_join_with_their_pods_cost_azure_three_reads_and_one_write_ea
     let rest = asked.iter().filter(|one| !names.iter().any(|name| is_about(name, one)));
     let (follows, others): (Vec<_>, Vec<_>) = rest.partition(|one| one.path.contains("/operations/"));
     ensure!(follows.len() <= 2 * NODES && others.len() <= 3, "{} polls, others: {others:?}", follows.len());
+    Ok(())
+}
+
+/// How often NodeIPAllocations were written so far, and how many of these writes the API server has refused
+/// because of another that came between.
+fn written(stage: &Stage<'_>) -> Result<[f64; 2]> {
+    let served = Metrics::of(stage.served()?);
+    let of = |label: &str| served.sum("apiserver_request_total", &[r#"resource="nodeipallocations""#, label]);
+    Ok([of(r#"verb="POST""#) + of(r#"verb="APPLY""#), of(r#"code="409""#)])
+}
+
+async fn nodes_that_join_or_take_up_an_edit_cost_the_api_server_few_writes_and_hardly_a_refused_one(
+    plane: &ControlPlane,
+) -> Result<()> {
+    let pool = |each: usize| {
+        let sizing = json!({ "minimum": each, "warm": 0 });
+        json!({ "sizing": sizing, "rollout": { "maxUpdating": NODES } })
+    };
+    let stage = Stage::set(plane, quick(), pool(EACH)).await?;
+    stage.agents.pace();
+    let names: Vec<String> = (0..NODES).map(|index| format!("n{index}")).collect();
+    let until_settled = async |each: usize| -> Result<()> {
+        let is_settled = |seen: &NodeIPAllocation| {
+            let is_true = |type_| condition::is_true(seen.conditions(), type_);
+            let holds = seen.spec.addresses() as usize >= each;
+            (holds && is_true(READY) && !is_true(UPDATING)).then_some(())
+        };
+        for name in &names {
+            stage.until("it has settled", name, is_settled).await?;
+        }
+        Ok(())
+    };
+    let before = written(&stage)?;
+    try_join_all(names.iter().map(|name| stage.node(name, None))).await?;
+    until_settled(EACH).await?;
+    let joined = written(&stage)?;
+    stage.pool("default", pool(EACH + 1)).await?;
+    until_settled(EACH + 1).await?;
+    let edited = written(&stage)?;
+    // Eight are right: the object, `spec` with the NIC and with its addresses, a report on each of these two,
+    // and conditions before the write, with its announcement and after it. And five are for an edit: `spec`,
+    // the report on it, and conditions three times.
+    // A machine with much other work adds a refused report now and then.
+    let bounds = [("a join", before, joined, [9.5, 1.0]), ("an edit", joined, edited, [6.0, 0.5])];
+    for (what, from, to, most) in bounds {
+        let [writes, refused] = [0, 1].map(|of| (to[of] - from[of]) / NODES as f64);
+        println!("{what} costs a node {writes} writes to the API server, of which {refused} are refused");
+        ensure!(
+            writes <= most[0] && refused <= most[1],
+            "{what}: {writes} writes, {refused} of them refused; {most:?} at most"
+        );
+    }
     Ok(())
 }

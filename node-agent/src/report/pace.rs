@@ -1,6 +1,9 @@
 //! When a report is worth a write. Facts on which others act go out at once; counts, which every pod changes
 //! and people read, wait. Pure: `now` is an argument.
 //!
+//! At once means as soon as the object's newest version has stood for a moment: a report is applied only to
+//! the version it was made from, and the operator writes `spec` and conditions one right after the other.
+//!
 //! With a report for each change, every pod's start, end and cooldown would write its node's object. With one
 //! a minute, it still would where a node replaces a pod a minute, as thousands of nodes do. So counts that go
 //! on changing a little are written ever less often, and `countedAt` shows how old they are.
@@ -13,7 +16,7 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use vnetpool_apiserver::jittered;
 use vnetpool_crds::{
-    NodeIPAllocationStatus,
+    NodeIPAllocation, NodeIPAllocationStatus,
     allocation::COUNTED_WITHIN,
     condition,
     condition::{FULL, METADATA_REFUSED},
@@ -21,7 +24,14 @@ use vnetpool_crds::{
 };
 
 use super::{is_published, ours, without_conditions};
+use crate::watch::version;
 
+/// So long a version must have stood before a report is written to it: as a rule the next is there within
+/// milliseconds, or doesn't come.
+const STANDS: Duration = Duration::from_millis(100);
+/// Where versions go on following one another more closely, a report waits no longer than this. It also waits
+/// so long for an object's first conditions: these are sure to come, and a busy operator is late with them.
+const LONGEST_SERIES: Duration = Duration::from_millis(500);
 /// Counts are written after half of this, or all of it: nodes on which a rollout has begun together don't
 /// report together.
 const FIRST: Duration = Duration::from_secs(60);
@@ -150,25 +160,51 @@ fn refused(status: &NodeIPAllocationStatus) -> BTreeSet<String> {
 /// One node's.
 #[derive(Debug)]
 pub struct Pace {
+    newest: Option<Newest>,
     counts: Wait,
     names: Wait,
 }
 
+/// The object's newest version.
+#[derive(Debug)]
+struct Newest {
+    version: u64,
+    came: Instant,
+    stands: Duration,
+    /// When the first of the series came: of versions that didn't stand before the next was there.
+    begun: Instant,
+}
+
 impl Default for Pace {
     fn default() -> Pace {
-        Pace { counts: Wait::up_to(LONGEST), names: Wait::up_to(LONGEST_OF_NAMES) }
+        Pace { newest: None, counts: Wait::up_to(LONGEST), names: Wait::up_to(LONGEST_OF_NAMES) }
     }
 }
 
 impl Pace {
+    /// The object's newest version, whether or not it was seen before.
+    pub fn saw(&mut self, object: &NodeIPAllocation, now: Instant) {
+        let version = version(object);
+        let begun = match &self.newest {
+            Some(newest) if newest.version == version => return,
+            Some(newest) if now.saturating_duration_since(newest.came) < newest.stands => newest.begun,
+            _ => now,
+        };
+        let is_reported = object.conditions().iter().any(condition::is_operators);
+        let stands = if is_reported { STANDS } else { LONGEST_SERIES };
+        self.newest = Some(Newest { version, came: now, stands, begun });
+    }
+
     /// In how long to write; None if there is nothing to write.
     pub fn due(&mut self, difference: Difference, now: Instant) -> Option<Duration> {
+        let stands_in = self.newest.as_ref().map_or(Duration::ZERO, |newest| newest.stands_in(now));
         let (counts, names) = match difference {
             Difference::None => (Moved::Not, Moved::Not),
-            Difference::News => return Some(Duration::ZERO),
+            Difference::News => return Some(stands_in),
             Difference::Unhurried { counts, names } => (counts, names),
         };
-        [self.counts.due(counts, now), self.names.due(names, now)].into_iter().flatten().min()
+        let due = [self.counts.due(counts, now), self.names.due(names, now)].into_iter().flatten().min();
+        due.map(|wait| wait.max(stands_in))
     }
 
     /// After a write, which had all of it.
@@ -179,6 +215,12 @@ impl Pace {
         };
         self.counts.written(counts);
         self.names.written(names);
+    }
+}
+
+impl Newest {
+    fn stands_in(&self, now: Instant) -> Duration {
+        (self.came + self.stands).min(self.begun + LONGEST_SERIES).saturating_duration_since(now)
     }
 }
 
@@ -230,7 +272,6 @@ mod tests {
     use crate::sample;
     use k8s_openapi::jiff::Timestamp;
     use std::net::Ipv4Addr;
-    use vnetpool_crds::NodeIPAllocation;
     use vnetpool_crds::reason::Reason;
     use vnetpool_crds::refusal::{Refusal, Service};
     use vnetpool_crds::verdict::Verdict;
@@ -349,6 +390,38 @@ mod tests {
         assert_eq!(from(0..20, 0..1), FEW_NAMED, "they have gone");
         let other = of_service(Service::WireServer, 0..1);
         assert_eq!(difference(&other, Some(&of(0..1)), 8), Difference::News, "another service");
+    }
+
+    #[test]
+    fn a_report_waits_until_no_version_has_come_for_a_moment_but_no_longer_than_half_a_second() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let after = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut comes = |version: u64, milliseconds| {
+            pace.saw(&sample::object(version, true), after(milliseconds));
+            pace.due(Difference::News, after(milliseconds)).map(|wait| wait.as_millis())
+        };
+        assert_eq!(comes(7, 0), Some(100));
+        assert_eq!(comes(7, 60), Some(40), "it is seen once more");
+        assert_eq!(comes(8, 60), Some(100), "conditions have followed");
+        assert_eq!(comes(8, 160), Some(0));
+        // Another client writes the object all the time.
+        let waits: Vec<_> = (0..10).map(|n| comes(9 + n, 1000 + 60 * n)).collect();
+        assert!(waits[..7].iter().all(|wait| *wait == Some(100)), "{waits:?}");
+        assert_eq!(waits[7..], [Some(80), Some(20), Some(0)]);
+        assert_eq!(comes(30, 5000), Some(100), "and has ended");
+    }
+
+    #[test]
+    fn the_first_report_waits_longer_for_conditions_that_the_operator_has_yet_to_write() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let mut comes = |version, has_conditions, milliseconds| {
+            let now = start + Duration::from_millis(milliseconds);
+            pace.saw(&sample::object(version, has_conditions), now);
+            pace.due(Difference::News, now).map(|wait| wait.as_millis())
+        };
+        assert_eq!(comes(7, false, 0), Some(500));
+        assert_eq!(comes(8, true, 300), Some(100));
+        assert_eq!(comes(8, true, 400), Some(0));
     }
 
     #[test]

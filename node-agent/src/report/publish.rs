@@ -1,11 +1,7 @@
 //! Writes the node's report into `NodeIPAllocation.status`, by server-side apply, when it differs and is due
 //! ([`super::pace`]).
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{
@@ -15,7 +11,7 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::{
     sync::{Mutex, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use vnetpool_apiserver::{
     answer::{CONFLICT, is_status},
@@ -107,7 +103,9 @@ impl Publisher {
         let published = newest.status.as_ref();
         let status = compose(&report, published);
         let difference = difference(&status, published, report.warm);
-        match pace.due(difference, Instant::now()) {
+        let now = Instant::now().into_std();
+        pace.saw(newest, now);
+        match pace.due(difference, now) {
             None => return Ok(Outcome::Nothing),
             Some(wait) if !wait.is_zero() => return Ok(Outcome::Due(wait)),
             Some(_) => {}
@@ -116,7 +114,10 @@ impl Publisher {
         if !result.as_ref().is_err_and(is_conflict) {
             self.metrics.count_report(result.is_ok());
         }
-        *written = Some(result?);
+        let answer = result?;
+        // Nobody follows a report of ours by another write at once.
+        pace.saw(&answer, now);
+        *written = Some(answer);
         pace.written(difference);
         Ok(Outcome::Written)
     }
@@ -186,7 +187,7 @@ mod tests {
     use crate::sample;
 
     /// When each request came.
-    type Requests = Arc<std::sync::Mutex<Vec<tokio::time::Instant>>>;
+    type Requests = Arc<std::sync::Mutex<Vec<Instant>>>;
 
     /// An API server that knows a newer version than each that is written to.
     async fn refusing() -> (kube::Client, Requests) {
@@ -208,7 +209,7 @@ mod tests {
                     let mut taken = vec![0; 64 * 1024];
                     while let Ok(1..) = connection.read(&mut taken).await {
                         if taken.starts_with(b"PATCH") {
-                            log.lock().unwrap().push(tokio::time::Instant::now());
+                            log.lock().unwrap().push(Instant::now());
                             connection.write_all(answer.as_bytes()).await.unwrap();
                         }
                         taken.fill(0);
@@ -233,17 +234,16 @@ mod tests {
         }
     }
 
-    /// Nothing shows the agent what another has written: its watch is silent, on each of thousands of nodes.
-    #[tokio::test(start_paused = true)]
-    async fn a_report_onto_an_outdated_object_is_tried_ever_more_rarely_until_the_object_comes() {
-        let (client, requests) = refusing().await;
-        let object = |version: &str| {
-            let mut object = NodeIPAllocation::new("node-1", sample::spec());
-            object.metadata.uid = Some("u".into());
-            object.metadata.resource_version = Some(version.into());
-            Some(Arc::new(object))
-        };
-        let (reports, objects) = (watch::Sender::new(Some(report())), watch::Sender::new(object("7")));
+    fn object(version: u64) -> Option<Arc<NodeIPAllocation>> {
+        Some(Arc::new(sample::object(version, true)))
+    }
+
+    /// The work of an agent with that report, whose watch has shown this object. It ends with the senders.
+    fn publishing(
+        client: kube::Client,
+        object: Option<Arc<NodeIPAllocation>>,
+    ) -> (watch::Sender<Option<Report>>, watch::Sender<Option<Arc<NodeIPAllocation>>>) {
+        let (reports, objects) = (watch::Sender::new(Some(report())), watch::Sender::new(object));
         let publisher = Publisher {
             state_dir: PathBuf::new(),
             reports: reports.subscribe(),
@@ -252,6 +252,31 @@ mod tests {
             metrics: Metrics::new(Path::new("/nonexistent")),
         };
         tokio::spawn(publisher.run(Api::all(client)));
+        (reports, objects)
+    }
+
+    /// The operator's conditions follow its `spec` so soon that they would refuse a report made from that.
+    #[tokio::test(start_paused = true)]
+    async fn a_report_is_not_written_while_versions_of_the_object_follow_one_another() {
+        let ((client, requests), begun) = (refusing().await, Instant::now());
+        let (_reports, objects) = publishing(client, object(7));
+        let apart = Duration::from_millis(60);
+        for version in [8, 9] {
+            sleep(apart).await;
+            objects.send_replace(object(version));
+        }
+        while requests.lock().unwrap().is_empty() {
+            sleep(apart).await;
+        }
+        let first = requests.lock().unwrap()[0] - begun;
+        assert!(first >= 2 * apart + Duration::from_millis(100), "{first:?}");
+    }
+
+    /// Nothing shows the agent what another has written: its watch is silent, on each of thousands of nodes.
+    #[tokio::test(start_paused = true)]
+    async fn a_report_onto_an_outdated_object_is_tried_ever_more_rarely_until_the_object_comes() {
+        let (client, requests) = refusing().await;
+        let (_reports, objects) = publishing(client, object(7));
         sleep(Duration::from_secs(600)).await;
         let times = requests.lock().unwrap().clone();
         assert!((10..=60).contains(&times.len()), "{} writes in ten minutes", times.len());
@@ -259,7 +284,7 @@ mod tests {
         assert!(waits[0] <= BETWEEN_WRITES && waits[6] >= LONGEST_RETRY / 2, "{waits:?}");
         assert!(waits.iter().all(|wait| *wait <= LONGEST_RETRY + BETWEEN_WRITES), "{waits:?}");
 
-        objects.send_replace(object("8"));
+        objects.send_replace(object(8));
         sleep(BETWEEN_WRITES).await;
         assert!(requests.lock().unwrap().len() > times.len(), "the newer object is not written to");
     }

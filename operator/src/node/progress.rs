@@ -25,6 +25,9 @@ use crate::planner::{Plan, Rehearsal, attachments};
 pub struct Progress {
     /// The newest version there is.
     pub allocation: Arc<NodeIPAllocation>,
+    /// When a `spec` was published that the agent is about to take up; `None` if it isn't, or if conditions
+    /// have been reported since.
+    pub published_at: Option<tokio::time::Instant>,
     pub need: Need,
     /// Why nothing may be written to Azure.
     pub pause: Option<Pause>,
@@ -87,6 +90,7 @@ impl Progress {
         let observed_at = Instant::now();
         Progress {
             allocation,
+            published_at: None,
             need,
             pause: None,
             place: Place::Unneeded,
@@ -103,6 +107,16 @@ impl Progress {
         (self.seen, self.plan, self.rehearsal, self.attachments) = (None, None, None, None);
         self.observed_at = now;
         self.need.note();
+    }
+
+    /// Goes on with this version, in which `spec` is published. An agent that had taken up the one before is
+    /// there, and takes this one up within moments.
+    pub fn published(&mut self, answer: Arc<NodeIPAllocation>, boot_id: &str) {
+        let is_changed = answer.metadata.generation != self.allocation.metadata.generation;
+        if is_changed && lag(&self.allocation, boot_id) == Lag::None {
+            self.published_at.get_or_insert_with(tokio::time::Instant::now);
+        }
+        self.allocation = answer;
     }
 
     /// Whether `spec` doesn't name yet what is about to be written: the NIC or the route table, or the groups

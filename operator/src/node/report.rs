@@ -50,6 +50,7 @@ pub async fn report(
     memory: &mut Memory,
 ) -> Result<Option<Duration>, Error> {
     let now = Instant::now();
+    progress.published_at = None;
     let (next, next_finding) = made(ctx, progress, node, memory, now).await?;
     let surplus_for = memory.surplus_since.map(|since| now.saturating_duration_since(since));
     let status = progress.allocation.status.as_ref();

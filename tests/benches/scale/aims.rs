@@ -15,6 +15,8 @@ const AIMS: &[Aim] = &[
     }),
     ("reads of Azure for a node that comes", 3.0, "", |run| number(run, "/join/aNode/Azure: read")),
     ("writes to Azure for a node that comes", 1.0, "", |run| number(run, "/join/aNode/Azure: write")),
+    ("writes to the API server for a node that comes", 10.0, "", |run| number(run, "/join/aNode/API writes")),
+    ("of these, refused as outdated", 0.5, "", |run| number(run, "/join/aNode/API writes refused")),
     ("a node's object", 12.0, "KB", |run| Some(run["objectBytes"].as_f64()? / KILOBYTE)),
     ("memory while nodes come", 200.0, "MiB", |run| number(run, "/join/mostMemoryMB")),
     ("memory after all was listed anew", 200.0, "MiB", |run| number(run, "/relist/mostMemoryMB")),

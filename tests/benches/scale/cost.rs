@@ -55,10 +55,14 @@ impl Cost {
             let resource = what("resource");
             if line.starts_with("apiserver_request_total{") {
                 let (verb, part) = (what("verb"), what("subresource"));
+                let code = what("code");
                 if WRITES.contains(&verb.as_str()) && OURS.contains(&resource.as_str()) {
                     add("API writes".into(), count);
+                    if code == "409" {
+                        add("API writes refused".into(), count);
+                    }
                 }
-                add(format!("API: {verb} {resource} {part}, {}", what("code")), count);
+                add(format!("API: {verb} {resource} {part}, {code}"), count);
             } else if line.starts_with("apiserver_request_body_size_bytes_sum{")
                 && OURS.contains(&resource.as_str())
             {
@@ -109,7 +113,14 @@ impl Cost {
 /// Each one's part of a phase's cost, for so many.
 pub fn each(cost: &Value, count: usize) -> Value {
     let share = |total: &Value| total.as_f64().unwrap_or_default() / count as f64;
-    let requests = ["API writes", "API bytes written", "Azure: read", "Azure: write", "reconciles"];
+    let requests = [
+        "API writes",
+        "API writes refused",
+        "API bytes written",
+        "Azure: read",
+        "Azure: write",
+        "reconciles",
+    ];
     let mut shares: Map<String, Value> =
         requests.iter().map(|one| ((*one).to_owned(), json!(share(&cost["requests"][one])))).collect();
     shares.insert("processorMilliseconds".into(), json!(share(&cost["processorSeconds"]) * 1000.0));
