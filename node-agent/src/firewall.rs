@@ -1,15 +1,18 @@
 //! The node's nftables tables `inet vnetpool` and `arp vnetpool`: their wanted content, as text. [`apply`]
 //! puts them into the kernel, [`events`] reports changes by others, and [`known`] decides whether they stand.
 //!
-//! Three duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
+//! Four duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
 //! routes back to that link, so no pod can send under another's address or the node's. **Platform**: pods
 //! reach no more of Azure's services on the host than they need, and the network reaches none of them through
 //! the node, since these trust every client on the machine. **SNAT**: Azure lets only a NIC's primary address
-//! out of the VNet, so pods' packets to other destinations leave under that. Nothing of this is per pod: the
-//! rules change when the NIC or the ranges do, not when pods come and go.
+//! out of the VNet, so pods' packets to other destinations leave under that. **ARP**: no pod fills the node's
+//! table of neighbours, or takes another's place there ([`arp`]). Nothing of this is per pod: the rules change
+//! when the NIC or the ranges do, not when pods come and go.
 
 pub mod apply;
+pub mod arp;
 mod bridge;
+mod equal;
 pub mod events;
 pub mod known;
 
@@ -35,8 +38,8 @@ const METADATA: Ipv4Addr = Service::Metadata.address();
 /// excluded.
 const PLATFORM: [Ipv4Addr; 2] = [WIRE_SERVER, METADATA];
 
-/// The set of pods that asked Azure's services in vain, by address and service, each with its packets: the
-/// packets themselves put them there.
+/// The set of each table that packets fill. Here it is of pods that asked Azure's services in vain, by address
+/// and service, each with its packets.
 const ASKED: &str = "asked";
 /// As many as a NIC brings addresses, when each reservation is a block, for each service. No node's range has
 /// more.
@@ -83,26 +86,6 @@ impl fmt::Display for Family {
 /// The transaction after which the family has no table `vnetpool`, whether it had one or not.
 fn no_table(family: Family) -> String {
     format!("table {family} vnetpool\ndelete table {family} vnetpool\n")
-}
-
-/// The transaction for the table `arp vnetpool`. Each request that the node answers makes an entry in its
-/// table of neighbours, which all links share: made-up senders of one pod would fill it. Pods never need an
-/// answer, because their gateway is a permanent entry, as they are to the node. Without a table where other
-/// plugins wire the pods, whose gateway may have to answer.
-pub fn arp(ipam_only: bool) -> String {
-    let mut text = no_table(Family::Arp);
-    if !ipam_only {
-        let _ = write!(
-            text,
-            "table arp vnetpool {{\n\
-             \tchain guard {{\n\
-             \t\ttype filter hook input priority filter; policy accept;\n\
-             \t\tiifname \"{LINK_PREFIX}*\" arp operation request counter drop\n\
-             \t}}\n\
-             }}\n"
-        );
-    }
-    text
 }
 
 /// The facts from which the table is made.

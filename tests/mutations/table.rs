@@ -374,6 +374,14 @@ pub const ALL: &[Mutation] = &[
         tests: &["rules::a_pod_gets_nowhere_under_an_address_that_is_not_its_own"],
     },
     Mutation {
+        rule: "a_pod_takes_no_address_of_another_by_arp",
+        file: "node-agent/src/firewall/arp.rs",
+        from: "let _ = writeln!(text, \"\\t\\t{differs} counter drop\");",
+        to: "let _ = writeln!(text, \"\\t\\t{differs} counter\");",
+        program: KERNEL,
+        tests: &["arp::no_pod_behind_the_bridge_takes_the_place_of_another_by_arp"],
+    },
+    Mutation {
         rule: "a_nic_that_its_node_has_left_keeps_what_a_pod_reports_as_its_own",
         file: "operator/src/node/memory/left.rs",
         from: "&& !holds_any(nic, in_use)",

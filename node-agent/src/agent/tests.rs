@@ -2,6 +2,7 @@
 
 mod beside;
 mod gap;
+mod neighbours;
 mod refused;
 mod tables;
 
@@ -18,7 +19,6 @@ use std::{
 use tokio::time::timeout;
 use vnetpool_crds::{condition::Type, reason::Reason, verdict::Verdict};
 use vnetpool_plugin::ledger::{Assign, Claim, Counts, Pod, Sandbox, file, file::WakeUp};
-use vnetpool_plugin::wiring::Identity;
 
 /// An agent of a VM of no cluster, whose files are below `root`. Its inspections are the test's to make.
 fn agent(root: &Path) -> Agent {
@@ -580,37 +580,4 @@ async fn an_inspection_that_hangs_is_broken_off_and_its_obstacles_are_reported_u
     inspect(&mut agent).await;
     let seen = (agent.inspected.has_failed, reason(&agent));
     assert_eq!(seen, (false, Reason::Undisturbed), "{:?}", agent.notes.undisturbed());
-}
-
-/// As an earlier release has wired it: the node finds the pod by ARP.
-#[tokio::test]
-async fn a_pod_without_a_neighbour_entry_when_the_agent_starts_gets_one_and_nobody_is_blamed() {
-    let Some(dir) = on_a_node(&this_test!()) else { return };
-    let mut agent = agent(&dir);
-    let object = object(&agent, 2, 1, "192.168.0.0/16");
-    settle(&mut agent, &object).await;
-    let sandbox = Sandbox { container_id: "a".to_owned(), ifname: "eth0".to_owned() };
-    assert!(matches!(assign(&agent, &sandbox), Assign::Assigned(_)));
-    let [pod, link] = [Ipv4Addr::new(10, 240, 250, 1).to_string(), sandbox.spare_link()];
-    let identity = Identity { address: pod.parse().unwrap(), sandbox, pod: Pod::default() }.to_string();
-    let ip = |command: &str, last: &str| {
-        let words = command.split_whitespace().chain([last]);
-        assert!(Command::new("ip").args(words).status().unwrap().success(), "{command}");
-    };
-    ip(&format!("link add {link} address 02:76:6e:70:00:01 type veth peer name"), "pod");
-    ip(&format!("link set {link} up alias"), &identity);
-    ip("link set pod", "up");
-    ip(&format!("route add {pod}/32 dev"), &link);
-    let known =
-        || Command::new("ip").args(["neighbour", "show", "nud", "permanent"]).output().unwrap().stdout;
-    let undisturbed = |agent: &Agent| agent.notes.undisturbed().verdict;
-
-    let mut agent = self::agent(&dir);
-    settle(&mut agent, &object).await;
-    assert!(String::from_utf8_lossy(&known()).contains(&pod));
-    assert_eq!(undisturbed(&agent).reason, Reason::Undisturbed, "{:?}", undisturbed(&agent));
-    ip(&format!("neighbour delete {pod} dev"), &link);
-    settle(&mut agent, &object).await;
-    assert!(String::from_utf8_lossy(&known()).contains(&pod));
-    assert_eq!(undisturbed(&agent).reason, Reason::Repaired);
 }

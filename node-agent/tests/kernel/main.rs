@@ -4,6 +4,7 @@
 // Helpers of a test fail by panicking, too; clippy allows that in the test functions only.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod arp;
 mod platform;
 mod routes;
 mod rules;

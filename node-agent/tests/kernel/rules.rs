@@ -230,54 +230,6 @@ fn a_change_of_our_tables_that_is_lost_among_those_of_others_is_not_overlooked()
     assert!(read(&node, &mut events).is_touched_since(Family::Inet, seen));
 }
 
-/// ARP makes one table of neighbours for all links, so entries that one pod fills no other can use.
-fn a_flood_of_arp_requests_makes_no_neighbours(wiring: Wiring) {
-    let world = World::wired(wiring);
-    ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
-    ensure(&world.node, &mut Firewall::of(Family::Arp), &firewall::arp(false));
-    world.node.run("sysctl -q -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0");
-    // On the link, so that the pod asks by ARP for it.
-    world.pod.run(&format!("ip route add {NODE}/32 dev eth0"));
-    const SENDERS: u8 = 20;
-    for made_up in (1..=SENDERS).map(|last| Ipv4Addr::new(10, 240, 9, last)) {
-        world.pod.run(&format!("ip address add {made_up}/32 dev eth0"));
-        world.pod.run(&format!("ip neighbour flush to {NODE} dev eth0"));
-        let sender = world.pod.inside(|| UdpSocket::bind((made_up, 0)).unwrap());
-        sender.send_to(&[0], (NODE, PORT)).unwrap();
-    }
-    let seen = world.node.run("nft list table arp vnetpool");
-    let dropped = seen.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
-    assert!(dropped.parse::<u8>().unwrap() >= SENDERS, "{seen}");
-    let known = world.node.run("ip neighbour show");
-    assert!(!known.contains("10.240.9."), "{known}");
-    // The host that is asked still answers.
-    world.pod.run(&format!("ip route delete {NODE}/32 dev eth0"));
-    world.node.run("ip neighbour flush all");
-    world.pod.answer(POD);
-    assert_eq!(world.node.source_seen_by(POD), NODE);
-}
-
-#[test]
-fn made_up_senders_of_a_pods_arp_requests_are_no_neighbours() {
-    a_flood_of_arp_requests_makes_no_neighbours(Wiring::Routed);
-}
-
-#[test]
-fn made_up_senders_of_arp_requests_behind_the_bridge_are_no_neighbours() {
-    a_flood_of_arp_requests_makes_no_neighbours(Wiring::Bridge);
-}
-
-/// The gateway of another plugin's pods may have to answer them.
-#[test]
-fn where_another_plugin_wires_the_pods_arp_is_left_alone() {
-    let node = Namespace::new();
-    let mut arp = Firewall::of(Family::Arp);
-    ensure(&node, &mut arp, &firewall::arp(false));
-    ensure(&node, &mut arp, &firewall::arp(true));
-    assert!(!node.run("nft list tables").contains("arp"));
-    assert!(!ensure(&node, &mut arp, &firewall::arp(true)));
-}
-
 #[test]
 fn no_table_of_others_is_touched() {
     let node = Namespace::new();
@@ -288,7 +240,7 @@ fn no_table_of_others_is_touched() {
     );
     let before = node.run("nft list ruleset");
     ensure(&node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
-    ensure(&node, &mut Firewall::of(Family::Arp), &firewall::arp(false));
+    ensure(&node, &mut Firewall::of(Family::Arp), &firewall::arp::table(false));
     node.inside(|| block_on(apply::remove()).unwrap());
     assert_eq!(node.run("nft list ruleset"), before);
 }

@@ -10,16 +10,18 @@
 //!
 //! Pods reach each other through the gateway, too, never from port to port: the replies of a Service must
 //! come back through the node that translated the request, and all packets must pass the node's rules.
-//! Nothing is learnt and nothing is flooded: the entry that maps a pod to its port is written when the pod is
-//! wired. A port is locked to its pod's MAC, and the MAC contains the address, so one rule for all pods can
-//! drop the packets that any of them sends under another's address.
+//! Nothing is learnt, and nothing that a pod sends is flooded: the entry that maps a pod to its port is
+//! written when the pod is wired. The node's own broadcasts do reach every port, so the node mustn't have to
+//! ask for a pod by ARP: it has a permanent entry for each. A port is locked to its pod's MAC, and the MAC
+//! contains the address, so one rule for all pods can drop the packets that any of them sends under another's
+//! address.
 
 use std::{net::Ipv4Addr, path::Path};
 
 use nix::{errno::Errno, net::if_::if_nametoindex};
 
 use super::{
-    Error, HOST_MAC, Identity, index_of, kernel,
+    Error, HOST_MAC, Identity, kernel,
     messages::{Body, Entry, Link, Neighbour, OURS, Route},
     netlink::{Change, Netlink},
     pod_mac, routes,
@@ -29,8 +31,8 @@ use super::{
 /// ([`LINK_PREFIX`](crate::sandbox::LINK_PREFIX)).
 pub const BRIDGE: &str = "vnpbridge";
 
-/// Makes the bridge, or sets it right. The agent does so before there is a configuration that asks for the
-/// bridge. Returns whether the bridge is new.
+/// Makes the bridge, or sets right what differs. The agent does so before there is a configuration that asks
+/// for the bridge, and with each inspection. Returns whether the bridge is new.
 ///
 /// Its settings are below `net`: `/proc/sys/net` or where it is mounted.
 pub fn ensure(mtu: u32, net: &Path) -> Result<bool, Error> {
@@ -42,9 +44,24 @@ pub fn ensure(mtu: u32, net: &Path) -> Result<bool, Error> {
         result => result.map(|()| true)?,
     };
     super::disable_ipv6(net, BRIDGE)?;
-    let up = Body::link_up(index_of(BRIDGE)?).mac(HOST_MAC).mtu(Some(mtu));
-    netlink.apply([Change::set_link("set up the pods' bridge", up)])?;
+    let found = netlink.link(&Body::link_named(BRIDGE))?.ok_or(Error::NoBridge)?;
+    if let Some(differing) = differing(&found, mtu) {
+        netlink.apply([Change::set_link("set up the pods' bridge", differing)])?;
+    }
     Ok(is_new)
+}
+
+/// What is to be set of the bridge that was found, if anything: it is to be up, with our MAC and this MTU.
+///
+/// The MAC is set only where it is another. The kernel takes each MAC that is set for a new one, and forgets
+/// all the link's neighbours, permanent ones, too.
+fn differing(found: &Link, mtu: u32) -> Option<Body> {
+    let up = Body::link_up(found.index).mtu(Some(mtu));
+    match (found.has_our_mac(), found.is_up && found.mtu == Some(mtu)) {
+        (true, true) => None,
+        (true, false) => Some(up),
+        (false, _) => Some(up.mac(HOST_MAC)),
+    }
 }
 
 /// Whether the node has the bridge. It asks for one name only.

@@ -1,6 +1,6 @@
 //! Permanent neighbour entries: no ARP request is sent for them, and they don't count towards the number at
 //! which the kernel takes no more (`gc_thresh3`), which one pod can reach with made-up destinations. They go
-//! when their link is set down or gets another MAC.
+//! when their link is set down, or its MAC is set, even to the same.
 
 use std::collections::HashSet;
 

@@ -1,6 +1,6 @@
 //! Routes to pods that another plugin has put behind its own bridge.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{fs, net::Ipv4Addr, path::Path};
 
 use nix::net::if_::if_nametoindex;
 
@@ -11,6 +11,11 @@ use super::{
     routes, set,
 };
 
+/// The links of the network namespace for which sysfs is mounted.
+const LINKS: &str = "/sys/class/net";
+/// NET_ADDR_SET of `linux/netdevice.h`, in a link's `addr_assign_type`.
+const SET: &str = "3";
+
 /// Routes the address to a bridge of another plugin, since the node would expect its own subnet on the NIC's
 /// link. Lets the bridge answer its pods' ARP requests for all addresses that aren't behind it, without
 /// delay. Idempotent.
@@ -20,12 +25,24 @@ pub fn route_to_bridge(address: Ipv4Addr, bridge: &str) -> Result<(), Error> {
     set(Path::new(NET), "ipv4/neigh", bridge, "proxy_delay", "0")?;
     let mut netlink = Netlink::open()?;
     // A bridge has the lowest MAC of its ports until one is set, so the MAC that its pods have learnt would
-    // change with every port.
-    if let Some(mac) = netlink.link(&Body::link_named(bridge))?.and_then(|found| found.mac) {
+    // change with every port. Once is enough: each time the kernel forgets all the bridge's neighbours.
+    if !keeps_its_mac(bridge, link)
+        && let Some(mac) = netlink.link(&Body::link_named(bridge))?.and_then(|found| found.mac)
+    {
         let kept = Body::link_indexed(link).mac(mac);
         netlink.apply([Change::set_link("have the bridge keep its MAC", kept)])?;
     }
     routes::ensure(&mut netlink, address, link).map(drop)
+}
+
+/// Whether the MAC of the link with this name and index was set. No message of the kernel shows that, and
+/// sysfs only where it is mounted for this network namespace: otherwise it counts as not set.
+fn keeps_its_mac(name: &str, index: u32) -> bool {
+    let shows = |file: &str, value: &str| {
+        let shown = fs::read_to_string(Path::new(LINKS).join(name).join(file));
+        shown.is_ok_and(|shown| shown.trim() == value)
+    };
+    shows("ifindex", &index.to_string()) && shows("addr_assign_type", SET)
 }
 
 /// Removes the address's route of [`route_to_bridge`]. Ok if the route is gone, or the bridge.

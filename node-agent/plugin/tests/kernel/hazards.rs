@@ -60,29 +60,52 @@ fn damage_to_a_host_link_is_found_and_repaired() {
     }
 }
 
-/// Without the entries no packet gets to a bridged pod, since the bridge floods no ARP request.
-#[test]
-fn damage_to_the_bridge_is_found_and_repaired_for_its_pods() {
-    let (node, pod, other) = (Node::holding(2), Pod::new("a"), Pod::new("b"));
-    let ensure = || node.netns.inside(|| bridge::ensure(1500, Path::new(SYSCTL)).unwrap());
-    ensure();
-    let mut config = node.config();
+fn ensure_bridge(node: &Node, mtu: u32) {
+    node.netns.inside(|| bridge::ensure(mtu, Path::new(SYSCTL)).unwrap());
+}
+
+/// A pod behind the bridge, and its address.
+fn bridged(node: &Node, id: &str) -> (Pod, Ipv4Addr) {
+    let (pod, mut config) = (Pod::new(id), node.config());
     config["wiring"] = "Bridge".into();
     let address = node.run_by(&config, "ADD", &pod).address();
-    let other_address = node.run_by(&config, "ADD", &other).address();
+    (pod, address)
+}
+
+/// Without its entry the node asks all pods of the bridge for a pod: what the bridge itself sends, it floods
+/// to each port.
+#[test]
+fn damage_to_the_bridge_is_found_and_repaired_for_its_pods() {
+    let node = Node::holding(2);
+    ensure_bridge(&node, 1500);
+    let ((pod, address), (other, other_address)) = (bridged(&node, "a"), bridged(&node, "b"));
     let wired = [link_of(&node, &pod), link_of(&node, &other)];
     for (offence, expected) in [
         ("link set vnpbridge down", vec![Damage::Route, Damage::Neighbour]),
         ("link set vnpbridge address 02:00:00:00:00:01", vec![Damage::Neighbour]),
     ] {
         node.netns.ip(offence);
-        ensure();
+        ensure_bridge(&node, 1500);
         for link in &wired {
             assert_eq!(mend(&node, link).unwrap(), expected, "{offence}");
         }
         assert!(node.netns.inside(|| host_links().unwrap()).iter().all(|link| !link.is_damaged()));
         assert_eq!(connect(&other.netns, &pod.netns, address), other_address, "{offence}");
     }
+}
+
+/// The kernel forgets a link's neighbours when its MAC is set, even to the same.
+#[test]
+fn a_bridge_that_is_inspected_keeps_what_the_node_knows_of_its_pods() {
+    let node = Node::holding(1);
+    ensure_bridge(&node, 1500);
+    let (pod, _) = bridged(&node, "a");
+    let wired = link_of(&node, &pod);
+    for mtu in [1500, 1400] {
+        ensure_bridge(&node, mtu);
+        assert_eq!(mend(&node, &wired).unwrap(), [], "{mtu}");
+    }
+    assert!(node.netns.ip("link show vnpbridge").contains("mtu 1400"));
 }
 
 #[test]

@@ -1,13 +1,19 @@
 //! Our plugin under the reference runtime and beside the reference plugins: each version, each verb, as IPAM
 //! and in chains.
 
-use std::{fs, net::IpAddr};
+use std::{
+    fs,
+    io::Write,
+    net::IpAddr,
+    os::unix::fs::symlink,
+    process::{Command, Stdio},
+};
 
 use serde_json::{Value, json};
 use vnetpool_plugin::ledger::{Proof, file};
 
 use crate::{
-    node::{NODE, Node, Pod},
+    node::{NODE, Node, Pod, finish},
     runtime::Runtime,
     wiring::connect,
 };
@@ -173,6 +179,44 @@ fn the_reference_bridge_plugin_gets_its_addresses_from_us() {
     for version in ["0.4.0", "1.0.0"] {
         two_leased_pods(version, |node| json!({ "type": "bridge", "bridge": "vnpcni0", "ipam": ipam(node) }));
     }
+}
+
+/// The kernel forgets a bridge's neighbours when its MAC is set, even to the same. Only sysfs shows that it
+/// was set, of the namespace that mounted it: `ip netns exec` does.
+#[test]
+fn a_further_pod_behind_another_plugins_bridge_changes_nothing_of_what_the_node_knows_there() {
+    let node = Node::holding(2);
+    node.netns.ip("link add vnpcni0 up type bridge");
+    let program = node.dir.path().join("vnetpool-ipam");
+    symlink(env!("CARGO_BIN_EXE_vnetpool"), &program).unwrap();
+    let inside = || {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec"]).arg(node.netns.path().file_name().unwrap());
+        command
+    };
+    let config = json!({
+        "cniVersion": "1.0.0", "name": "pods", "type": "bridge", "bridge": "vnpcni0", "ipam": ipam(&node),
+    });
+    let add = |pod: &Pod| {
+        let (invocation, mut command) = (Node::invocation("ADD", pod), inside());
+        let variables = invocation.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        command.arg(&program).envs(variables).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut plugin = command.spawn().unwrap();
+        plugin.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        finish(plugin).address()
+    };
+    let shown = |file: &str| {
+        let output = inside().arg("cat").arg(format!("/sys/class/net/vnpcni0/{file}")).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let (a, b, mac) = (Pod::new("a"), Pod::new("b"), shown("address"));
+    let address = add(&a);
+    assert_eq!(shown("addr_assign_type"), "3", "it would change with the bridge's ports");
+    node.netns.ip(&format!("neighbour add {address} lladdr 02:00:00:00:00:0a dev vnpcni0 nud permanent"));
+    add(&b);
+    let known = node.netns.ip("neighbour show dev vnpcni0");
+    assert!(known.contains(&format!("{address} lladdr 02:00:00:00:00:0a PERMANENT")), "{known:?}");
+    assert_eq!(shown("address"), mac);
 }
 
 /// The address is given back and may soon be another node's.

@@ -167,13 +167,13 @@ impl Keeper {
 
     /// Names the missing part of a node that refuses the table: pods are as well connected without the table.
     async fn put_arp_table(&mut self) -> String {
-        let table = firewall::arp(self.config.ipam_only);
+        let table = firewall::arp::table(self.config.ipam_only);
         let ensured = self.tables.lock().await.arp.ensure(&table).await;
         match ensured {
             Ok(ensured) => _ = self.notes.kept(Family::Arp, ensured),
             Err(_) if self.config.ipam_only => {}
             Err(error) => {
-                return format!("; a pod can fill the node's table of neighbours, because {error}");
+                return format!("; a pod can fill or forge the node's table of neighbours, because {error}");
             }
         }
         String::new()

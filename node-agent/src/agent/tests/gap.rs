@@ -20,16 +20,20 @@ const RATE: u32 = 2000;
 const FLUSHES: u32 = 10;
 
 /// A network namespace, for as long as a process of it runs.
-struct Beside(Child);
+pub(super) struct Beside(Child);
 
 impl Beside {
-    fn make() -> Beside {
+    pub(super) fn make() -> Beside {
         let child = Command::new("unshare").args(["--net", "cat"]).stdin(Stdio::piped()).spawn().unwrap();
-        let (here, there) = ("/proc/self/ns/net", format!("/proc/{}/ns/net", child.id()));
-        while fs::read_link(&there).unwrap() == fs::read_link(here).unwrap() {
+        let made = Beside(child);
+        while fs::read_link(made.path()).unwrap() == fs::read_link("/proc/self/ns/net").unwrap() {
             thread::sleep(Duration::from_millis(1));
         }
-        Beside(child)
+        made
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
+        format!("/proc/{}/ns/net", self.0.id()).into()
     }
 
     fn sh(&self, script: &str) -> String {
@@ -97,7 +101,7 @@ async fn of_a_flush_pods_make_use_for_a_moment_only() {
     let (agent, _) = settled(&dir).await;
     let (tables, notes) = (agent.tables.clone(), agent.notes.clone());
     let ends = Arc::new(AtomicBool::new(false));
-    let (namespace, ended) = (File::open(format!("/proc/{}/ns/net", pod.0.id())).unwrap(), ends.clone());
+    let (namespace, ended) = (File::open(pod.path()).unwrap(), ends.clone());
     let sender = thread::spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
         let mut sent = 0;

@@ -115,8 +115,9 @@ impl Body {
         self.nest(libc::IFLA_LINKINFO, |info| info.text(libc::IFLA_INFO_KIND, BRIDGE))
     }
 
-    /// The settings of a bridge's port to which nothing is flooded, which learns nothing, and which takes no
-    /// packet from another isolated port, nor from a MAC that the bridge doesn't know behind it.
+    /// The settings of a bridge's port to which nothing is flooded but the bridge's own broadcasts, which
+    /// learns nothing, and which takes no packet from another isolated port, nor from a MAC that the bridge
+    /// doesn't know behind it.
     pub fn closed_port(self) -> Body {
         let settings = [
             (PORT_LEARNING, 0),

@@ -252,7 +252,7 @@ fn put_tables(Spec { generation, .. }: Spec) {
     };
     block_on(async {
         Firewall::of(firewall::Family::Inet).ensure(&rules.render()).await.unwrap();
-        Firewall::of(firewall::Family::Arp).ensure(&firewall::arp(false)).await.unwrap();
+        Firewall::of(firewall::Family::Arp).ensure(&firewall::arp::table(false)).await.unwrap();
     });
 }
 
