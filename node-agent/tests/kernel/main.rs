@@ -7,5 +7,6 @@
 mod platform;
 mod routes;
 mod rules;
+mod second_nic;
 mod sweep;
 mod world;
