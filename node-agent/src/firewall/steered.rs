@@ -45,7 +45,7 @@ impl Steered {
         format!(
             "{set}\
              \tchain by_another_nic {{\n\
-             \t\tct direction reply ct status dnat ct original ip daddr != {address} {mark}\n\
+             \t\tip daddr {address} accept\n\
              \t\tct direction original ct status snat ct reply ip daddr != @{SET} {mark}\n\
              \t\tct direction original meta mark and {MASQUERADED:#x} != 0 {mark}\n\
              \t\tct direction original ip daddr {{ {platform} }} {mark}\n\
