@@ -241,7 +241,8 @@ fn ours(wiring: Wiring, node: &Namespace, index: usize) -> Namespace {
     });
     let uplinks = vec![Egress { link: "eth0".into(), address: NODES[index] }];
     let direct = vec!["10.240.0.0/16".parse().unwrap()];
-    let rules = Rules { uplinks, direct, public: Default::default(), metadata: Default::default() };
+    let rules =
+        Rules { uplinks, direct, public: Default::default(), metadata: Default::default(), steered: None };
     ensure(node, &mut Firewall::default(), &rules.render());
     pod
 }

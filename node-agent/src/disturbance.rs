@@ -2,10 +2,11 @@
 //! for [`restore`] and [`take_off`], which act.
 //!
 //! Network daemons and provisioning tools hold every link, address and route of a machine for theirs. Nothing
-//! that isn't ours is changed, with four exceptions, which are reported in the condition `Undisturbed`: an
+//! that isn't ours is changed, with five exceptions, which are reported in the condition `Undisturbed`: an
 //! address that Azure reserves for pods is taken off the node's own links, IP forwarding is turned on again,
-//! where there are bridged pods `bridge-nf-call-iptables` is set to 0 again, and, only if the configuration
-//! asks for it, pods are let through another program's firewall.
+//! where there are bridged pods `bridge-nf-call-iptables` is set to 0 again, where pods have a second NIC a
+//! strict `rp_filter` of the first is made loose again, and, only if the configuration asks for it, pods are
+//! let through another program's firewall.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,6 +45,8 @@ pub enum Kind {
     Mac,
     /// The node's neighbour entry for a pod removed.
     Neighbour,
+    /// The first NIC made to drop packets that come by it to pods of the second.
+    ReversePath,
     /// The node's route to a pod removed.
     Route,
     /// Our nftables table changed or removed.
@@ -51,7 +54,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Address,
         Kind::Bridge,
         Kind::Firewall,
@@ -59,6 +62,7 @@ impl Kind {
         Kind::Link,
         Kind::Mac,
         Kind::Neighbour,
+        Kind::ReversePath,
         Kind::Route,
         Kind::Table,
     ];
@@ -73,6 +77,7 @@ impl Kind {
             Kind::Link => "link",
             Kind::Mac => "mac",
             Kind::Neighbour => "neighbour",
+            Kind::ReversePath => "reverse_path",
             Kind::Route => "route",
             Kind::Table => "table",
         }
@@ -103,6 +108,11 @@ impl Kind {
             Kind::Neighbour => (
                 "restored the node's neighbour entry for a pod",
                 "have network daemons leave links vnp* unmanaged, and udev alone",
+            ),
+            Kind::ReversePath => (
+                "made a strict rp_filter of the first NIC loose",
+                "find who sets it to 1, in /etc/sysctl.d for instance: no NodePort or load balancer would lead to a pod of \
+                 the second NIC",
             ),
             Kind::Route => (
                 "restored the route to a pod",

@@ -1,13 +1,14 @@
 //! The node's nftables tables `inet vnetpool` and `arp vnetpool`: their wanted content, as text. [`apply`]
 //! puts them into the kernel, [`events`] reports changes by others, and [`known`] decides whether they stand.
 //!
-//! Four duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
+//! Its duties. **Guard**: a packet that comes in from a pod's link must have a source address that the node
 //! routes back to that link, so no pod can send under another's address or the node's. **Platform**: pods
 //! reach no more of Azure's services on the host than they need, and the network reaches none of them through
 //! the node, since these trust every client on the machine. **SNAT**: Azure lets only a NIC's primary address
 //! out of the VNet, so pods' packets to other destinations leave under that. **ARP**: no pod fills the node's
-//! table of neighbours, or takes another's place there ([`arp`]). Nothing of this is per pod: the rules change
-//! when the NIC or the ranges do, not when pods come and go.
+//! table of neighbours, or takes another's place there ([`arp`]). And with a second NIC, **steering**
+//! ([`Steered`]): what its pods send under an address of the first NIC leaves by the first. Nothing of this is
+//! per pod: the rules change when the NIC or the ranges do, not when pods come and go.
 
 pub mod apply;
 pub mod arp;
@@ -15,6 +16,7 @@ mod bridge;
 mod equal;
 pub mod events;
 pub mod known;
+mod steered;
 
 use std::{
     collections::BTreeSet,
@@ -31,6 +33,8 @@ use vnetpool_crds::{
     refusal::Service,
 };
 use vnetpool_plugin::sandbox::LINK_PREFIX;
+
+pub use steered::Steered;
 
 const WIRE_SERVER: Ipv4Addr = Service::WireServer.address();
 const METADATA: Ipv4Addr = Service::Metadata.address();
@@ -98,6 +102,8 @@ pub struct Rules {
     pub public: BTreeSet<Ipv4Addr>,
     /// How much of the instance metadata service pods reach.
     pub metadata: MetadataAccess,
+    /// The pods of a secondary NIC; `None` if the node has one NIC.
+    pub steered: Option<Steered>,
 }
 
 /// A way out of the node.
@@ -129,19 +135,26 @@ impl Rules {
         spec: &NodeIPAllocationSpec,
         links: impl Fn(&str) -> Option<String>,
     ) -> Result<Rules, Invalid> {
-        let mut uplinks = Vec::new();
+        let (mut uplinks, mut steered) = (Vec::new(), None);
         let (mut direct, mut public) = (BTreeSet::new(), BTreeSet::new());
         for interface in &spec.interfaces {
             let invalid = || Invalid::Primary(interface.primary_address.clone(), interface.id.clone());
             let address = interface.primary_address.parse().map_err(|_| invalid())?;
+            let mut subnet = Vec::new();
+            for prefix in &interface.subnet.prefixes {
+                subnet.extend(range(prefix)?);
+            }
+            direct.extend(&subnet);
             if let Some(link) = links(&interface.mac) {
                 if link.contains(['"', '\\', '*']) {
                     return Err(Invalid::Link(link));
                 }
-                uplinks.push(Egress { link, address });
-            }
-            for prefix in &interface.subnet.prefixes {
-                direct.extend(range(prefix)?);
+                let uplink = Egress { link, address };
+                if interface.secondary {
+                    let sources = [subnet, own_ranges(spec)].concat();
+                    steered = Some(Steered { uplink: uplink.clone(), sources });
+                }
+                uplinks.push(uplink);
             }
             let has_own = |one: &&IpConfiguration| {
                 one.public_address.as_ref().is_some_and(|public| public.address.is_some())
@@ -158,7 +171,7 @@ impl Rules {
         }
         uplinks.sort_by(|a, b| a.link.cmp(&b.link));
         let direct = Ipv4Net::aggregate(&direct.into_iter().collect());
-        Ok(Rules { uplinks, direct, public, metadata: spec.pod_metadata_access })
+        Ok(Rules { uplinks, direct, public, metadata: spec.pod_metadata_access, steered })
     }
 
     /// The transaction for `nft -f`: the old table is replaced as a whole, whatever was in it. Established
@@ -179,17 +192,11 @@ impl Rules {
             ASKED_FOR.as_secs()
         );
         if !self.direct.is_empty() {
-            let ranges: Vec<String> = self.direct.iter().map(Ipv4Net::to_string).collect();
-            let _ = write!(
-                text,
-                "\tset direct {{\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = {{ {} }}\n\t}}\n",
-                ranges.join(", ")
-            );
+            text.push_str(&set_of_ranges("direct", &self.direct));
         }
         text.push_str(&bridge::set_and_chain());
         if !self.public.is_empty() {
-            let addresses: Vec<String> = self.public.iter().map(Ipv4Addr::to_string).collect();
-            let addresses = addresses.join(", ");
+            let addresses = joined(&self.public);
             let _ =
                 write!(text, "\tset public {{\n\t\ttype ipv4_addr\n\t\telements = {{ {addresses} }}\n\t}}\n");
         }
@@ -206,12 +213,13 @@ impl Rules {
         let _ = writeln!(text, "\t\tiifname \"{LINK_PREFIX}*\" {loopback}");
         text.push_str(&bridge::guard());
         text.push_str("\t}\n");
+        text.extend(self.steered.as_ref().map(Steered::set_and_chains));
         text.push_str(&self.platform());
         text.push_str(
             "\tchain egress {\n\
              \t\ttype nat hook postrouting priority srcnat; policy accept;\n",
         );
-        let platform = PLATFORM.map(|address| address.to_string()).join(", ");
+        let platform = joined(&PLATFORM);
         let mut outside = String::new();
         if !self.direct.is_empty() {
             outside.push_str("ip daddr != @direct ");
@@ -238,8 +246,7 @@ impl Rules {
             MetadataAccess::None => &PLATFORM[..],
             MetadataAccess::All => &[WIRE_SERVER],
         };
-        let [all, closed] = [&PLATFORM[..], closed]
-            .map(|addresses| addresses.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", "));
+        let [all, closed] = [&PLATFORM[..], closed].map(joined);
         // The set has a rule of its own: where it takes no more, a rule ends without its verdict.
         let mut text = format!(
             "\tchain refused {{\n\
@@ -266,6 +273,23 @@ impl Rules {
         text.push_str("\t}\n");
         text
     }
+}
+
+/// The range that Azure routes to the node as a whole, which only mode `Route` has.
+pub fn own_ranges(spec: &NodeIPAllocationSpec) -> Vec<Ipv4Net> {
+    let ranges = spec.ip_configurations().filter(|_| spec.route_table_id.is_some());
+    ranges.filter_map(|one| one.address.parse().ok()).collect()
+}
+
+/// A set of these ranges, which don't overlap.
+fn set_of_ranges(name: &str, ranges: &[Ipv4Net]) -> String {
+    let ranges = joined(ranges);
+    format!("\tset {name} {{\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = {{ {ranges} }}\n\t}}\n")
+}
+
+/// The members of a set, as nft reads them.
+fn joined<'a, T: ToString + 'a>(members: impl IntoIterator<Item = &'a T>) -> String {
+    members.into_iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The range, if it is one of IPv4: a VNet's IPv6 ranges don't concern IPv4 pods.
@@ -383,6 +407,36 @@ table inet vnetpool {
             "{text}"
         );
         assert!(text.contains("ip daddr { 168.63.129.16, 169.254.169.254 } counter snat"), "{text}");
+    }
+
+    #[test]
+    fn a_second_nics_pods_are_those_of_its_subnet_and_of_the_nodes_range() {
+        let mut spec = spec(&[]);
+        let mac = "00:0d:3a:e5:1c:c1";
+        let second = Interface {
+            id: "second".into(),
+            mac: mac.into(),
+            secondary: true,
+            primary_address: "10.240.32.4".into(),
+            subnet: Subnet { id: "far".into(), prefixes: vec!["10.240.32.0/24".into(), "fd00::/64".into()] },
+            ..Default::default()
+        };
+        spec.interfaces.insert(0, second);
+        let range = IpConfiguration { address: "10.244.3.0/24".into(), ..Default::default() };
+        spec.interfaces[0].ip_configurations.push(range);
+        let links = |found: &str| if found == mac { Some("eth1".into()) } else { eth0(found) };
+        let uplink = Egress { link: "eth1".into(), address: [10, 240, 32, 4].into() };
+        for (route_table, ranges) in [(None, 1), (Some("table"), 2)] {
+            spec.route_table_id = route_table.map(Into::into);
+            let steered = Rules::new(&spec, links).unwrap().steered.unwrap();
+            assert_eq!(steered.uplink, uplink);
+            let all = ["10.240.32.0/24", "10.244.3.0/24"].map(|range| range.parse::<Ipv4Net>().unwrap());
+            assert_eq!(steered.sources, all[..ranges]);
+        }
+        spec.interfaces.remove(0);
+        let rules = Rules::new(&spec, links).unwrap();
+        assert_eq!(rules.steered, None);
+        assert!(!rules.render().contains("mark"), "packets of a node with one NIC have no mark");
     }
 
     #[test]

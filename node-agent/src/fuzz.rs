@@ -78,7 +78,7 @@ fn is_object(bytes: &[u8]) -> bool {
         for (one, next) in rules.direct.iter().zip(rules.direct.iter().skip(1)) {
             assert!(!one.contains(next) && !next.contains(one), "{one} and {next}");
         }
-        let words = |c: char| c.is_ascii_alphanumeric() || " \t\n{}\"*.,:;!=@/_-".contains(c);
+        let words = |c: char| c.is_ascii_alphanumeric() || " \t\n{}\"*.,:;!=@/_-+".contains(c);
         let text = rules.render();
         assert!(text.chars().all(words), "{text}");
     }

@@ -44,6 +44,23 @@ pub fn route_bridged(dir: &Path) -> Result<bool, Error> {
     set(dir, BRIDGES, "0", true)
 }
 
+/// Has a link take packets though the way back to their sender leads out by another: where the kernel would
+/// drop them, it filters loosely from here on. Returns the setting if that is new.
+///
+/// A packet for a pod of a secondary NIC comes by the first if it was sent to an address there and is
+/// translated on the node. The kernel seeks its way back under the pod's address, which leads out by the
+/// pod's NIC.
+pub fn loosen(dir: &Path, link: &str) -> Result<Option<String>, Error> {
+    const STRICT: u8 = 1;
+    let of = |link: &str| format!("ipv4/conf/{link}/rp_filter");
+    let setting = of(link);
+    let value = |setting: &String| fs::read_to_string(dir.join(setting)).ok()?.trim().parse::<u8>().ok();
+    // The kernel goes by the higher of the two.
+    let filter = [of("all"), setting.clone()].iter().filter_map(value).max();
+    let is_new = filter == Some(STRICT) && set(dir, &setting, "2", true)?;
+    Ok(is_new.then_some(setting))
+}
+
 /// Returns whether it had to change. `may_lack`: that there is no such setting is fine.
 fn set(dir: &Path, setting: &str, value: &'static str, may_lack: bool) -> Result<bool, Error> {
     let path = dir.join(setting);
@@ -75,6 +92,26 @@ mod tests {
         assert_eq!(changed, ["ipv4/ip_forward", "ipv4/conf/eth0/forwarding"]);
         assert!(ensure(dir.path(), links()).unwrap().is_empty());
         assert_eq!(fs::read_to_string(dir.path().join("ipv4/ip_forward")).unwrap(), "1");
+    }
+
+    #[test]
+    fn only_a_strict_filter_of_reverse_paths_is_made_loose_whichever_setting_it_is_by() {
+        let filters = [(0, 0, 0), (0, 1, 2), (1, 0, 2), (1, 1, 2), (2, 1, 1), (1, 2, 2), (2, 0, 0)];
+        for (all, link, after) in filters {
+            let dir = tempfile::tempdir().unwrap();
+            let file = |link: &str| dir.path().join(format!("ipv4/conf/{link}/rp_filter"));
+            for (name, value) in [("all", all), ("eth0", link)] {
+                fs::create_dir_all(file(name).parent().unwrap()).unwrap();
+                fs::write(file(name), format!("{value}\n")).unwrap();
+            }
+            let changed = loosen(dir.path(), "eth0").unwrap();
+            assert_eq!(changed.is_some(), after != link, "{all} {link}");
+            assert_eq!(fs::read_to_string(file("eth0")).unwrap().trim(), after.to_string(), "{all} {link}");
+            assert_eq!(fs::read_to_string(file("all")).unwrap().trim(), all.to_string());
+            assert_eq!(loosen(dir.path(), "eth0").unwrap(), None);
+        }
+        let gone = tempfile::tempdir().unwrap();
+        assert_eq!(loosen(gone.path(), "eth0").unwrap(), None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use vnetpool_tests::eventually;
 use vnetpool_tests::place::{Place, Seen, id, put_subnet};
+use vnetpool_tests::workload::{PORT, ProbePod};
 
 /// Values of `rp_filter`; a new node of the test cluster has the second.
 const STRICT: u32 = 1;
@@ -60,9 +61,36 @@ pub async fn packets_of_a_second_nics_pods_leave_by_it_under_strict_reverse_path
     }
     let pairs = cluster.all_pairs(&pods).await?;
     ensure!(pairs.total == 2 && pairs.failures.is_empty(), "{}", pairs.failures.join("\n"));
+    node_ports_lead_to_them(world, &node, &pods).await?;
     a_rule_that_a_daemon_removes_is_back(&node).await?;
     world.end(&["second"]).await?;
     filter_reverse_paths(&node, LOOSE).await
+}
+
+/// kube-proxy leads connections to them that come by the first NIC, and by the second Azure takes no answer
+/// under the first one's address.
+async fn node_ports_lead_to_them(world: &World, node: &Place, pods: &[ProbePod]) -> Result<()> {
+    let cluster = &world.cluster;
+    for policy in ["Local", "Cluster"] {
+        let service = json!({ "apiVersion": "v1", "kind": "Service",
+            "metadata": { "name": "second", "namespace": "default" },
+            "spec": { "type": "NodePort", "externalTrafficPolicy": policy, "selector": { "app": "second" },
+                "ports": [{ "port": 80, "targetPort": PORT }] } });
+        cluster.apply(&service.to_string()).await?;
+        let path = "jsonpath={.spec.ports[0].nodePort}";
+        let port = cluster.kubectl(&["get", "service", "second", "-o", path]).await?.trim().parse()?;
+        for end in [&world.vm, &world.far.place] {
+            let source = if policy == "Local" { &end.address } else { &node.address };
+            eventually(&format!("{policy}: {} comes to a pod", end.address), PATIENCE, || async {
+                let seen = end.seen_at(&node.address, port).await?;
+                let is_there = pods.iter().any(|pod| pod.address.to_string() == seen.local);
+                ensure!(is_there && seen.source == *source, "a pod sees {seen:?}");
+                Ok(Some(()))
+            })
+            .await?;
+        }
+    }
+    cluster.kubectl(&["delete", "service", "second"]).await.map(drop)
 }
 
 /// A network daemon removes rules that it doesn't know; the agent hears of it.

@@ -76,6 +76,8 @@ pub(super) struct Keeper {
     has_forwarded: bool,
     /// Whether this process has seen to the packets of bridged pods.
     has_routed_bridged: bool,
+    /// Whether this process has seen to packets that come by the first NIC to pods of the second.
+    has_loosened: bool,
     /// Whether this process has seen to the pods' links.
     has_restored: bool,
     sweep: Sweep,
@@ -121,6 +123,7 @@ impl Keeper {
             tables,
             has_forwarded: false,
             has_routed_bridged: false,
+            has_loosened: false,
             has_restored: false,
             sweep: Sweep::default(),
             chained: chain::Finder::default(),

@@ -17,7 +17,12 @@ use std::{
     collections::BTreeSet, env, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::PathBuf, process::Command,
 };
 use tokio::time::timeout;
-use vnetpool_crds::{condition::Type, reason::Reason, verdict::Verdict};
+use vnetpool_crds::{
+    allocation::{Interface, Subnet},
+    condition::Type,
+    reason::Reason,
+    verdict::Verdict,
+};
 use vnetpool_plugin::ledger::{Assign, Claim, Counts, Pod, Sandbox, file, file::WakeUp};
 
 /// An agent of a VM of no cluster, whose files are below `root`. Its inspections are the test's to make.
@@ -482,6 +487,50 @@ async fn a_setting_that_shows_bridged_packets_to_the_rules_is_undone_and_reporte
     let Verdict { reason, message, .. } = agent.notes.undisturbed().verdict;
     assert_eq!((bridged().as_str(), reason), ("0", Reason::Repaired), "{message}");
     assert!(message.contains("bridge-nf-call-iptables"), "{message}");
+}
+
+/// Connections that the node leads to pods of the second NIC come by the first.
+#[tokio::test]
+async fn a_first_nic_that_would_drop_what_comes_for_pods_of_the_second_is_mended_and_reported() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let mut agent = agent(&dir);
+    let mut object = object(&agent, 2, 2, "192.168.0.0/16");
+    let net = dir.join("net");
+    agent.keeper.as_mut().unwrap().config.sysctl_net_dir.clone_from(&net);
+    let filter = |link: &str| net.join(format!("ipv4/conf/{link}/rp_filter"));
+    for (link, value) in [("all", "0"), ("default", "0"), ("eth0", "1"), ("eth1", "1")] {
+        fs::create_dir_all(filter(link).parent().unwrap()).unwrap();
+        fs::write(filter(link), value).unwrap();
+        fs::write(net.join(format!("ipv4/conf/{link}/forwarding")), "1").unwrap();
+    }
+    fs::write(net.join("ipv4/ip_forward"), "1").unwrap();
+    let filters = || ["eth0", "eth1"].map(|link| fs::read_to_string(filter(link)).unwrap());
+    settle(&mut agent, &object).await;
+    assert_eq!(filters(), ["1", "1"], "with one NIC it is nobody's business");
+
+    // A node has some address: without any, the kernel takes no route through a gateway.
+    for change in ["link set lo up", "link add eth1 address 00:0d:3a:e5:1c:c1 type veth peer name wire1"] {
+        assert!(Command::new("ip").args(change.split(' ')).status().unwrap().success());
+    }
+    object.metadata.generation = Some(3);
+    object.spec.interfaces.push(Interface {
+        id: "second".to_owned(),
+        mac: "00:0d:3a:e5:1c:c1".to_owned(),
+        secondary: true,
+        primary_address: "10.241.0.4".to_owned(),
+        subnet: Subnet { id: "far".to_owned(), prefixes: vec!["10.241.0.0/24".to_owned()] },
+        ..Interface::default()
+    });
+    settle(&mut agent, &object).await;
+    let applied = condition(&agent, condition::RULES_APPLIED);
+    assert_eq!(applied.status, "True", "{}", applied.message);
+    assert_eq!(filters(), ["2", "1"], "the pods' own NIC gets what is theirs");
+    assert_eq!(agent.notes.undisturbed().verdict.reason, Reason::Undisturbed);
+    fs::write(filter("eth0"), "1").unwrap();
+    settle(&mut agent, &object).await;
+    let Verdict { reason, message, .. } = agent.notes.undisturbed().verdict;
+    assert_eq!((filters(), reason), (["2", "1"].map(str::to_owned), Reason::Repaired), "{message}");
+    assert!(message.contains("rp_filter"), "{message}");
 }
 
 #[tokio::test]

@@ -8,5 +8,6 @@ mod arp;
 mod platform;
 mod routes;
 mod rules;
+mod second_nic;
 mod sweep;
 mod world;

@@ -5,7 +5,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use tokio::{net::TcpSocket, time::timeout};
 use vnetpool_crds::{pool::MetadataAccess, refusal::Service};
 use vnetpool_node_agent::firewall::{
     Family,
@@ -147,9 +146,7 @@ fn pods_that_want_azures_services_are_counted_however_many_addresses_the_node_ha
     let addresses = (0..255).flat_map(|block| (0..16).map(move |n| Ipv4Addr::new(10, 241, block, n)));
     let of = |address: Ipv4Addr| [METADATA, WIRE_SERVER].map(|service| format!("{address} . {service}"));
     let all = addresses.flat_map(of).collect::<Vec<_>>().join(", ");
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&file, format!("add element inet vnetpool asked {{ {all} }}")).unwrap();
-    world.node.run(&format!("nft -f {}", file.path().display()));
+    world.node.nft(&format!("add element inet vnetpool asked {{ {all} }}"));
     let socket = world.pod.inside(|| UdpSocket::bind((POD, 0)).unwrap());
     socket.send_to(&[1], (METADATA, PORT)).unwrap();
     let (_, asked) = counted(&world, &mut firewall);
@@ -184,18 +181,8 @@ fn a_load_balancers_probe_is_answered() {
     let world = World::new();
     ensure(&world.node, &mut Firewall::default(), &rules(&["10.240.0.0/16"]));
     world.pod.answer(POD);
-    probe_from(&world, WIRE_SERVER, (POD, PORT)).unwrap();
-    probe_from(&world, NEIGHBOUR, (POD, PORT)).unwrap();
-}
-
-/// A connection under this address of the network.
-fn probe_from(world: &World, from: Ipv4Addr, to: (Ipv4Addr, u16)) -> std::io::Result<()> {
-    let connect = async move {
-        let socket = TcpSocket::new_v4()?;
-        socket.bind((from, 0).into())?;
-        timeout(Duration::from_secs(2), socket.connect(to.into())).await?.map(drop)
-    };
-    world.vnet.inside(|| block_on(connect))
+    world.vnet.connect_from(WIRE_SERVER, (POD, PORT)).unwrap();
+    world.vnet.connect_from(NEIGHBOUR, (POD, PORT)).unwrap();
 }
 
 #[test]
@@ -248,7 +235,7 @@ fn no_translation_of_others_leads_the_network_to_the_platform() {
     }
     // A load balancer's probe of a node's port whose pod is elsewhere.
     let [.., (port, _)] = PORTS;
-    probe_from(&world, WIRE_SERVER, (NODE, port)).unwrap();
+    world.vnet.connect_from(WIRE_SERVER, (NODE, port)).unwrap();
 }
 
 /// With `route_localnet`, as portmap and Felix set it on pods' links.

@@ -1,71 +1,10 @@
-//! Traffic that is routed otherwise than by the node's main table: a second NIC's pods, free addresses of a
-//! range.
+//! Rules and routes beside those of others, and free addresses of a range.
 
 use std::net::Ipv4Addr;
 
-use vnetpool_crds::pool::MetadataAccess;
-use vnetpool_node_agent::firewall::{Egress, Rules, apply::Firewall};
 use vnetpool_plugin::wiring::{self, range, steer};
 
-use crate::world::{INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, POD, World, ensure, wire};
-
-/// A second NIC, 10.240.32.4, whose link is down and has no address, as Azure's images leave it, and a pod of
-/// its subnet. The VNet takes nothing of that subnet from the first NIC.
-#[test]
-fn packets_of_a_second_nics_pods_leave_by_it_and_answers_come_back() {
-    const SECOND: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 4);
-    const FAR_POD: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 20);
-    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 1);
-    let (world, far_pod) = (World::new(), Namespace::new());
-    let World { node, vnet, .. } = &world;
-    node.run(&format!(
-        "ip link add eth1 address 00:0d:3a:00:00:02 type veth peer name port1 netns {}",
-        vnet.path()
-    ));
-    vnet.run(&format!("ip address add {GATEWAY}/24 dev port1"));
-    vnet.run("ip link set port1 up");
-    vnet.run(&format!("ip neighbour add {SECOND} lladdr 00:0d:3a:00:00:02 dev port1"));
-    vnet.run(&format!("ip route add {FAR_POD}/32 via {SECOND} dev port1"));
-    vnet.answer(GATEWAY);
-    vnet.run("nft add table ip azure");
-    vnet.run("nft add chain ip azure guard { type filter hook prerouting priority raw ; }");
-    vnet.run("nft add rule ip azure guard iifname port ip saddr 10.240.32.0/24 drop");
-    node.run(&format!("ip route add {METADATA}/32 via {NEIGHBOUR}"));
-    node.run("sysctl -q -w net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth1.rp_filter=1");
-    // An engine of NetworkPolicy, too, checks the way back of pods' packets, with its mark on the packet:
-    // Calico's Felix in these words.
-    node.run("iptables-nft -t raw -A PREROUTING -i vnp+ -j MARK --set-xmark 0x40000/0x40000");
-    let strays = "-m mark --mark 0x40000/0x40000 -m rpfilter --validmark --invert";
-    node.run(&format!("iptables-nft -t raw -A PREROUTING {strays} -j DROP"));
-    wire(node, &far_pod, FAR_POD);
-    let uplinks =
-        [("eth0", NODE), ("eth1", SECOND)].map(|(link, address)| Egress { link: link.into(), address });
-    let direct = vec!["10.240.0.0/16".parse().unwrap()];
-    let metadata = MetadataAccess::All;
-    let rules = Rules { uplinks: uplinks.into(), direct, public: Default::default(), metadata }.render();
-    ensure(node, &mut Firewall::default(), &rules);
-    let steer = || steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth1", GATEWAY).unwrap();
-    node.inside(steer);
-    assert_eq!(far_pod.source_seen_by(GATEWAY), FAR_POD);
-    assert_eq!(far_pod.source_seen_by(NEIGHBOUR), FAR_POD);
-    assert_eq!(far_pod.source_seen_by(INTERNET), SECOND);
-    assert_eq!(far_pod.source_seen_by(METADATA), NODE);
-    // On the node itself, both ways; and the first NIC's pods go on as before.
-    world.pod.answer(POD);
-    far_pod.answer(FAR_POD);
-    assert_eq!(far_pod.source_seen_by(POD), FAR_POD);
-    assert_eq!(world.pod.source_seen_by(FAR_POD), POD);
-    assert_eq!(vnet.source_seen_by(FAR_POD), GATEWAY);
-    assert_eq!(world.pod.source_seen_by(INTERNET), NODE);
-    // Once more changes nothing, and nothing of it stays.
-    let before = node.run("ip rule list");
-    node.inside(steer);
-    assert_eq!(node.run("ip rule list"), before);
-    node.inside(|| steer::unsteer().unwrap());
-    node.inside(|| steer::unsteer().unwrap());
-    assert!(!node.run("ip rule list").contains("10.240.32.0"));
-    assert_eq!(node.run("ip route list table all").matches("table 176").count(), 0);
-}
+use crate::world::{NEIGHBOUR, NODE, Namespace, WIRE_SERVER, World, wire};
 
 /// A site may have policy routing of its own at the priorities and in the table that we use.
 #[test]
@@ -76,7 +15,8 @@ fn rules_and_routes_of_others_where_ours_would_be_stay() {
     node.run("ip rule add from 10.240.32.0/24 lookup 99 priority 7601");
     node.run(&format!("ip route add default via {NEIGHBOUR} dev eth0 table 176"));
     let state = || node.run("ip rule list") + &node.run("ip route list table 176");
-    let steer = |gateway| node.inside(|| steer::steer(&["10.240.32.0/24".parse().unwrap()], "eth0", gateway));
+    let subnet = ["10.240.32.0/24".parse().unwrap()];
+    let steer = |gateway| node.inside(|| steer::steer(&subnet, "eth0", gateway, WIRE_SERVER));
     let before = state();
     node.inside(|| steer::unsteer().unwrap());
     assert_eq!(state(), before);
@@ -143,7 +83,7 @@ fn a_packet_to_an_address_of_the_nodes_range_that_no_pod_has_ends_on_the_node() 
     assert_eq!(vnet.source_seen_by(RANGED), NEIGHBOUR);
     assert_eq!(ranged.source_seen_by(NEIGHBOUR), RANGED);
     // Where all that the range's pods send goes by the table of a secondary NIC, too.
-    node.inside(|| steer::steer(&range, "eth0", NEIGHBOUR).unwrap());
+    node.inside(|| steer::steer(&range, "eth0", NEIGHBOUR, WIRE_SERVER).unwrap());
     assert_eq!(visits(node, &ranged, FREE), (1, std::io::ErrorKind::HostUnreachable), "steered");
     node.inside(|| steer::unsteer().unwrap());
 

@@ -198,9 +198,7 @@ fn each_transaction_is_a_generation_and_the_events_of_each_are_kept_apart() {
 /// As kube-proxy does, many chains at once.
 fn others_write(node: &Namespace) {
     let many: String = (0..1000).map(|n| format!("add chain inet other service-{n}\n")).collect();
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&file, format!("add table inet other\nadd table ip vnetpool-2\n{many}")).unwrap();
-    node.run(&format!("nft -f {}", file.path().display()));
+    node.nft(&format!("add table inet other\nadd table ip vnetpool-2\n{many}"));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
+use tokio::{net::TcpSocket, time::timeout};
 use vnetpool_crds::pool::MetadataAccess;
 use vnetpool_node_agent::{
     firewall::{
@@ -80,6 +81,13 @@ impl Namespace {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Has nft run this text in here.
+    pub fn nft(&self, text: &str) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, text).unwrap();
+        self.run(&format!("nft -f {}", file.path().display()));
+    }
+
     /// Answers every connection to this address with the source address it sees.
     pub fn answer(&self, address: Ipv4Addr) {
         self.answer_at(address, PORT);
@@ -109,6 +117,19 @@ impl Namespace {
     pub fn connect_at(&self, to: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
         let stream = self
             .inside(|| TcpStream::connect_timeout(&SocketAddr::from((to, port)), Duration::from_secs(2)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        Ok(stream)
+    }
+
+    /// A connection under this address of here.
+    pub fn connect_from(&self, from: Ipv4Addr, to: (Ipv4Addr, u16)) -> std::io::Result<TcpStream> {
+        let connect = async move {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((from, 0).into())?;
+            timeout(Duration::from_secs(2), socket.connect(to.into())).await??.into_std()
+        };
+        let stream = self.inside(|| block_on(connect))?;
+        stream.set_nonblocking(false)?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         Ok(stream)
     }
@@ -188,7 +209,7 @@ pub fn rules(direct: &[&str]) -> String {
 pub fn rules_with(metadata: MetadataAccess, direct: &[&str]) -> String {
     let direct = direct.iter().map(|range| range.parse().unwrap()).collect();
     let uplinks = vec![Egress { link: "eth0".into(), address: NODE }];
-    Rules { uplinks, direct, public: Default::default(), metadata }.render()
+    Rules { uplinks, direct, public: Default::default(), metadata, steered: None }.render()
 }
 
 /// Brings the rules into this namespace; returns whether the kernel had to be changed.

@@ -11,7 +11,7 @@ use vnetpool_crds::names::{
 use vnetpool_operator::azure::role;
 use vnetpool_plugin::cni::{IPAM, PLUGIN, STATE_DIR};
 use vnetpool_plugin::sandbox::LINK_PREFIX;
-use vnetpool_plugin::wiring::bridge::BRIDGE;
+use vnetpool_plugin::wiring::{bridge::BRIDGE, steer::MARK};
 
 pub(super) fn page() -> Result<String> {
     let from = "the names in the code, and `tests/src/reference/names.rs`, which has their meaning";
@@ -76,6 +76,10 @@ pub(super) fn page() -> Result<String> {
         ("nftables tables `inet vnetpool`, `arp vnetpool`".to_owned(), "the rules"),
         (format!("links `{LINK_PREFIX}…`, bridge `{BRIDGE}`"), "the host ends of pods"),
         ("routes and rules of protocol 176".to_owned(), "routes to pods, of mode `Route` and of second NICs"),
+        (
+            format!("bit {MARK:#x} of packets' marks"),
+            "packets of second NICs' pods that leave by the first, until they are routed",
+        ),
     ];
     table(&mut page, ["where", "what"], &rows.map(|(place, what)| [place, what.to_owned()]));
     Ok(page)

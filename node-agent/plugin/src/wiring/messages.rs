@@ -25,9 +25,12 @@ pub(super) const OURS: u8 = 176;
 const INET: u8 = libc::AF_INET as u8;
 const UP: u32 = libc::IFF_UP as u32;
 /// FRA_… of `linux/fib_rules.h`.
+const RULE_DESTINATION: u16 = 1;
 const RULE_SOURCE: u16 = 2;
 const RULE_PRIORITY: u16 = 6;
+const RULE_MARK: u16 = 10;
 const RULE_SUPPRESS_PREFIX_LEN: u16 = 14;
+const RULE_MASK: u16 = 16;
 const RULE_PROTOCOL: u16 = 21;
 /// Of a rule that takes only routes to single addresses from its table.
 const LONGEST_SUPPRESSED: u32 = 31;
@@ -117,9 +120,15 @@ mod tests {
         let read = Address { link: 7, prefix_len: 20, address: Some(address) };
         assert_eq!(Address::read(written.bytes()), Some(read));
 
-        for only_hosts in [true, false] {
-            let source = Ipv4Net::new(address, 24).unwrap().trunc();
-            let rule = Rule { protocol: OURS, priority: 7600, source, table: 176, only_hosts };
+        let plain = Rule::of(OURS, 7600, Ipv4Net::new(address, 24).unwrap().trunc(), 176);
+        let rules = [
+            plain,
+            Rule { only_hosts: true, ..plain },
+            Rule { destination: address.into(), ..plain },
+            Rule { mark: 0x1000, mask: 0x3000, ..plain },
+            Rule { mask: 0x1000, ..plain },
+        ];
+        for rule in rules {
             assert_eq!(Rule::read(Body::rule(&rule).bytes()), Some(rule));
         }
     }

@@ -1,7 +1,7 @@
 //! The part of an inspection that keeps the node's rules: forwarding, the nftables table, steering, closed
 //! ranges.
 
-use std::{collections::BTreeMap, fmt::Display, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use ipnet::Ipv4Net;
@@ -25,7 +25,7 @@ use crate::{
     agent::{blocking::blocking, notes::Finding},
     disturbance::Kind,
     firewall::{
-        self, Family, Rules,
+        self, Egress, Family, Rules, Steered,
         apply::{Ensured, Error},
     },
     sysctl,
@@ -96,7 +96,7 @@ impl Keeper {
         let uplinks = uplinks_of(spec, &aside(Reason::LinksUnlisted, wiring::uplinks).await?)?;
         let name_of =
             |mac: &str| uplinks.iter().find(|(known, _)| *known == mac).map(|(_, link)| link.name.clone());
-        let table = Rules::new(spec, name_of).map_err(Failure::of(Reason::InvalidSpec))?.render();
+        let rules = Rules::new(spec, name_of).map_err(Failure::of(Reason::InvalidSpec))?;
         self.uplinks.send_replace(uplinks.iter().map(|(_, link)| (link.name.clone(), link.mtu)).collect());
         self.forward(uplinks.iter().map(|(_, link)| link.name.clone()).collect()).await?;
         // Before a configuration asks for the bridge. The bridge stays for the pods that have it when no
@@ -108,10 +108,11 @@ impl Keeper {
             }
         }
         self.route_bridged().await?;
-        let secondary = spec.interfaces.iter().find(|nic| nic.secondary);
-        let link = secondary.and_then(|nic| name_of(&nic.mac));
-        let steered = steer(spec, secondary, link).await?;
-        let unseen = self.put_table(&table).await?;
+        // The table first, which marks packets for the routing rules: without its mark they would have a pod
+        // ask for names by the wrong NIC. Neither waits for the other's success.
+        let unseen = self.put_table(&rules.render()).await;
+        let steered = self.steer(&rules).await;
+        let (unseen, steered) = (unseen?, steered?);
         let lacks = self.put_arp_table().await;
         self.close_ranges(spec).await?;
         let message = format!("forwarding is on and table inet vnetpool is in place{steered}{unseen}{lacks}");
@@ -148,6 +149,41 @@ impl Keeper {
             );
         }
         self.has_routed_bridged |= is_there;
+        Ok(())
+    }
+
+    /// Has packets of a secondary NIC's pods leave by it, and those that come for them by another NIC taken;
+    /// with one NIC, nothing is steered. Returns the message.
+    async fn steer(&mut self, rules: &Rules) -> Result<String, Failure> {
+        const NOT_STEERED: Reason = Reason::NotSteered;
+        let Some(Steered { uplink: Egress { link, address }, sources }) = rules.steered.clone() else {
+            aside(NOT_STEERED, steer::unsteer).await?;
+            return Ok(String::new());
+        };
+        let others = rules.uplinks.iter().map(|uplink| uplink.link.clone()).filter(|other| *other != link);
+        let (others, net) = (others.collect(), self.config.sysctl_net_dir.clone());
+        let gateway = gateway(address, &sources).map_err(Failure::of_chain(NOT_STEERED))?;
+        let message = format!("; what pods send leaves by {link}");
+        let prober = Service::WireServer.address();
+        aside(NOT_STEERED, move || steer::steer(&sources, &link, gateway, prober)).await?;
+        self.loosen(others, net).await.map_err(Failure::of_chain(NOT_STEERED))?;
+        Ok(message)
+    }
+
+    async fn loosen(&mut self, links: Vec<String>, net: PathBuf) -> anyhow::Result<()> {
+        let loosen = move || {
+            let changed = links.iter().map(|link| sysctl::loosen(&net, link));
+            changed.collect::<Result<Vec<_>, sysctl::Error>>()
+        };
+        for setting in blocking(loosen).await??.into_iter().flatten() {
+            // The first time it is no repair: the node is being set up.
+            if self.has_loosened {
+                self.repaired(Kind::ReversePath, setting);
+            } else {
+                tracing::info!("{setting} is 2: what comes by this NIC may be for pods of the other");
+            }
+        }
+        self.has_loosened = true;
         Ok(())
     }
 
@@ -216,7 +252,7 @@ impl Keeper {
     }
 
     async fn close_ranges(&self, spec: &NodeIPAllocationSpec) -> Result<(), Failure> {
-        let ranges = own_ranges(spec);
+        let ranges = firewall::own_ranges(spec);
         aside(Reason::RangeOpen, move || range::close(&ranges)).await
     }
 }
@@ -246,40 +282,9 @@ fn uplinks_of<'a>(
     spec.interfaces.iter().map(uplink).collect()
 }
 
-/// The range that Azure routes to the node as a whole, which only mode `Route` has.
-fn own_ranges(spec: &NodeIPAllocationSpec) -> Vec<Ipv4Net> {
-    let ranges = spec.ip_configurations().filter(|_| spec.route_table_id.is_some());
-    ranges.filter_map(|one| one.address.parse().ok()).collect()
-}
-
-/// Has packets of a secondary NIC's pods leave by it; with one NIC, nothing is steered. Returns the message.
-async fn steer(
-    spec: &NodeIPAllocationSpec,
-    secondary: Option<&Interface>,
-    link: Option<String>,
-) -> Result<String, Failure> {
-    const NOT_STEERED: Reason = Reason::NotSteered;
-    let Some(nic) = secondary else {
-        aside(NOT_STEERED, steer::unsteer).await?;
-        return Ok(String::new());
-    };
-    let gateway = gateway(nic).map_err(Failure::of_chain(NOT_STEERED))?;
-    let link = link.context("the secondary NIC has no link").map_err(Failure::of_chain(NOT_STEERED))?;
-    let sources: Vec<Ipv4Net> = prefixes(nic).chain(own_ranges(spec)).collect();
-    let message = format!("; what pods send leaves by {link}");
-    aside(NOT_STEERED, move || steer::steer(&sources, &link, gateway)).await?;
-    Ok(message)
-}
-
-/// Azure's gateway for a NIC: the first address of its subnet's prefix.
-fn gateway(nic: &Interface) -> anyhow::Result<Ipv4Addr> {
-    let primary: Ipv4Addr = nic.primary_address.parse().context("the secondary NIC's primary address")?;
-    let own = prefixes(nic).find(|range| range.contains(&primary));
-    let own = own.with_context(|| format!("no prefix of subnet {} has {primary}", nic.subnet.id))?;
+/// Azure's gateway for a NIC with this primary address: the first address of the prefix that has it.
+fn gateway(primary: Ipv4Addr, prefixes: &[Ipv4Net]) -> anyhow::Result<Ipv4Addr> {
+    let own = prefixes.iter().find(|range| range.contains(&primary));
+    let own = own.with_context(|| format!("no prefix of the secondary NIC's subnet has {primary}"))?;
     own.hosts().next().with_context(|| format!("{own} has no gateway"))
-}
-
-/// The IPv4 prefixes of a NIC's subnet.
-fn prefixes(nic: &Interface) -> impl Iterator<Item = Ipv4Net> {
-    nic.subnet.prefixes.iter().filter_map(|range| range.parse().ok())
 }

@@ -2,14 +2,15 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use netlink_packet_core::NLA_HEADER_SIZE;
 use nix::libc;
 
 use super::super::pod_mac;
 use super::objects::{Neighbour, Route, Rule};
 use super::{
-    ALIGN, BRIDGE, INET, LONGEST_SUPPRESSED, OURS, RULE_PRIORITY, RULE_PROTOCOL, RULE_SOURCE,
-    RULE_SUPPRESS_PREFIX_LEN, UP, VETH,
+    ALIGN, BRIDGE, INET, LONGEST_SUPPRESSED, OURS, RULE_DESTINATION, RULE_MARK, RULE_MASK, RULE_PRIORITY,
+    RULE_PROTOCOL, RULE_SOURCE, RULE_SUPPRESS_PREFIX_LEN, UP, VETH,
 };
 
 /// VETH_INFO_PEER of `linux/veth.h`: the other end, as a link's header and its attributes.
@@ -234,10 +235,14 @@ impl Body {
     /// `struct fib_rule_hdr` of `linux/fib_rules.h`. With its protocol no other program's rule is meant, not
     /// even an identical one.
     pub fn rule(rule: &Rule) -> Body {
-        let Rule { protocol, priority, source, table, only_hosts } = rule;
-        Body(vec![INET, 0, source.prefix_len(), 0, *table, 0, 0, RULE_TO_TABLE, 0, 0, 0, 0])
+        let Rule { protocol, priority, source, destination, mark, mask, table, only_hosts } = rule;
+        let [to, from] = [destination, source].map(Ipv4Net::prefix_len);
+        Body(vec![INET, to, from, 0, *table, 0, 0, RULE_TO_TABLE, 0, 0, 0, 0])
+            .address_if(RULE_DESTINATION, (to > 0).then(|| destination.network()))
             .with(RULE_SOURCE, &source.network().octets())
             .number(RULE_PRIORITY, *priority)
+            .number_if(RULE_MARK, (*mark > 0).then_some(*mark))
+            .number_if(RULE_MASK, (*mask > 0).then_some(*mask))
             .number_if(RULE_SUPPRESS_PREFIX_LEN, only_hosts.then_some(LONGEST_SUPPRESSED))
             .with(RULE_PROTOCOL, &[*protocol])
     }

@@ -73,7 +73,7 @@ fn address(body: &[u8]) -> bool {
 
 fn rule(body: &[u8]) -> bool {
     let Some(read) = Rule::read(body) else { return false };
-    let read = Rule { source: read.source.trunc(), ..read };
+    let read = Rule { source: read.source.trunc(), destination: read.destination.trunc(), ..read };
     assert_eq!(Rule::read(Body::rule(&read).bytes()), Some(read));
     true
 }

@@ -7,8 +7,8 @@ use nix::libc;
 
 use super::super::{HOST_MAC, Identity, pod_mac};
 use super::{
-    BRIDGE, INET, LONGEST_SUPPRESSED, RULE_PRIORITY, RULE_PROTOCOL, RULE_SOURCE, RULE_SUPPRESS_PREFIX_LEN,
-    UP, VETH, attributes,
+    BRIDGE, INET, LONGEST_SUPPRESSED, RULE_DESTINATION, RULE_MARK, RULE_MASK, RULE_PRIORITY, RULE_PROTOCOL,
+    RULE_SOURCE, RULE_SUPPRESS_PREFIX_LEN, UP, VETH, attributes,
 };
 use crate::sandbox::is_link_name;
 
@@ -233,6 +233,11 @@ pub struct Rule {
     pub protocol: u8,
     pub priority: u32,
     pub source: Ipv4Net,
+    /// 0.0.0.0/0 if it is for packets to anywhere.
+    pub destination: Ipv4Net,
+    /// It is for packets whose mark has this value in the bits of the mask, which is 0 if any will do.
+    pub mark: u32,
+    pub mask: u32,
     pub table: u8,
     /// Only routes to single addresses count.
     pub only_hosts: bool,
@@ -242,20 +247,35 @@ impl Object for Rule {
     const NEW: u16 = libc::RTM_NEWRULE;
 
     fn read(body: &[u8]) -> Option<Rule> {
-        let (source_len, table) = (*body.get(2)?, *body.get(4)?);
-        let mut rule =
-            Rule { protocol: 0, priority: 0, source: Ipv4Net::default(), table, only_hosts: false };
-        let mut source = Ipv4Addr::UNSPECIFIED;
+        let &[_, destination_len, source_len, _, table] = body.first_chunk()?;
+        let mut rule = Rule::of(0, 0, Ipv4Net::default(), table);
+        let [mut source, mut destination] = [Ipv4Addr::UNSPECIFIED; 2];
         for (kind, value) in attributes(body.get(12..)?) {
             match kind {
                 RULE_PROTOCOL => rule.protocol = *value.first()?,
                 RULE_PRIORITY => rule.priority = u32_at(value, 0)?,
                 RULE_SOURCE => source = address(value)?,
+                RULE_DESTINATION => destination = address(value)?,
+                RULE_MARK => rule.mark = u32_at(value, 0)?,
+                RULE_MASK => rule.mask = u32_at(value, 0)?,
                 RULE_SUPPRESS_PREFIX_LEN => rule.only_hosts = u32_at(value, 0)? == LONGEST_SUPPRESSED,
                 _ => {}
             }
         }
-        Some(Rule { source: Ipv4Net::new(source, source_len).ok()?, ..rule })
+        let net = |address, length| Ipv4Net::new(address, length).ok();
+        Some(Rule {
+            source: net(source, source_len)?,
+            destination: net(destination, destination_len)?,
+            ..rule
+        })
+    }
+}
+
+impl Rule {
+    /// Sends all packets from the source to the table.
+    pub fn of(protocol: u8, priority: u32, source: Ipv4Net, table: u8) -> Rule {
+        let destination = Ipv4Net::default();
+        Rule { protocol, priority, source, destination, mark: 0, mask: 0, table, only_hosts: false }
     }
 }
 

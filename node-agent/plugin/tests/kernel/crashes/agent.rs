@@ -238,7 +238,7 @@ fn route(_: &Store, Spec { generation, .. }: Spec) {
     bridge::ensure(1400 + u32::from(generation), settings).unwrap();
     sysctl::route_bridged(settings).unwrap();
     let subnet = format!("10.241.{generation}.0/24").parse().unwrap();
-    steer::steer(&[subnet], "eth0", [10, 240, 0, generation].into()).unwrap();
+    steer::steer(&[subnet], "eth0", [10, 240, 0, generation].into(), [168, 63, 129, 16].into()).unwrap();
     range::close(&[format!("10.244.{generation}.0/24").parse().unwrap()]).unwrap();
 }
 
@@ -249,6 +249,7 @@ fn put_tables(Spec { generation, .. }: Spec) {
         direct: vec![format!("10.{generation}.0.0/16").parse().unwrap()],
         public: BTreeSet::new(),
         metadata: Default::default(),
+        steered: None,
     };
     block_on(async {
         Firewall::of(firewall::Family::Inet).ensure(&rules.render()).await.unwrap();
