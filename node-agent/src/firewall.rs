@@ -12,6 +12,7 @@ pub mod apply;
 mod bridge;
 pub mod events;
 pub mod known;
+pub mod netlink;
 
 use std::{
     collections::BTreeSet,

@@ -7,11 +7,7 @@ use std::time::Duration;
 
 use tokio::{net::TcpSocket, time::timeout};
 use vnetpool_crds::{pool::MetadataAccess, refusal::Service};
-use vnetpool_node_agent::firewall::{
-    Family,
-    apply::Firewall,
-    events::{Events, generation},
-};
+use vnetpool_node_agent::firewall::{Family, apply::Firewall, events::Events, netlink::generation};
 use vnetpool_plugin::wiring::Wiring;
 
 use crate::world::{
