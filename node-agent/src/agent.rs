@@ -11,6 +11,7 @@
 
 mod blocking;
 mod keeper;
+mod kept;
 mod notes;
 mod supply;
 mod tables;
@@ -33,7 +34,7 @@ use vnetpool_process::lock::lock;
 use crate::{
     beat::Beat,
     config::Config,
-    firewall,
+    firewall::{self, Family, netlink},
     imds::listing::Comparison,
     metrics::Metrics,
     object::{Objects, Seen},
@@ -42,12 +43,14 @@ use crate::{
     source::Source,
     watch as watches,
 };
+use blocking::blocking;
 use keeper::{Inspected, Keeper, Purpose};
 use notes::{Finding, Notes, Reserved};
 use supply::{Meaning, TakenIn};
 use tables::{Tables, guard};
 
 pub use keeper::put_in_place;
+pub use kept::Kept;
 pub use supply::{Transacted, rebuild, transact};
 
 /// How long changes of the ledger are collected before a reconcile: pods come in bursts.
@@ -88,12 +91,13 @@ pub struct Agent {
     tenants: Arc<std::sync::Mutex<Tenants>>,
     /// `None` during an inspection.
     keeper: Option<Keeper>,
+    /// The source of the wanted rules, as the next agent of this boot will know it.
+    kept: Option<Kept>,
     /// The purpose of the next inspection, and the purpose and outcome of the last one.
     wanted: Purpose,
     inspected: Inspected,
     /// Whether the rules that the ledger's spec needs are in place, by the last inspection for them; `None`
-    /// if this process hasn't inspected. An object that is gone or refused changes nothing of it, nor do
-    /// rules yet to come.
+    /// before the first. An object that is gone or refused changes nothing of it, nor do rules yet to come.
     is_ruled: Option<bool>,
     reserved: Reserved,
     /// When the last inspection began, and when the next one is due.
@@ -119,6 +123,11 @@ impl Agent {
     pub fn new(config: Config, source: Source, metrics: Metrics, beat: Beat) -> anyhow::Result<Agent> {
         let boot_id = config.boot_id()?;
         let store = Store::at(&config.state_dir).of_boot(&boot_id);
+        let kept = Kept::read(&store, &boot_id).unwrap_or_else(|error| {
+            tracing::warn!(error = format!("{error:#}"), "can't read which rules the node had");
+            None
+        });
+        let rules = kept.as_ref().map(|kept| kept.spec.clone());
         let notes = Notes::new(metrics.clone());
         let (uplinks, unwatched) = (watch::Sender::default(), watch::Sender::default());
         let (sent, received) = (watch::Sender::clone(&uplinks), unwatched.subscribe());
@@ -147,7 +156,8 @@ impl Agent {
             notes,
             tables,
             tenants,
-            wanted: Purpose::default(),
+            kept,
+            wanted: Purpose { rules, ..Purpose::default() },
             inspected: Inspected::default(),
             is_ruled: None,
             reserved: Reserved::default(),
@@ -319,7 +329,7 @@ impl Agent {
         };
         if let (Some(object), Some(Meaning::Ours(supply))) = (object, &meaning) {
             self.reserved = Reserved::of(&object.spec, &supply.entries);
-            self.want_rules(object);
+            self.want_rules(object).await?;
         }
         let is_ours = matches!(meaning, Some(Meaning::Ours(_)));
         // A spec that can't be taken in, or not yet, or is older than what the ledger was built from, leaves
@@ -351,11 +361,17 @@ impl Agent {
     }
 
     /// From here on inspections make the rules of this object, which is for this node, if it is for this
-    /// boot.
-    fn want_rules(&mut self, object: &NodeIPAllocation) {
-        if object.spec.boot_id == self.boot_id {
-            self.wanted.rules = Some(keeper::basis(&object.spec));
+    /// boot. Fails if the next agent couldn't know them.
+    async fn want_rules(&mut self, object: &NodeIPAllocation) -> anyhow::Result<()> {
+        let kept = Kept::of(object);
+        if object.spec.boot_id != self.boot_id || self.kept.as_ref() == Some(&kept) {
+            return Ok(());
         }
+        let (store, written) = (self.store.clone(), kept.clone());
+        blocking(move || written.write(&store)).await??;
+        self.wanted.rules = Some(kept.spec.clone());
+        self.kept = Some(kept);
+        Ok(())
     }
 
     /// Whether the last inspection was for the wanted rules.
@@ -365,9 +381,13 @@ impl Agent {
 
     /// What the ledger is to record of the node's rules; `None`: what it has. They aren't in place while the
     /// table hasn't been seen to stand since the kernel reported a change of it, whatever an inspection has
-    /// seen before.
+    /// seen before. Before the first inspection they are as the last agent left them, if there is a table:
+    /// an agent that is replaced keeps no pod waiting.
     fn is_ruled(&self) -> Option<bool> {
-        self.is_ruled.map(|is_ruled| is_ruled && !self.tables.are_in_doubt())
+        match self.is_ruled {
+            Some(is_ruled) => Some(is_ruled && !self.tables.are_in_doubt()),
+            None => (!netlink::has_table(Family::Inet).unwrap_or(false)).then_some(false),
+        }
     }
 
     /// Whether the API server itself has an older version of the object than this process has seen, as after

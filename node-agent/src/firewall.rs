@@ -16,6 +16,7 @@ mod bridge;
 mod equal;
 pub mod events;
 pub mod known;
+pub mod netlink;
 mod steered;
 
 use std::{

@@ -462,6 +462,11 @@ impl Ledger {
         self.relinquished.iter().map(String::as_str)
     }
 
+    /// UID of the object supplied last.
+    pub fn object(&self) -> &str {
+        &self.object
+    }
+
     /// Of the spec supplied last.
     pub fn generation(&self) -> i64 {
         self.generation

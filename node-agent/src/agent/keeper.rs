@@ -45,7 +45,7 @@ pub(super) const INSPECT_WITHIN: Duration = Duration::from_secs(240);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Purpose {
     /// The source of the rules, see [`basis`]: the latest spec for this node and boot, which outlives its
-    /// object for the pods that still run. `None` if there was none.
+    /// object and the process for the pods that still run. `None` if there was none.
     pub rules: Option<NodeIPAllocationSpec>,
     /// Whether pods may come: the node has had an address.
     pub installs: bool,

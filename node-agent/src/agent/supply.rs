@@ -135,7 +135,7 @@ impl Agent {
             Meaning::Ours(supply) => supply,
             Meaning::Refused { message, .. } => anyhow::bail!(message),
         };
-        self.want_rules(&object);
+        self.want_rules(&object).await?;
         if !self.are_rules_tried() {
             self.is_ruled = Some(false);
         }

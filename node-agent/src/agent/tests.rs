@@ -130,7 +130,7 @@ async fn every_file_of_the_state_folder_belongs_to_its_owner_alone() {
         assert_eq!(mode, 0o600, "{name} has mode {mode:o}");
         names.insert(name.trim_end_matches(|digit: char| digit.is_ascii_hexdigit()).to_owned());
     }
-    assert_eq!(Vec::from_iter(names), ["host-ports", "ledger", "lock", "status.json", "wake-"]);
+    assert_eq!(Vec::from_iter(names), ["host-ports", "ledger", "lock", "rules.json", "status.json", "wake-"]);
 }
 
 #[tokio::test]
@@ -226,9 +226,29 @@ async fn after_a_long_inspection_the_next_waits_as_long_and_one_that_keeps_faili
 async fn a_ledger_that_is_built_from_a_later_spec_offers_nothing_before_that_ones_rules() {
     let root = tempfile::tempdir_in("/dev/shm").unwrap();
     let (mut agent, first) = ruled(root.path());
-    object(&agent, 3, 2, "172.16.0.0/12");
+    let later = object(&agent, 3, 2, "172.16.0.0/12");
     agent.reconcile(Some(&first)).await.unwrap();
     assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
+    assert_eq!(self::agent(root.path()).wanted.rules, Some(keeper::basis(&later.spec)));
+}
+
+/// An agent of an earlier release leaves the file as it is, and takes later specs in.
+#[tokio::test]
+async fn an_agent_begins_with_the_rules_of_the_ledgers_spec_and_with_no_others() {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (mut agent, first) = ruled(root.path());
+    agent.reconcile(Some(&first)).await.unwrap();
+    let file = agent.config.state_dir.join("rules.json");
+    let earlier = fs::read_to_string(&file).unwrap();
+    let second = object(&agent, 3, 2, "192.168.0.0/16");
+    agent.reconcile(Some(&second)).await.unwrap();
+    let begins_with = || self::agent(root.path()).wanted.rules;
+    assert_eq!(begins_with(), Some(keeper::basis(&second.spec)));
+    let of_another_boot = fs::read_to_string(&file).unwrap().replace(&agent.boot_id, "another");
+    for text in [earlier, of_another_boot, "half a fi".to_owned()] {
+        fs::write(&file, &text).unwrap();
+        assert_eq!(begins_with(), None, "{text}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

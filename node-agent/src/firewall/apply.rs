@@ -12,8 +12,8 @@ use vnetpool_crds::refusal::Service;
 
 use super::{
     ASKED, Family,
-    events::generation,
     known::{Generation, Known},
+    netlink::generation,
 };
 use crate::child;
 
@@ -55,7 +55,10 @@ pub enum Ensured {
 pub struct Firewall {
     family: Family,
     known: watch::Sender<Known>,
-    put: Option<Put>,
+    /// What was asked for last and isn't known to have come there.
+    tried: Option<Tried>,
+    /// What came there last, unless something of ours may have replaced it.
+    done: Option<Done>,
     /// The packets that it has dropped, by the names of its counters.
     dropped: Tally<String>,
     /// Of these, those that pods have sent to Azure's services: by the pod's address and the service.
@@ -92,15 +95,11 @@ impl<K: Ord + Clone> Tally<K> {
     }
 }
 
-/// What was put in place last.
+/// A table that is to be in place. Once it is, that is reported as `ensured`.
 #[derive(Debug)]
-enum Put {
-    /// This was asked for, and isn't known to have come there. Once it has, it is reported as `ensured`.
-    Tried {
-        text: String,
-        ensured: Ensured,
-    },
-    Done(Done),
+struct Tried {
+    text: String,
+    ensured: Ensured,
 }
 
 #[derive(Debug)]
@@ -128,39 +127,56 @@ impl Firewall {
     /// The table of this family, of which nothing is known yet but its changes from now on.
     pub fn hearing(family: Family, known: &watch::Sender<Known>) -> Firewall {
         let (dropped, asked) = (Tally::default(), Tally::default());
-        Firewall { family, known: known.clone(), put: None, dropped, asked }
+        Firewall { family, known: known.clone(), tried: None, done: None, dropped, asked }
     }
 
     /// Puts `text`, a transaction that makes the table, in place unless it stands as after the last time: by
-    /// the kernel's events, which report each change, or else by a listing.
+    /// the kernel's events, which report each change, or else by a listing. If nft refuses it, the table
+    /// before it counts on.
     pub async fn ensure(&mut self, text: &str) -> Result<Ensured, Error> {
-        let ensured = match &mut self.put {
-            Some(Put::Done(done)) if done.text == text => {
-                let now = generation().map_err(Error::Uncounted)?;
-                let stands = |now| self.known.borrow().stands(self.family, now);
-                if stands(now) && done.listed.elapsed() < LIST_EVERY {
-                    return Ok(Ensured::Standing);
-                }
-                match list(self.family).await {
-                    Ok(listing) if listing == done.listing => {
-                        done.listed = Instant::now();
-                        self.saw(now);
-                        return Ok(Ensured::Standing);
-                    }
-                    Ok(_) => Ensured::Restored,
-                    Err(error) if generation().is_ok_and(stands) => {
-                        tracing::warn!(%error, "can't read a table of nftables, which nobody has changed");
-                        return Ok(Ensured::Unseen);
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            Some(Put::Tried { text: tried, ensured }) if *tried == text => *ensured,
+        let ensured = match (&self.tried, &self.done) {
+            (None, Some(done)) if done.text == text => match self.standing().await? {
+                Some(ensured) => return Ok(ensured),
+                None => Ensured::Restored,
+            },
+            (Some(tried), _) if tried.text == text => tried.ensured,
             _ => Ensured::Put,
         };
+        self.put(text.to_owned(), ensured).await
+    }
+
+    /// How what came there last stands; `None` if it doesn't.
+    async fn standing(&mut self) -> Result<Option<Ensured>, Error> {
+        let Some(done) = &mut self.done else { return Ok(None) };
+        let now = generation().map_err(Error::Uncounted)?;
+        let stands = |now| self.known.borrow().stands(self.family, now);
+        if stands(now) && done.listed.elapsed() < LIST_EVERY {
+            return Ok(Some(Ensured::Standing));
+        }
+        match list(self.family).await {
+            Ok(listing) if listing == done.listing => {
+                done.listed = Instant::now();
+                self.saw(now);
+                Ok(Some(Ensured::Standing))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if generation().is_ok_and(stands) => {
+                tracing::warn!(%error, "can't read a table of nftables, which nobody has changed");
+                Ok(Some(Ensured::Unseen))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn put(&mut self, text: String, ensured: Ensured) -> Result<Ensured, Error> {
         self.keep_counts().await;
-        self.put = Some(Put::Tried { text: text.to_owned(), ensured });
-        nft(&["-f", "-"], text).await?.map_err(|refusal| Error::Refused(self.family, refusal))?;
+        let text = self.tried.insert(Tried { text, ensured }).text.clone();
+        // An nft that is killed may have replaced it or not. One that refuses has replaced nothing.
+        let before = self.done.take();
+        if let Err(refusal) = nft(&["-f", "-"], &text).await? {
+            self.done = before;
+            return Err(Error::Refused(self.family, refusal));
+        }
         // The new table counts from nought.
         (self.dropped.seen, self.asked.seen) = (BTreeMap::new(), BTreeMap::new());
         // Of our own transaction, or a later one: its events, read late, cast no doubt.
@@ -169,7 +185,8 @@ impl Firewall {
         if listing.is_none() && text != super::no_table(self.family) {
             return Err(Error::Missing(self.family));
         }
-        self.put = Some(Put::Done(Done { text: text.to_owned(), listing, listed: Instant::now() }));
+        self.tried = None;
+        self.done = Some(Done { text, listing, listed: Instant::now() });
         self.saw(now);
         Ok(ensured)
     }
@@ -180,38 +197,43 @@ impl Firewall {
         Known::change(&self.known, |known| known.seen[self.family as usize] = Some(generation));
     }
 
-    /// Puts the last table back, if another program has changed or removed it, or if that has failed before.
+    /// Puts the last table that came there back, if another program has changed or removed it: if nft refuses
+    /// the one that is wanted now, pods keep the rules that they had. Where it is unknown which of the two is
+    /// there, the wanted one is put.
     pub async fn restore(&mut self) -> Result<Ensured, Error> {
-        match &self.put {
-            Some(Put::Done(Done { text, .. }) | Put::Tried { text, ensured: Ensured::Restored }) => {
-                let text = text.clone();
-                self.ensure(&text).await
+        let (text, ensured) = match (&self.tried, &self.done) {
+            (_, Some(done)) => {
+                let text = done.text.clone();
+                if let Some(ensured) = self.standing().await? {
+                    return Ok(ensured);
+                }
+                (text, Ensured::Restored)
             }
-            Some(Put::Tried { .. }) | None => Ok(Ensured::Standing),
-        }
+            (Some(Tried { text, ensured }), None) => (text.clone(), *ensured),
+            (None, None) => return Ok(Ensured::Standing),
+        };
+        self.put(text, ensured).await
+    }
+
+    /// Whether this process has put a table in place, or tried to.
+    fn is_kept(&self) -> bool {
+        self.tried.is_some() || self.done.is_some()
     }
 
     /// Counts what the table has dropped, if this process has put one in place. Fails if nft doesn't show it,
     /// as when it is gone: what was counted before can be taken all the same.
     pub async fn count(&mut self) -> Result<(), Error> {
-        if self.put.is_none() {
+        if !self.is_kept() {
             return Ok(());
         }
-        let listed = self.listed(&["counters", "table", self.family.word(), "vnetpool"]).await?;
-        self.dropped.read(dropped(&listed));
-        // Those that had asked in vain are read again: what goes out of the set and comes back begins with no
-        // packets.
-        if self.has_asked() || !self.asked.seen.is_empty() {
-            let listed = self.listed(&["set", self.family.word(), "vnetpool", ASKED]).await?;
-            self.asked.read(asked(&listed));
-        }
+        // The whole table: for a list of its counters alone nft first reads all tables of all programs.
+        let printed = nft(&["-j", "list", "table", self.family.word(), "vnetpool"], "").await?;
+        let printed = printed.map_err(|refusal| Error::Refused(self.family, refusal))?;
+        let document: Value = serde_json::from_str(&printed)?;
+        let listed = document["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+        self.dropped.read(dropped(listed));
+        self.asked.read(asked(listed));
         Ok(())
-    }
-
-    /// Whether packets were counted that Azure's services were asked by.
-    fn has_asked(&self) -> bool {
-        let packets = |service: &Service| self.dropped.news.get(service.word()).copied().unwrap_or_default();
-        Service::ALL.iter().any(|service| packets(service) > 0)
     }
 
     /// The dropped packets that were counted since this was taken last, by the name of their counter.
@@ -229,29 +251,14 @@ impl Firewall {
     /// and can be read at once: pods wait for the table. Only the packets of the few milliseconds until then
     /// are lost.
     async fn keep_counts(&mut self) {
-        if self.put.is_none() || self.family != Family::Inet {
+        if self.family != Family::Inet {
             return;
         }
-        match timeout(COUNTED, self.count_all()).await {
+        match timeout(COUNTED, self.count()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "can't read what a table of nftables has counted"),
             Err(_) => tracing::debug!("what a table of nftables has counted wasn't read in time"),
         }
-    }
-
-    /// Reads all counts of the table, those of its set's elements whether a counter has moved or not.
-    pub(crate) async fn count_all(&mut self) -> Result<(), Error> {
-        let listed = self.listed(&["table", self.family.word(), "vnetpool"]).await?;
-        self.dropped.read(dropped(&listed));
-        self.asked.read(asked(&listed));
-        Ok(())
-    }
-
-    async fn listed(&self, what: &[&str]) -> Result<Vec<Value>, Error> {
-        let printed = nft(&[&["-j", "list"], what].concat(), "").await?;
-        let printed = printed.map_err(|refusal| Error::Refused(self.family, refusal))?;
-        let mut document: Value = serde_json::from_str(&printed)?;
-        Ok(document["nftables"].as_array_mut().map(std::mem::take).unwrap_or_default())
     }
 }
 

@@ -6,10 +6,6 @@
 use std::{io, thread};
 
 use anyhow::Context;
-use netlink_packet_core::{
-    Emitable, ErrorBuffer, NLA_HEADER_SIZE, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
-    NlaBuffer,
-};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::{
     errno::Errno,
@@ -22,63 +18,14 @@ use vnetpool_plugin::wiring::socket::KernelSocket;
 use super::{
     Family,
     known::{Event, Generation, Heard, Known},
+    netlink::{Asking, DATAGRAM, HEADER, NEW_GENERATION, OURS, is, messages, number, subject},
 };
 use crate::metrics::{Metrics, Watch};
 
 /// NFNLGRP_NFTABLES of `linux/netfilter/nfnetlink.h`.
 const GROUP: u32 = 7;
-/// `struct nfgenmsg`, before the attributes: a family, a version, and the generation's last bits.
-const HEADER: usize = 4;
-/// NFT_MSG_NEWGEN and NFT_MSG_GETGEN of `linux/netfilter/nf_tables.h`, of the subsystem
-/// NFNL_SUBSYS_NFTABLES.
-const NEW_GENERATION: u16 = 0x0a0f;
-const GET_GENERATION: u16 = 0x0a10;
-/// The attribute with the generation (`NFTA_GEN_ID`), or with the table's name, which has the same number in
-/// messages of tables, chains, rules, sets, their elements and objects (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`
-/// and so on).
-const SUBJECT: u16 = 1;
-const OURS: &[u8] = b"vnetpool\0";
-/// Messages and attributes are aligned to four bytes.
-const ALIGN: usize = 4;
-/// The kernel sends no larger datagrams.
-const DATAGRAM: usize = 64 * 1024;
 /// Room for all that kube-proxy writes at once.
 const BACKLOG: usize = 4 * 1024 * 1024;
-
-/// The kernel's present generation in this network namespace.
-pub fn generation() -> io::Result<Generation> {
-    Asking::open()?.generation()
-}
-
-/// A socket that asks for the generation of the network namespace in which it was opened.
-#[derive(Debug)]
-struct Asking(KernelSocket);
-
-impl Asking {
-    fn open() -> io::Result<Asking> {
-        Ok(Asking(KernelSocket::open(NETLINK_NETFILTER)?))
-    }
-
-    /// The kernel takes no lock for it, and has answered when the request is sent: this never waits.
-    fn generation(&self) -> io::Result<Generation> {
-        let mut header = NetlinkHeader::default();
-        (header.message_type, header.flags) = (GET_GENERATION, NLM_F_REQUEST);
-        let mut request = vec![0; header.buffer_len() + HEADER];
-        header.length = u32::try_from(request.len()).map_err(io::Error::other)?;
-        header.emit(&mut request);
-        self.0.send(&request)?;
-        let answer = self.0.receive(DATAGRAM, MSG_DONTWAIT)?;
-        let message = NetlinkBuffer::new_checked(&answer).map_err(io::Error::other)?;
-        if message.message_type() == NLMSG_ERROR {
-            let error = ErrorBuffer::new_checked(message.payload()).map_err(io::Error::other)?;
-            return Err(io::Error::from_raw_os_error(error.code().map_or(0, |code| -code.get())));
-        }
-        match meaning(message.message_type(), message.payload()) {
-            Some(Event::End(generation)) => Ok(generation),
-            _ => Err(io::Error::other("the kernel's answer has no generation")),
-        }
-    }
-}
 
 /// A socket that hears of every change in the tables of the network namespace in which it was opened.
 #[derive(Debug)]
@@ -142,19 +89,9 @@ impl Events {
     }
 }
 
-fn is(error: &io::Error, errno: Errno) -> bool {
-    error.raw_os_error() == Some(errno as i32)
-}
-
 /// The messages of a datagram that matter.
 fn events(datagram: &[u8]) -> impl Iterator<Item = Event> {
-    let mut rest = datagram;
-    let messages = std::iter::from_fn(move || {
-        let message = NetlinkBuffer::new_checked(rest).ok()?;
-        rest = rest.get((message.length() as usize).next_multiple_of(ALIGN)..).unwrap_or_default();
-        Some(meaning(message.message_type(), message.payload()))
-    });
-    messages.flatten()
+    messages(datagram).filter_map(|message| meaning(message.message_type(), message.payload()))
 }
 
 /// The meaning of a message; None if it is about another program's table.
@@ -162,21 +99,10 @@ fn meaning(kind: u16, payload: &[u8]) -> Option<Event> {
     let (&[family, _, high, low], attributes) = payload.split_first_chunk::<HEADER>()?;
     let subject = subject(attributes)?;
     if kind == NEW_GENERATION {
-        return Some(Event::End(Generation(u32::from_be_bytes(subject.try_into().ok()?))));
+        return number(subject).map(|number| Event::End(Generation(number)));
     }
     let family = Family::ALL.into_iter().find(|one| one.number() == family)?;
     (subject == OURS).then_some(Event::Touched(family, u16::from_be_bytes([high, low])))
-}
-
-fn subject(attributes: &[u8]) -> Option<&[u8]> {
-    let mut rest = attributes;
-    while let Ok(attribute) = NlaBuffer::new_checked(rest) {
-        if attribute.kind() == SUBJECT {
-            return rest.get(NLA_HEADER_SIZE..attribute.length() as usize);
-        }
-        rest = rest.get((attribute.length() as usize).next_multiple_of(ALIGN)..).unwrap_or_default();
-    }
-    None
 }
 
 /// Keeps in `known` what the kernel reports of our tables, our own changes included.

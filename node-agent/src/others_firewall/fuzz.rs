@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::{
-    nft::{Listed, bases, expressions, objects},
+    nft::{expressions, objects},
     tests::{back, out},
     *,
 };
@@ -14,7 +14,7 @@ use super::{
 fn is_understood(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let chains = match objects(&text) {
-        Ok(listed) => of_nft(listed),
+        Ok(listed) => of_nft(&listed),
         Err(_) => legacy::chains(&text),
     };
     let mut is_any_dropped = false;
@@ -29,14 +29,16 @@ fn is_understood(bytes: &[u8]) -> bool {
 }
 
 /// All chains of one name are one here: of a table they have different ones.
-fn of_nft(listed: Vec<Value>) -> Chains {
+fn of_nft(listed: &[Value]) -> Chains {
     let mut chains = Chains::new();
+    let name = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     for rule in listed.iter().filter_map(|object| object.get("rule")) {
-        let name = rule["chain"].as_str().unwrap_or_default().to_owned();
-        chains.entry(name).or_default().rules.push(expressions(rule));
+        chains.entry(name(&rule["chain"])).or_default().rules.push(expressions(rule));
     }
-    for (base, drops) in bases(&Listed(listed)) {
-        chains.entry(base.chain).or_default().drops = drops;
+    for chain in listed.iter().filter_map(|object| object.get("chain")) {
+        if chain["hook"] == "forward" {
+            chains.entry(name(&chain["name"])).or_default().drops = chain["policy"] == "drop";
+        }
     }
     chains
 }

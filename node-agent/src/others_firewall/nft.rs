@@ -9,7 +9,11 @@ use tokio::process::Command;
 use vnetpool_plugin::sandbox::LINK_PREFIX;
 
 use super::{Chain, Chains, Packet, is_dropped, legacy};
-use crate::{child, firewall::apply::nft};
+use crate::{
+    child,
+    firewall::{apply::nft, netlink},
+    host_ports,
+};
 
 /// The number of chains that are read in a table, at most: chains beyond are not understood.
 const CHAINS: usize = 64;
@@ -28,12 +32,14 @@ pub enum Error {
     Failed(&'static str, String),
     #[error("what nft prints can't be read: {0}")]
     Unreadable(#[from] serde_json::Error),
+    #[error("the kernel doesn't list its chains: {0}")]
+    Unlisted(#[source] io::Error),
 }
 
 /// A chain that the kernel runs for each packet the node forwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base {
-    family: String,
+    family: &'static str,
     table: String,
     pub chain: String,
     /// Of the older iptables, whose tables nft doesn't see.
@@ -50,38 +56,64 @@ impl std::fmt::Display for Base {
     }
 }
 
-/// All chains that there are, without their rules.
+/// The chains that matter here of all that there are, without their rules.
 #[derive(Debug)]
-pub struct Listed(pub(super) Vec<Value>);
+pub struct Listed(Vec<Named>);
+
+/// A chain of a table for IPv4. One at the forward hook has a policy: whether that is to drop.
+#[derive(Debug)]
+struct Named {
+    family: &'static str,
+    table: String,
+    name: String,
+    policy: Option<bool>,
+}
+
+impl Named {
+    /// The chain, if it matters here: of kube-proxy's there are thousands.
+    fn of(netlink::Chain { family, table, name, forward }: netlink::Chain<'_>) -> Option<Named> {
+        let is_theirs = forward.is_some() && table != "vnetpool";
+        let is_portmaps = name.starts_with(host_ports::CHAIN) || table == host_ports::TABLE;
+        let named = || Named { family, table: table.to_owned(), name: name.to_owned(), policy: forward };
+        (is_theirs || is_portmaps).then(named)
+    }
+}
 
 impl Listed {
     pub async fn now() -> Result<Listed, Error> {
-        list(&["-j", "list", "chains"]).await.map(Listed)
+        let listed = tokio::task::spawn_blocking(|| netlink::chains(Named::of)).await;
+        listed.map_err(io::Error::other).flatten().map(Listed).map_err(Error::Unlisted)
     }
 
-    /// The names that begin like this.
-    pub fn names(&self, prefix: &str) -> BTreeSet<String> {
-        let names = self.0.iter().filter_map(|object| object["chain"]["name"].as_str());
-        names.filter(|name| name.starts_with(prefix)).map(str::to_owned).collect()
+    /// The chains at the forward hook, and whether their policy is to drop.
+    fn bases(&self) -> Vec<(Base, bool)> {
+        let base = |Named { family, table, name, policy }: &Named| {
+            let (table, chain) = (table.clone(), name.clone());
+            Some((Base { family, table, chain, is_legacy: false }, (*policy)?))
+        };
+        self.0.iter().filter_map(base).collect()
     }
 
-    /// The comments on rules in these chains of a table for IPv4, if there is such a table.
-    pub async fn comments(&self, table: &str, chains: &[&str]) -> Result<BTreeSet<String>, Error> {
-        let is_in = |chain: &Value| chain["family"] == "ip" && chain["table"] == table;
-        if !self.0.iter().any(|object| is_in(&object["chain"])) {
-            return Ok(BTreeSet::new());
+    /// The marks of portmap's rules for single pods: names of chains, and comments in portmap's own table.
+    pub async fn host_ports(&self) -> Result<BTreeSet<String>, Error> {
+        let names = self.0.iter().map(|chain| &chain.name);
+        let mut marks: BTreeSet<String> =
+            names.filter(|name| name.starts_with(host_ports::CHAIN)).cloned().collect();
+        let table = host_ports::TABLE;
+        if self.0.iter().any(|chain| chain.family == "ip" && chain.table == table) {
+            let listed = list(&["-j", "--stateless", "list", "table", "ip", table]).await?;
+            let rules = listed.iter().map(|object| &object["rule"]);
+            let meant = rules.filter(|rule| host_ports::CHAINS.iter().any(|chain| rule["chain"] == *chain));
+            marks.extend(meant.filter_map(|rule| rule["comment"].as_str().map(str::to_owned)));
         }
-        let listed = list(&["-j", "--stateless", "list", "table", "ip", table]).await?;
-        let rules = listed.iter().map(|object| &object["rule"]);
-        let meant = rules.filter(|rule| chains.iter().any(|chain| rule["chain"] == *chain));
-        Ok(meant.filter_map(|rule| rule["comment"].as_str().map(str::to_owned)).collect())
+        Ok(marks)
     }
 }
 
 /// The chains of others that are certain to drop one of these packets, as far as nft sees them.
 pub async fn dropping(listed: &Listed, packets: &[Packet<'_>]) -> Result<Vec<Base>, Error> {
     let mut dropping = Vec::new();
-    for (base, drops) in bases(listed) {
+    for (base, drops) in listed.bases() {
         let chains = chains(&base, drops).await?;
         if packets.iter().any(|packet| is_dropped(&chains, &base.chain, packet)) {
             dropping.push(base);
@@ -111,8 +143,8 @@ pub async fn open(base: &Base) -> Result<(), Error> {
 
 /// Removes the rules of [`open`], wherever they are.
 pub async fn close() -> Result<(), Error> {
-    for (Base { family, table, chain, .. }, _) in bases(&Listed::now().await?) {
-        for rule in rules(&family, &table, &chain).await?.iter().filter(|rule| rule["comment"] == COMMENT) {
+    for (Base { family, table, chain, .. }, _) in Listed::now().await?.bases() {
+        for rule in rules(family, &table, &chain).await?.iter().filter(|rule| rule["comment"] == COMMENT) {
             let handle = &rule["handle"];
             run(&["-f", "-"], &format!("delete rule {family} {table} {chain} handle {handle}\n")).await?;
         }
@@ -127,19 +159,6 @@ pub async fn close() -> Result<(), Error> {
     Ok(())
 }
 
-/// The IPv4 chains at the forward hook, and whether their policy is to drop.
-pub(super) fn bases(Listed(listed): &Listed) -> Vec<(Base, bool)> {
-    let bases = listed.iter().filter_map(|object| {
-        let chain = object.get("chain").filter(|chain| chain["hook"] == "forward")?;
-        let text = |key: &str| chain[key].as_str().unwrap_or_default().to_owned();
-        let base =
-            Base { family: text("family"), table: text("table"), chain: text("name"), is_legacy: false };
-        let is_theirs = matches!(base.family.as_str(), "ip" | "inet") && base.table != "vnetpool";
-        is_theirs.then_some((base, chain["policy"] == "drop"))
-    });
-    bases.collect()
-}
-
 /// A base chain and all that it leads to.
 async fn chains(base: &Base, drops: bool) -> Result<Chains, Error> {
     let mut chains = Chains::new();
@@ -149,7 +168,7 @@ async fn chains(base: &Base, drops: bool) -> Result<Chains, Error> {
             continue;
         }
         let mut chain = Chain { drops: drops && name == base.chain, rules: Vec::new() };
-        for rule in rules(&base.family, &base.table, &name).await? {
+        for rule in rules(base.family, &base.table, &name).await? {
             let expressions = expressions(&rule);
             let targets = expressions.iter().filter_map(|one| {
                 let leads = one.get("jump").or_else(|| one.get("goto"))?;
@@ -204,7 +223,7 @@ pub async fn legacy(packets: &[Packet<'_>]) -> Result<Option<Base>, Error> {
     let chains = legacy::chains(&iptables_legacy(&["-S"]).await?);
     let drops = packets.iter().any(|packet| is_dropped(&chains, FORWARD, packet));
     Ok(drops.then(|| Base {
-        family: "ip".to_owned(),
+        family: "ip",
         table: "filter".to_owned(),
         chain: FORWARD.to_owned(),
         is_legacy: true,
@@ -225,5 +244,29 @@ async fn iptables_legacy(args: &[impl AsRef<OsStr>]) -> Result<String, Error> {
     match output.status.success() {
         true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         false => Err(Error::Failed(name, String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_thousands_of_chains_only_others_at_the_forward_hook_and_portmaps_are_kept() {
+        for (table, name, forward, expected) in [
+            ("nat", "KUBE-SVC-ERIFXISQEP7F7OF4", None, false),
+            ("filter", "FORWARD", Some(true), true),
+            ("filter", "FORWARD", Some(false), true),
+            ("vnetpool", "platform", Some(false), false),
+            ("vnetpool", "guard", None, false),
+            ("nat", "CNI-DN-05ae031512ea922cb4284", None, true),
+            ("cni_hostport", "hostports", None, true),
+        ] {
+            let kept = Named::of(netlink::Chain { family: "ip", table, name, forward });
+            assert_eq!(kept.is_some(), expected, "{table} {name}");
+            let bases = Listed(kept.into_iter().collect()).bases();
+            let drops: Vec<bool> = bases.into_iter().map(|(_, drops)| drops).collect();
+            assert_eq!(drops, forward.filter(|_| expected).into_iter().collect::<Vec<_>>(), "{table} {name}");
+        }
     }
 }

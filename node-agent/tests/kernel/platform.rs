@@ -6,11 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use vnetpool_crds::{pool::MetadataAccess, refusal::Service};
-use vnetpool_node_agent::firewall::{
-    Family,
-    apply::Firewall,
-    events::{Events, generation},
-};
+use vnetpool_node_agent::firewall::{Family, apply::Firewall, events::Events, netlink::generation};
 use vnetpool_plugin::wiring::Wiring;
 
 use crate::world::{

@@ -9,7 +9,8 @@ use vnetpool_crds::pool::MetadataAccess;
 use vnetpool_node_agent::firewall::{
     self, Family,
     apply::{self, Ensured, Firewall},
-    events::{Events, generation},
+    events::Events,
+    netlink::generation,
 };
 use vnetpool_node_agent::sysctl;
 use vnetpool_plugin::wiring::{self, Wiring};
@@ -143,6 +144,24 @@ fn a_table_changed_by_others_is_restored_and_an_outdated_one_is_put() {
     assert_eq!(ensure(&other), Ensured::Put);
     node.run("nft flush ruleset");
     assert_eq!(ensure(&other), Ensured::Restored);
+}
+
+#[test]
+fn a_table_that_is_flushed_after_nft_has_refused_a_newer_one_is_put_back() {
+    let (node, mut firewall) = (Namespace::new(), Firewall::default());
+    let (wanted, newer) = (rules(&["10.240.0.0/16"]), rules(&["10.240.0.0/16", "203.0.113.0/24"]));
+    ensure(&node, &mut firewall, &wanted);
+    let table = || node.run("nft list table inet vnetpool");
+    let before = table();
+    let refused = node.inside(|| block_on(firewall.ensure("nonsense")));
+    assert!(matches!(refused, Err(apply::Error::Refused(..))), "{refused:?}");
+    let mut restore = || node.inside(|| block_on(firewall.restore()).unwrap());
+    assert_eq!(restore(), Ensured::Standing);
+    node.run("nft flush ruleset");
+    assert_eq!(restore(), Ensured::Restored);
+    assert_eq!(table(), before);
+    assert_eq!(restore(), Ensured::Standing);
+    assert!(ensure(&node, &mut firewall, &newer), "the next is put all the same");
 }
 
 #[test]

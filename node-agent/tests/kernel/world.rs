@@ -23,8 +23,9 @@ use vnetpool_node_agent::{
     firewall::{
         Egress, Rules,
         apply::{Ensured, Firewall},
-        events::{Events, generation},
+        events::Events,
         known::Heard,
+        netlink::generation,
     },
     sysctl,
 };

@@ -69,7 +69,7 @@ pub(super) fn page() -> Result<String> {
         (format!("port {agent}"), "the agent's"),
         (
             format!("`{STATE_DIR}`"),
-            "the ledger, its locks, the plugin's log, the chains of pods' host ports; ends with the boot",
+            "ledger, locks, the plugin's log, pods' host ports, the source of the rules; end with the boot",
         ),
         (format!("`{bin}/{PLUGIN}`, `{IPAM}`"), "the plugin"),
         (format!("`{conf}/10-vnetpool.conflist`"), "the CNI configuration"),

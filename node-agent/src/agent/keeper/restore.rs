@@ -21,7 +21,7 @@ use crate::{
     agent::{blocking::blocking, notes::Finding},
     config::SourceKind,
     disturbance::{self, Kind},
-    firewall::{events::generation, known::Generation},
+    firewall::{known::Generation, netlink::generation},
     host_ports,
     others_firewall::{Packet, nft},
     sysctl,
@@ -47,8 +47,7 @@ impl Firewalls {
         packets: &[Packet<'_>],
     ) -> Result<Firewalls, nft::Error> {
         let listed = nft::Listed::now().await?;
-        let mut host_ports = listed.names(host_ports::CHAIN);
-        host_ports.extend(listed.comments(host_ports::TABLE, &host_ports::CHAINS).await?);
+        let host_ports = listed.host_ports().await?;
         Ok(Firewalls { of, dropping: nft::dropping(&listed, packets).await?, host_ports })
     }
 }

@@ -1,7 +1,8 @@
 //! The rules of other programs on the node.
 
-use super::tables::nft;
+use super::tables::{FORWARD, nft};
 use super::*;
+use nix::sys::resource::{UsageWho, getrusage};
 
 fn iptables(args: &str) {
     let output = Command::new("iptables-legacy").args(args.split(' ')).output().unwrap();
@@ -58,4 +59,32 @@ async fn a_host_port_in_portmaps_own_table_is_missed_when_it_is_flushed() {
     let Verdict { reason, message, .. } = undisturbed(&agent);
     assert_eq!(reason, Reason::InTheWay, "{message}");
     assert!(message.starts_with(&format!("the hostPort of pods {id} leads nowhere")), "{message}");
+}
+
+/// The most memory that this process has had so far, and the most that a program has had which it ran, in KiB.
+fn peaks() -> [i64; 2] {
+    [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN].map(|who| getrusage(who).unwrap().max_rss())
+}
+
+/// As kube-proxy has them, all of a cluster's on each node.
+#[tokio::test]
+async fn the_rules_of_thousands_of_services_hide_no_firewall_and_take_no_memory() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let (mut agent, object) = settled(&dir).await;
+    let rule = "ip saddr 10.0.0.1 meta l4proto tcp counter comment \"default/service-1:http\"\n";
+    for some in 0..80 {
+        let chain = |n| format!("chain KUBE-SVC-{some:08}{n:08} {{\n{rule}{rule}}}\n");
+        let chains: String = (0..50).map(chain).collect();
+        let file = dir.join("services");
+        fs::write(&file, format!("table ip nat {{\n{chains}}}\n")).unwrap();
+        assert!(nft(&format!("-f {}", file.display())));
+    }
+    assert!(nft("add table inet other") && nft(FORWARD));
+    let before = peaks();
+    settle(&mut agent, &object).await;
+    let more: Vec<i64> = peaks().iter().zip(before).map(|(now, before)| now - before).collect();
+    let Verdict { reason, message, .. } = agent.notes.undisturbed().verdict;
+    assert_eq!(reason, Reason::InTheWay, "{message}");
+    assert!(message.contains("chain drops of table inet other"), "{message}");
+    assert!(more.iter().all(|more| *more < 4 * 1024), "{more:?} KiB more than {before:?}");
 }

@@ -5,8 +5,9 @@ use crate::child;
 use crate::firewall::{
     Family::{Arp, Inet},
     apply,
-    events::{Events, generation},
+    events::Events,
     known::Known,
+    netlink::generation,
 };
 use tokio::time::{self, timeout};
 
@@ -60,14 +61,17 @@ pub(super) fn nft(args: &str) -> bool {
 }
 
 /// A firewall that lets nothing through.
-const FORWARD: &str =
+pub(super) const FORWARD: &str =
     "add chain inet other drops { type filter hook forward priority filter ; policy drop ; }";
+/// How the run begins in which an inspection reads it.
+const LISTS_OTHERS: &str = "-j --stateless list chain inet other drops";
 
 #[tokio::test]
 async fn a_table_that_is_flushed_is_put_back_beside_an_inspection_that_is_under_way() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
     let (mut agent, _) = settled(&dir).await;
-    fs::write(dir.join("hangs"), "-j list chains").unwrap();
+    assert!(nft("add table inet other") && nft(FORWARD));
+    fs::write(dir.join("hangs"), LISTS_OTHERS).unwrap();
     let keeper = agent.keeper.take().unwrap();
     let inspection = keeper.inspect(agent.wanted.clone(), agent.reserved.clone());
     let disturbed = Notify::new();
@@ -187,6 +191,42 @@ async fn a_table_that_cannot_be_put_back_is_lacking_at_once_and_until_it_stands_
     assert_eq!(agent.notes.undisturbed().verdict.reason, Reason::Repaired, "{:?}", agent.notes.undisturbed());
 }
 
+/// What flushes the tables may end the agent, too.
+#[tokio::test]
+async fn an_agent_that_starts_without_the_api_server_withholds_addresses_until_it_has_put_the_rules_back() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let (agent, _) = settled(&dir).await;
+    drop(agent);
+    let tables = || Command::new("nft").args(["--stateless", "list", "ruleset"]).output().unwrap().stdout;
+    let before = tables();
+    let mut agent = super::agent(&dir);
+    agent.reconcile(None).await.unwrap();
+    let has = Counts { held: 2, free: 2, ..Counts::default() };
+    assert_eq!(counts(&agent), has, "a pod would wait for each agent that is replaced");
+    assert!(nft("flush ruleset"));
+    agent.reconcile(None).await.unwrap();
+    assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
+    inspect(&mut agent).await;
+    agent.reconcile(None).await.unwrap();
+    assert_eq!(counts(&agent), has);
+    assert_eq!(String::from_utf8(tables()), String::from_utf8(before));
+}
+
+/// An agent of an earlier release has kept none.
+#[tokio::test]
+async fn an_agent_that_knows_no_rules_withholds_addresses_while_there_is_no_table() {
+    let Some(dir) = on_a_node(&this_test!()) else { return };
+    let (agent, _) = settled(&dir).await;
+    fs::remove_file(agent.config.state_dir.join("rules.json")).unwrap();
+    let mut agent = super::agent(&dir);
+    assert!(nft("flush ruleset"));
+    for _ in 0..2 {
+        agent.reconcile(None).await.unwrap();
+        assert_eq!(counts(&agent), Counts { withheld: 2, ..Counts::default() });
+        inspect(&mut agent).await;
+    }
+}
+
 #[tokio::test]
 async fn a_table_that_nft_does_not_show_after_it_has_put_it_is_not_taken_for_standing() {
     let Some(dir) = on_a_node(&this_test!()) else { return };
@@ -285,7 +325,7 @@ async fn while_no_rule_of_the_node_changes_an_inspection_runs_nft_for_its_counte
         at_rest(&tables).await;
         let before = runs();
         settle(&mut agent, &object).await;
-        let counters = "-j list counters table inet vnetpool\n";
+        let counters = "-j list table inet vnetpool\n";
         assert_eq!(runs(), before.clone() + counters);
 
         assert!(nft("add table inet other") && nft(FORWARD));
@@ -298,7 +338,7 @@ async fn while_no_rule_of_the_node_changes_an_inspection_runs_nft_for_its_counte
         }
         let all = runs();
         let since: Vec<&str> = all.strip_prefix(&before).unwrap().lines().skip(3).collect();
-        assert_eq!(since.iter().filter(|run| **run == "-j list chains").count(), 1, "{since:?}");
+        assert_eq!(since.iter().filter(|run| **run == LISTS_OTHERS).count(), 1, "{since:?}");
     };
     guarded(tables.clone(), notes, &Notify::new(), listening).await;
 }

@@ -8,8 +8,13 @@ use std::{
 
 use clap::Parser;
 use serde_json::{Value, json};
-use vnetpool_node_agent::{agent, args::Args, cleanup, config::Config};
-use vnetpool_plugin::wiring::Uplink;
+use vnetpool_node_agent::{
+    agent::{self, Kept},
+    args::Args,
+    cleanup,
+    config::Config,
+};
+use vnetpool_plugin::{ledger::file::Store, wiring::Uplink};
 
 use super::super::{HELD, Stage, is_nightly, sweep_up};
 use super::{FIRST, LATER, Spec, block_on, kill_before_each, put_tables, route, stand_in};
@@ -116,6 +121,41 @@ fn an_agent_killed_as_it_installs_the_runtimes_files_leaves_each_as_it_was_or_as
             is_killed
         });
     }
+}
+
+/// The source of the rules of this spec.
+fn keep(store: &Store, Spec { generation, .. }: Spec) {
+    let object = json!({
+        "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation",
+        "metadata": { "name": "n", "uid": "allocation", "generation": generation },
+        "spec": { "nodeUID": "node", "bootID": BOOT, "pool": "p", "cooldown": "30s" },
+    });
+    Kept::of(&serde_json::from_value(object).unwrap()).write(store).unwrap();
+}
+
+const BOOT: &str = "boot";
+
+/// The next agent has the rules of one spec or the other, though the API server is away.
+#[test]
+fn an_agent_killed_as_it_keeps_the_rules_of_a_spec_leaves_those_of_the_former_or_the_new() {
+    let what = "the rules of a spec are kept";
+    stand_in(what, |store| keep(store, LATER));
+    let stage = Stage::new("Routed");
+    let store = &stage.node.store;
+    let kept = |spec| {
+        keep(store, spec);
+        Kept::read(store, BOOT).unwrap().unwrap()
+    };
+    let (former, new) = (kept(FIRST), kept(LATER));
+    assert_ne!(former, new);
+    kill_before_each(what, |call| {
+        keep(store, FIRST);
+        let is_killed = stage.kill_agent_before(call, what);
+        let left = Kept::read(store, BOOT).unwrap().unwrap();
+        assert!(left == new || (left == former && is_killed), "killed before call {call}: {left:?}");
+        assert_eq!(kept(LATER), new, "killed before call {call}");
+        is_killed
+    });
 }
 
 fn clean(state: &Path) {
