@@ -81,7 +81,7 @@ pub fn write(ports: &HostPorts, state_dir: &Path) -> io::Result<()> {
     if read(state_dir)?.text() == ports.text() {
         return Ok(());
     }
-    replace(&state_dir.join(FILE), [ports.text().as_str()])
+    replace(&state_dir.join(FILE), [ports.text().as_bytes()])
 }
 
 /// How the names of portmap's chains begin.

@@ -31,6 +31,7 @@ pub(crate) mod tests;
 use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
 
 use choice::{Choice, Readiness};
+use record::Usage;
 
 pub use crate::sandbox::{Pod, Sandbox};
 pub use format::{Malformed, VERSIONS};
@@ -179,12 +180,12 @@ impl Ledger {
 
         self.relinquished.retain(|name| entries.iter().any(|entry| entry.name == *name));
         for record in &mut self.records {
-            if !entries.iter().any(|entry| entry.is_recorded_as(record.entry())) {
+            if !entries.iter().any(|entry| record.is_of_entry(entry)) {
                 record.vanish();
             }
         }
         for entry in entries.iter().filter(|entry| !self.relinquished.contains(&entry.name)) {
-            let known = self.records.iter().position(|record| entry.is_recorded_as(record.entry()));
+            let known = self.records.iter().position(|record| record.is_of_entry(entry));
             let under_its_pod = || self.records.iter().position(|record| record.waits_for(entry.address));
             match known.or_else(under_its_pod) {
                 Some(index) => self.records[index].come_back(entry),
@@ -210,10 +211,10 @@ impl Ledger {
     }
 
     fn note_first_address(&mut self) {
-        let is_held = |record: &Record| match record.state() {
-            State::Free { .. } => self.is_ruled,
-            State::Assigned(_) => true,
-            State::Withdrawn { .. } => false,
+        let is_held = |record: &Record| match record.usage() {
+            Usage::Free { .. } => self.is_ruled,
+            Usage::Assigned { .. } => true,
+            Usage::Withdrawn { .. } => false,
         };
         self.had_first_address |= self.records.iter().any(is_held);
     }
@@ -231,7 +232,8 @@ impl Ledger {
                 names.push(name);
             }
         }
-        self.records.retain(|record| !record.is_free() || !names.contains(&record.entry().name));
+        let is_given_up = |record: &Record| names.iter().any(|name| name.as_bytes() == record.name());
+        self.records.retain(|record| !record.is_free() || !is_given_up(record));
         self.relinquished.extend_from_slice(&names);
         names
     }
@@ -247,11 +249,11 @@ impl Ledger {
             in_use: bool,
         }
         // In the order of the records, so that names freed at the same time keep that order.
-        let mut order: Vec<&str> = Vec::new();
-        let mut all: HashMap<&str, Reservation> = HashMap::new();
-        let readiness = Readiness::of(&self.records, self.cooldown);
-        for (index, record) in self.records.iter().enumerate() {
-            let name = record.entry().name.as_str();
+        let mut order: Vec<&[u8]> = Vec::new();
+        let mut all: HashMap<&[u8], Reservation> = HashMap::new();
+        let readiness = self.readiness();
+        for record in &self.records {
+            let name = record.name();
             let one = all.entry(name).or_insert_with(|| {
                 order.push(name);
                 Reservation::default()
@@ -259,13 +261,13 @@ impl Ledger {
             one.size += 1;
             one.freed = one.freed.max(record.freed());
             // No pod has the empty UID, so an entry with an attachment counts as in use, too.
-            one.in_use |= !record.is_for("") || !readiness.is_ready(index, now);
+            one.in_use |= !record.is_for("") || !readiness.is_ready(record, now);
         }
-        let mut idle: Vec<(&str, &Reservation)> =
+        let mut idle: Vec<(&[u8], &Reservation)> =
             order.iter().filter_map(|name| all.get_key_value(name)).map(|(name, one)| (*name, one)).collect();
         idle.retain(|(_, one)| !one.in_use);
         idle.sort_by_key(|(_, one)| one.freed);
-        idle.into_iter().map(|(name, one)| (name.to_owned(), one.size)).collect()
+        idle.into_iter().map(|(name, one)| (String::from_utf8_lossy(name).into_owned(), one.size)).collect()
     }
 
     /// Assigns an address to a sandbox that uses it on the node without being in the ledger. Returns whether
@@ -281,14 +283,11 @@ impl Ledger {
         self.cancel(sandbox);
         let assignment = |vanished| {
             let (sandbox, pod, proof) = (sandbox.clone(), pod.clone(), proof.clone());
-            State::Assigned(Assignment::new(
-                Tenant { sandbox, pod, network: String::new(), proof },
-                now,
-                vanished,
-            ))
+            let tenant = Tenant { sandbox, pod, network: String::new(), proof };
+            State::Assigned(Assignment { since: now, vanished, tenant })
         };
         match self.records.iter_mut().find(|record| record.address() == *address) {
-            Some(record) => record.set(assignment(matches!(record.state(), State::Withdrawn { .. }))),
+            Some(record) => record.set(assignment(matches!(record.usage(), Usage::Withdrawn { .. }))),
             None => {
                 let entry = Entry { name: String::new(), address: *address, attached_to: None };
                 self.records.push(Record::new(entry, assignment(true)));
@@ -367,7 +366,8 @@ impl Ledger {
                     }
                     let Waiter { sandbox, pod, network, since: _, proof } = waiter;
                     let tenant = Tenant { sandbox, pod, network, proof };
-                    self.records[index].set(State::Assigned(Assignment::new(tenant, now, false)));
+                    let assignment = Assignment { since: now, vanished: false, tenant };
+                    self.records[index].set(State::Assigned(assignment));
                 }
                 Some(_) => {}
                 None => self.waiting.push(waiter),
@@ -382,14 +382,14 @@ impl Ledger {
     }
 
     fn readiness(&self) -> Readiness {
-        if self.is_ruled { Readiness::of(&self.records, self.cooldown) } else { Readiness::default() }
+        Readiness::of(&self.records, self.cooldown)
     }
 
     /// When the next of the addresses that cool now will be ready.
     pub fn next_ready(&self, now: Millis) -> Option<Millis> {
         let readiness = self.readiness();
-        let all = 0..self.records.len();
-        all.filter_map(|index| readiness.at(index)).filter(|&ready| ready > now).min()
+        let ready = self.records.iter().filter_map(|record| readiness.at(record));
+        ready.filter(|&ready| self.is_ruled && ready > now).min()
     }
 
     /// Whether an ADD waits that could have an address now, since time alone makes cooling addresses ready.
@@ -408,17 +408,17 @@ impl Ledger {
             ..Counts::default()
         };
         let readiness = self.readiness();
-        for (index, record) in self.records.iter().enumerate() {
-            match record.state() {
-                State::Assigned(assignment) => {
+        for record in &self.records {
+            match record.usage() {
+                Usage::Assigned { vanished, .. } => {
                     counts.assigned += 1;
-                    counts.vanished += u32::from(assignment.vanished);
+                    counts.vanished += u32::from(vanished);
                 }
-                State::Withdrawn { .. } => counts.withdrawn += 1,
-                State::Free { .. } if !self.is_ruled => counts.withheld += 1,
-                State::Free { .. } if record.attached_to().is_some() => counts.cooling += 1,
-                State::Free { .. } if readiness.is_ready(index, now) => counts.free += 1,
-                State::Free { .. } => counts.cooling += 1,
+                Usage::Withdrawn { .. } => counts.withdrawn += 1,
+                Usage::Free { .. } if !self.is_ruled => counts.withheld += 1,
+                Usage::Free { .. } if record.attached_to().is_some() => counts.cooling += 1,
+                Usage::Free { .. } if readiness.is_ready(record, now) => counts.free += 1,
+                Usage::Free { .. } => counts.cooling += 1,
             }
         }
         counts.held = counts.assigned - counts.vanished + counts.cooling + counts.free;

@@ -22,7 +22,7 @@ pub async fn write(mut publisher: Publisher) -> anyhow::Result<()> {
             let written = read(&publisher.state_dir)?;
             let status = compose(&report, written.as_ref());
             if !is_published(&status, written.as_ref()) {
-                let put = replace(&path, [serde_json::to_string_pretty(&status)?.as_str()]);
+                let put = replace(&path, [serde_json::to_vec_pretty(&status)?.as_slice()]);
                 publisher.metrics.count_report(put.is_ok());
                 put.with_context(|| format!("can't write {}", path.display()))?;
             }

@@ -4,50 +4,61 @@ use std::{cmp::Reverse, collections::HashMap, net::Ipv4Addr};
 
 use foldhash::fast::FixedState;
 
-use super::{Millis, Record, State};
+use super::{Millis, Record, Usage};
 
 /// The keys come from Azure and the operator, and neither would search for collisions. So there is no need to
 /// ask the kernel for random bytes, nor for a hash that takes as long as the reading of the ledger.
 type Map<K, V> = HashMap<K, V, FixedState>;
 
-/// When each record can be assigned, in the order of the records; None if that doesn't depend on time alone.
-/// An address may be in several records, if it was given back and came again under a new name. Use and
-/// cooldown under one name hold for the others, too.
-#[derive(Default)]
-pub(super) struct Readiness(Vec<Option<Millis>>);
+/// When records can be assigned, as far as that depends on time alone.
+pub(super) struct Readiness {
+    cooldown: Millis,
+    /// Addresses that are in several records, in their order: each was given back and came again under a new
+    /// name. Use and cooldown under one name hold for the others, too.
+    shared: Vec<(Ipv4Addr, Option<Millis>)>,
+}
 
 impl Readiness {
     pub(super) fn of(records: &[Record], cooldown: Millis) -> Readiness {
-        let by_itself = |record: &Record| match record.state() {
-            State::Assigned(_) => None,
-            State::Free { since } | State::Withdrawn { since } => {
+        let alone = Readiness { cooldown, shared: Vec::new() };
+        // Every pod waits for this. Most ledgers are in this order, and then no address is in two records.
+        if records.is_sorted_by(|one, next| one.address() < next.address()) {
+            return alone;
+        }
+        let mut by_address: Vec<&Record> = records.iter().collect();
+        by_address.sort_unstable_by_key(|record| record.address());
+        let same = by_address.chunk_by(|one, next| one.address() == next.address());
+        let shared = same.filter(|same| same.len() > 1).map(|same| {
+            let each = same.iter().map(|record| alone.by_itself(record));
+            let last = each.reduce(|one, next| one.zip(next).map(|(one, next)| one.max(next)));
+            (same[0].address(), last.flatten())
+        });
+        Readiness { shared: shared.collect(), cooldown }
+    }
+
+    fn by_itself(&self, record: &Record) -> Option<Millis> {
+        let cooldown = self.cooldown;
+        match record.usage() {
+            Usage::Assigned { .. } => None,
+            Usage::Free { since } | Usage::Withdrawn { since } => {
                 Some(since.map_or(0, |since| since.saturating_add(cooldown)))
             }
-        };
-        let mut all: Vec<Option<Millis>> = records.iter().map(by_itself).collect();
-        // Every pod waits for this. A ledger is mostly in this order already, so that sorting it takes less
-        // time and memory than a table of hashes.
-        let mut by_address: Vec<(Ipv4Addr, u32)> =
-            records.iter().zip(0..).map(|(record, index)| (record.address(), index)).collect();
-        by_address.sort_unstable();
-        for same in by_address.chunk_by(|one, next| one.0 == next.0).filter(|same| same.len() > 1) {
-            let each = same.iter().map(|&(_, index)| all[index as usize]);
-            let last = each.reduce(|one, next| one.zip(next).map(|(one, next)| one.max(next))).flatten();
-            same.iter().for_each(|&(_, index)| all[index as usize] = last);
         }
-        for (ready, _) in all.iter_mut().zip(records).filter(|(_, record)| !record.is_free()) {
-            *ready = None;
-        }
-        Readiness(all)
     }
 
-    /// When the record of this index can be assigned; None if that doesn't depend on time alone.
-    pub(super) fn at(&self, index: usize) -> Option<Millis> {
-        self.0.get(index).copied().flatten()
+    /// When this record can be assigned; None if that doesn't depend on time alone.
+    pub(super) fn at(&self, record: &Record) -> Option<Millis> {
+        if !record.is_free() {
+            return None;
+        }
+        match self.shared.binary_search_by_key(&record.address(), |(address, _)| *address) {
+            Ok(index) => self.shared[index].1,
+            Err(_) => self.by_itself(record),
+        }
     }
 
-    pub(super) fn is_ready(&self, index: usize, now: Millis) -> bool {
-        self.at(index).is_some_and(|ready| ready <= now)
+    pub(super) fn is_ready(&self, record: &Record, now: Millis) -> bool {
+        self.at(record).is_some_and(|ready| ready <= now)
     }
 }
 
@@ -68,22 +79,22 @@ impl Choice {
         if !records.iter().any(Record::is_free) {
             return Choice::default();
         }
-        let is_assigned = |record: &&Record| matches!(record.state(), State::Assigned(_));
-        let assigned = records.iter().filter(is_assigned);
-        let mut in_use: Map<&str, u32> =
-            Map::with_capacity_and_hasher(assigned.clone().count(), FixedState::default());
-        assigned.for_each(|record| *in_use.entry(record.name()).or_default() += 1);
         let readiness = Readiness::of(records, cooldown);
-        let mut ready = Vec::with_capacity(records.len());
-        let is_ready = |(index, _): &(usize, &Record)| readiness.is_ready(*index, now);
-        ready.extend(records.iter().enumerate().filter(is_ready).map(|(index, record)| Candidate {
-            index,
-            in_use: if in_use.is_empty() {
-                0
-            } else {
-                in_use.get(record.name()).copied().unwrap_or_default()
-            },
-        }));
+        let ready = records.iter().enumerate().filter(|(_, record)| readiness.is_ready(record, now));
+        let mut ready: Vec<Candidate> = ready.map(|(index, _)| Candidate { index, in_use: 0 }).collect();
+        let mut assigned = records.iter().filter(|record| record.is_assigned()).peekable();
+        if assigned.peek().is_some() {
+            let names = ready.iter().map(|one| (records[one.index].name(), 0));
+            let mut in_use: Map<&[u8], u32> = names.collect();
+            for record in assigned {
+                if let Some(in_use) = in_use.get_mut(record.name()) {
+                    *in_use += 1;
+                }
+            }
+            for one in &mut ready {
+                one.in_use = in_use.get(records[one.index].name()).copied().unwrap_or_default();
+            }
+        }
         Choice(ready)
     }
 

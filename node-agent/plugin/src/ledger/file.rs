@@ -270,24 +270,24 @@ impl Store {
         })
     }
 
-    fn load(&self) -> Result<Arc<String>, Error> {
+    fn load(&self) -> Result<Arc<Vec<u8>>, Error> {
         let path = self.dir.join(LEDGER);
         let read = || -> io::Result<Vec<u8>> {
-            let mut file = fs::File::open(&path)?;
-            // No process writes to a file that has this name: one read gets all of it.
-            let mut bytes = vec![0; file.metadata()?.len() as usize];
-            file.read_exact(&mut bytes)?;
+            let file = fs::File::open(&path)?;
+            // No process writes to a file that has this name, so it doesn't grow.
+            let length = file.metadata()?.len();
+            let mut bytes = Vec::with_capacity(length as usize);
+            file.take(length).read_to_end(&mut bytes)?;
             Ok(bytes)
         };
-        match read().map(String::from_utf8) {
-            Ok(Ok(text)) => Ok(Arc::new(text)),
-            Ok(Err(_)) => Err(Error::Unreadable(path, Malformed::Line(1))),
+        match read() {
+            Ok(text) => Ok(Arc::new(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Missing(path)),
             Err(error) => Err(Error::Io(path, error)),
         }
     }
 
-    fn parse(&self, text: &Arc<String>) -> Result<Ledger, Error> {
+    fn parse(&self, text: &Arc<Vec<u8>>) -> Result<Ledger, Error> {
         let ledger = format::read(text).map_err(|malformed| match malformed {
             Malformed::Version(version) => Error::OtherVersion(self.dir.join(LEDGER), version),
             malformed => Error::Unreadable(self.dir.join(LEDGER), malformed),
@@ -303,7 +303,7 @@ impl Store {
     }
 
     /// Replaces the ledger that reads `before`. Called under its lock.
-    fn replace(&self, ledger: &Ledger, before: &str) -> Result<(), Error> {
+    fn replace(&self, ledger: &Ledger, before: &[u8]) -> Result<(), Error> {
         let text = format::write(ledger);
         if text.is(before) {
             return Ok(());
@@ -316,7 +316,7 @@ impl Store {
 /// Replaces a file of the folder, or makes it, for root's eyes only. A process that dies in here leaves the
 /// old file or the new one. There is no fsync, because the folder is a tmpfs and nothing in it outlives the
 /// boot.
-pub fn replace<'a>(path: &Path, pieces: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
+pub fn replace<'a>(path: &Path, pieces: impl IntoIterator<Item = &'a [u8]>) -> io::Result<()> {
     let new = path.with_extension("new");
     let made = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(PRIVATE).open(&new)?;
     write_all(&made, pieces.into_iter())?;
@@ -337,8 +337,8 @@ fn is_held(lock_file: &fs::File, sandbox: &Sandbox) -> bool {
 }
 
 /// Writes these pieces one behind the other, all at once if the kernel takes them so.
-fn write_all<'a>(mut file: &fs::File, pieces: impl Iterator<Item = &'a str>) -> io::Result<()> {
-    let mut slices: Vec<IoSlice<'_>> = pieces.map(|piece| IoSlice::new(piece.as_bytes())).collect();
+fn write_all<'a>(mut file: &fs::File, pieces: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = pieces.map(IoSlice::new).collect();
     let mut rest = &mut slices[..];
     IoSlice::advance_slices(&mut rest, 0); // over empty ones
     while !rest.is_empty() {
@@ -387,7 +387,7 @@ impl Quiet {
         if let Err(error @ Error::OtherVersion(..)) = self.store.peek() {
             return Err(error);
         }
-        self.store.replace(ledger, "")
+        self.store.replace(ledger, &[])
     }
 }
 

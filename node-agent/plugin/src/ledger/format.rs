@@ -20,19 +20,21 @@
 //!
 //! An empty word is written `-`. Bytes that would break a word are written `%XX`.
 //!
-//! It is not JSON, because every pod waits for it to be read and written. For the same reason an unchanged
-//! record is neither parsed nor formatted: see [`Record`] and [`Assignment`].
+//! It is not JSON, because every pod waits for it to be read and written. For the same reason a record in
+//! its usual form isn't parsed, nor an unchanged one formatted: see [`Record`].
 
 pub(super) mod line;
 pub(super) mod reader;
+mod usual;
 mod writer;
 
 use std::sync::Arc;
 
-use super::{Assignment, Ledger, Proof, Record, State, Tenant, Waiter};
+use super::{Ledger, Proof, Record, State, Tenant, Waiter};
 use line::Line;
-use reader::{Lines, Sound};
+use reader::Lines;
 pub use reader::{Malformed, VERSIONS};
+use usual::Usual;
 use writer::{Text, Writer};
 
 /// The ledger as text.
@@ -92,10 +94,6 @@ pub(super) fn write(ledger: &Ledger) -> Text {
 }
 
 fn version_of(ledger: &Ledger) -> u32 {
-    let is_by_namespace = |record: &Record| match record.state() {
-        State::Assigned(assignment) => assignment.is_by_namespace(),
-        _ => false,
-    };
     // Version 1 has no word for it: there each waits with the link that its sandbox is given.
     let waits_otherwise = |Waiter { sandbox, pod, proof, .. }: &Waiter| match proof {
         Proof::Link(link) => *link != sandbox.host_link(pod),
@@ -104,26 +102,23 @@ fn version_of(ledger: &Ledger) -> u32 {
     if !ledger.is_ruled {
         return 3;
     }
-    let needs_2 = ledger.records.iter().any(is_by_namespace) || ledger.waiting.iter().any(waits_otherwise);
+    let needs_2 =
+        ledger.records.iter().any(Record::is_by_namespace) || ledger.waiting.iter().any(waits_otherwise);
     if needs_2 { 2 } else { 1 }
 }
 
 /// Reads a ledger from its text.
-pub(super) fn read(text: &Arc<String>) -> Result<Ledger, Malformed> {
+pub(super) fn read(text: &Arc<Vec<u8>>) -> Result<Ledger, Malformed> {
     let mut lines = Lines::of(text);
-    let mut line = |keyword| {
-        let mut words = lines.next().ok_or(Malformed::CutOff)?;
-        if words.word()? == keyword { Ok(words) } else { Err(Malformed::Line(words.line)) }
-    };
-    let version = line("ledger")?.number()?;
+    let version = lines.headed("ledger")?.number()?;
     if !VERSIONS.contains(&version) {
         return Err(Malformed::Version(version));
     }
-    let boot_id = line("boot")?.text()?;
-    let node_uid = line("node")?.text()?;
-    let mut spec = line("spec")?;
+    let boot_id = lines.headed("boot")?.text()?;
+    let node_uid = lines.headed("node")?.text()?;
+    let mut spec = lines.headed("spec")?;
     let (object, generation) = (spec.text()?, spec.number()?);
-    let mut times = line("cooldown")?;
+    let mut times = lines.headed("cooldown")?;
     let mut ledger = Ledger {
         boot_id,
         node_uid,
@@ -131,29 +126,20 @@ pub(super) fn read(text: &Arc<String>) -> Result<Ledger, Malformed> {
         generation,
         cooldown: times.number()?,
         freed_at: times.time()?,
-        had_first_address: line("had-first-address")?.word()? == "yes",
-        is_ruled: version < 3 || line("ruled")?.word()? == "yes",
-        records: Vec::new(), // which grows in place: reading a record allocates nothing else, as a rule
+        had_first_address: lines.headed("had-first-address")?.word()? == "yes",
+        is_ruled: version < 3 || lines.headed("ruled")?.word()? == "yes",
+        records: Vec::new(), // which grows in place: reading a usual line allocates nothing else
         relinquished: Vec::new(),
         waiting: Vec::new(),
     };
-    while let Some(mut words) = lines.next() {
+    loop {
+        if let Some(Usual { address, usage, name, sandbox, .. }) = lines.usual() {
+            let line = Line::usual(text, lines.range(), name, sandbox);
+            ledger.records.push(Record::usual(address, usage, line));
+            continue;
+        }
+        let mut words = lines.next()?;
         match words.word()? {
-            "free" => {
-                let (entry, state) = (words.sound_entry()?, State::Free { since: words.time()? });
-                ledger.records.push(Record::read(entry, state, Line::of(text, lines.range())));
-            }
-            "withdrawn" => {
-                let (entry, state) = (words.sound_entry()?, State::Withdrawn { since: words.time()? });
-                ledger.records.push(Record::read(entry, state, Line::of(text, lines.range())));
-            }
-            "assigned" => {
-                let (entry, since) = (words.sound_entry()?, words.number()?);
-                let (start, Sound { vanished, is_by_namespace }) = (words.at(), words.sound_tenant()?);
-                let tenant = Line::of(text, start..lines.end);
-                let state = State::Assigned(Assignment::read(since, vanished, is_by_namespace, tenant));
-                ledger.records.push(Record::read(entry, state, Line::of(text, lines.range())));
-            }
             "relinquished" => ledger.relinquished.push(words.text()?),
             "waiting" => {
                 let since = words.number()?;
@@ -167,10 +153,12 @@ pub(super) fn read(text: &Arc<String>) -> Result<Ledger, Malformed> {
             }
             // A text without an end was cut off and would lack records.
             "end" => return Ok(ledger),
-            _ => return Err(Malformed::Line(words.line)),
+            keyword => {
+                let (entry, state) = words.record(keyword)?;
+                ledger.records.push(Record::read(entry, state, Line::of(text, lines.range())));
+            }
         }
     }
-    Err(Malformed::CutOff)
 }
 
 #[cfg(test)]

@@ -3,22 +3,21 @@
 use std::{net::Ipv4Addr, ops::Deref, sync::OnceLock};
 
 use super::Millis;
-use super::format::line::Line;
-use super::format::reader::{self, SoundEntry};
+use super::format::{line::Line, reader};
 use super::tenant::{Entry, Proof, Tenant};
 use crate::sandbox::Sandbox;
 
 /// An entry and its use.
 ///
-/// It keeps the line that it was read from until it is changed, and is written as that line. So a verb pays
-/// for the records that it changes, not for all that the node holds. Only the methods below can change it.
+/// It keeps the line that it was read from until it is changed, and is written as that line. A usual line
+/// isn't even parsed until somebody asks for more than all verbs do. So a verb pays for the records that it
+/// changes, not for all that the node holds. Only the methods below can change it.
 #[derive(Clone, Debug)]
 pub struct Record {
     address: Ipv4Addr,
-    /// Of an entry in its usual form no more than the address is parsed until the rest is needed.
-    entry: OnceLock<Box<Entry>>,
-    state: State,
+    usage: Usage,
     line: Option<Line>,
+    parsed: OnceLock<Box<(Entry, State)>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,63 +34,46 @@ pub enum State {
 }
 
 /// That an entry is in use. It reads like its [`Tenant`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assignment {
     pub since: Millis,
     /// The entry has gone from the spec while the pod was using it.
     pub vanished: bool,
-    /// Whether its proof of life is a namespace.
-    is_by_namespace: bool,
-    /// The tenant as it was read. Its words are parsed when they are needed, which most verbs do for no pod
-    /// but their own.
-    words: Option<Line>,
-    tenant: OnceLock<Box<Tenant>>,
+    pub(super) tenant: Tenant,
 }
-
-impl PartialEq for Assignment {
-    fn eq(&self, other: &Assignment) -> bool {
-        (self.since, self.vanished) == (other.since, other.vanished) && **self == **other
-    }
-}
-
-impl Eq for Assignment {}
 
 impl Deref for Assignment {
     type Target = Tenant;
 
     fn deref(&self) -> &Tenant {
-        let read = || self.words.as_ref().map(|words| reader::tenant(words.as_str())).unwrap_or_default();
-        self.tenant.get_or_init(|| Box::new(read()))
+        &self.tenant
     }
 }
 
-impl Assignment {
-    pub(super) fn new(tenant: Tenant, since: Millis, vanished: bool) -> Assignment {
-        let is_by_namespace = matches!(tenant.proof, Proof::Namespace { .. });
-        let tenant = OnceLock::from(Box::new(tenant));
-        Assignment { since, vanished, is_by_namespace, words: None, tenant }
-    }
+/// As much of a [`State`] as a verb needs of each record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Usage {
+    Free { since: Option<Millis> },
+    Assigned { vanished: bool, is_by_namespace: bool },
+    Withdrawn { since: Option<Millis> },
+}
 
-    /// An assignment as it was read. Its tenant stands in `words`, which have been found sound.
-    pub(super) fn read(since: Millis, vanished: bool, is_by_namespace: bool, words: Line) -> Assignment {
-        Assignment { since, vanished, is_by_namespace, words: Some(words), tenant: OnceLock::new() }
-    }
-
-    pub(super) fn is_by_namespace(&self) -> bool {
-        self.is_by_namespace
-    }
-
-    fn is_of(&self, sandbox: &Sandbox) -> bool {
-        match (self.tenant.get(), &self.words) {
-            (None, Some(words)) => reader::is_tenant(words.as_str(), sandbox),
-            _ => self.sandbox == *sandbox,
+impl Usage {
+    pub(super) fn of(state: &State) -> Usage {
+        match *state {
+            State::Free { since } => Usage::Free { since },
+            State::Assigned(Assignment { vanished, ref tenant, .. }) => {
+                let is_by_namespace = matches!(tenant.proof, Proof::Namespace { .. });
+                Usage::Assigned { vanished, is_by_namespace }
+            }
+            State::Withdrawn { since } => Usage::Withdrawn { since },
         }
     }
 }
 
 impl PartialEq for Record {
     fn eq(&self, other: &Record) -> bool {
-        (self.entry(), &self.state) == (other.entry(), &other.state)
+        self.parsed() == other.parsed()
     }
 }
 
@@ -99,50 +81,71 @@ impl Eq for Record {}
 
 impl Record {
     pub(super) fn new(entry: Entry, state: State) -> Record {
-        Record { address: entry.address, entry: OnceLock::from(Box::new(entry)), state, line: None }
+        let (address, usage) = (entry.address, Usage::of(&state));
+        Record { address, usage, line: None, parsed: OnceLock::from(Box::new((entry, state))) }
     }
 
     /// A record as it was read from a line.
-    pub(super) fn read(entry: SoundEntry, state: State, line: Line) -> Record {
-        let (address, entry) = match entry {
-            SoundEntry::Usual(address) => (address, OnceLock::new()),
-            SoundEntry::Other(entry) => (entry.address, OnceLock::from(entry)),
-        };
-        Record { address, entry, state, line: Some(line) }
+    pub(super) fn read(entry: Entry, state: State, line: Line) -> Record {
+        Record { line: Some(line), ..Record::new(entry, state) }
+    }
+
+    /// A record as it was read from a usual line.
+    pub(super) fn usual(address: Ipv4Addr, usage: Usage, line: Line) -> Record {
+        Record { address, usage, line: Some(line), parsed: OnceLock::new() }
+    }
+
+    fn parsed(&self) -> &(Entry, State) {
+        self.parsed.get_or_init(|| match self.line.as_ref().map(|line| reader::record(line.as_bytes())) {
+            Some(Ok(parsed)) => Box::new(parsed),
+            _ => unreachable!("a usual line can be parsed"),
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_parsed(&self) -> bool {
+        self.parsed.get().is_some()
     }
 
     pub fn entry(&self) -> &Entry {
-        self.entry.get_or_init(|| {
-            let attached_to = None;
-            Box::new(Entry { name: self.name_in_line().to_owned(), address: self.address, attached_to })
-        })
+        &self.parsed().0
+    }
+
+    pub fn state(&self) -> &State {
+        &self.parsed().1
     }
 
     pub(super) fn address(&self) -> Ipv4Addr {
         self.address
     }
 
-    /// The name of its entry.
-    pub(super) fn name(&self) -> &str {
-        self.entry.get().map_or_else(|| self.name_in_line(), |entry| &entry.name)
+    pub(super) fn usage(&self) -> Usage {
+        self.usage
     }
 
-    fn name_in_line(&self) -> &str {
-        self.line.as_ref().map_or("", |line| reader::name(line.as_str()))
+    /// The name of its entry, to compare it with others.
+    pub(super) fn name(&self) -> &[u8] {
+        match (self.parsed.get(), &self.line) {
+            (None, Some(line)) => line.name(),
+            _ => self.entry().name.as_bytes(),
+        }
+    }
+
+    /// Whether it is of this entry of the spec. A record from a rebuild, in use and unnamed yet, takes the name
+    /// that the spec has for its address.
+    pub(super) fn is_of_entry(&self, entry: &Entry) -> bool {
+        self.address == entry.address && (self.name().is_empty() || self.name() == entry.name.as_bytes())
     }
 
     /// UID of the only pod that may have it.
     pub(super) fn attached_to(&self) -> Option<&str> {
-        self.entry.get().and_then(|entry| entry.attached_to.as_deref())
+        // A usual line has none.
+        self.parsed.get().and_then(|parsed| parsed.0.attached_to.as_deref())
     }
 
     /// Whether the pod with this UID may have it. No pod has the empty UID.
     pub(super) fn is_for(&self, pod_uid: &str) -> bool {
         self.attached_to().is_none_or(|uid| uid == pod_uid)
-    }
-
-    pub fn state(&self) -> &State {
-        &self.state
     }
 
     /// The line that has exactly this record, if it was read and not changed since.
@@ -151,55 +154,72 @@ impl Record {
     }
 
     pub(super) fn set(&mut self, state: State) {
-        self.entry(); // while its line is there
-        self.line = None;
-        self.state = state;
+        *self = Record::new(self.entry().clone(), state);
     }
 
     pub(super) fn is_of(&self, sandbox: &Sandbox) -> bool {
-        matches!(&self.state, State::Assigned(assignment) if assignment.is_of(sandbox))
+        // Most are others': their words needn't be parsed.
+        let may_be = || match (self.parsed.get(), &self.line) {
+            (None, Some(line)) => line.may_be_of(sandbox),
+            _ => true,
+        };
+        let is = || matches!(self.state(), State::Assigned(assignment) if assignment.sandbox == *sandbox);
+        self.is_assigned() && may_be() && is()
     }
 
     pub(super) fn is_free(&self) -> bool {
-        matches!(self.state, State::Free { .. })
+        matches!(self.usage, Usage::Free { .. })
+    }
+
+    pub(super) fn is_assigned(&self) -> bool {
+        matches!(self.usage, Usage::Assigned { .. })
+    }
+
+    /// Whether the proof of life of its sandbox is a namespace.
+    pub(super) fn is_by_namespace(&self) -> bool {
+        matches!(self.usage, Usage::Assigned { is_by_namespace: true, .. })
     }
 
     /// When it was freed; None if it wasn't used in this boot.
     pub(super) fn freed(&self) -> Option<Millis> {
-        match self.state {
-            State::Free { since } => since,
-            State::Assigned(_) | State::Withdrawn { .. } => None,
+        match self.usage {
+            Usage::Free { since } => since,
+            Usage::Assigned { .. } | Usage::Withdrawn { .. } => None,
         }
     }
 
     /// Whether a pod uses this address although the spec no longer had it.
     pub(super) fn waits_for(&self, address: Ipv4Addr) -> bool {
-        self.address == address && matches!(&self.state, State::Assigned(assignment) if assignment.vanished)
+        self.address == address && matches!(self.usage, Usage::Assigned { vanished: true, .. })
     }
 
     /// The spec no longer has this entry, which was not relinquished.
     pub(super) fn vanish(&mut self) {
-        match &self.state {
-            State::Assigned(assignment) if !assignment.vanished => {
-                self.set(State::Assigned(Assignment { vanished: true, ..assignment.clone() }));
-            }
-            State::Free { since } => self.set(State::Withdrawn { since: *since }),
-            State::Assigned(_) | State::Withdrawn { .. } => {}
+        match self.usage {
+            Usage::Assigned { vanished: false, .. } => self.set_vanished(true),
+            Usage::Free { since } => self.set(State::Withdrawn { since }),
+            Usage::Assigned { .. } | Usage::Withdrawn { .. } => {}
         }
     }
 
     /// The spec has this entry, perhaps again.
     pub(super) fn come_back(&mut self, entry: &Entry) {
-        if self.entry() != entry {
-            (self.address, self.line) = (entry.address, None);
-            self.entry = OnceLock::from(Box::new(entry.clone()));
+        let Entry { name, address, attached_to } = entry;
+        if (self.name(), self.address, self.attached_to())
+            != (name.as_bytes(), *address, attached_to.as_deref())
+        {
+            *self = Record::new(entry.clone(), self.state().clone());
         }
-        match &self.state {
-            State::Assigned(assignment) if assignment.vanished => {
-                self.set(State::Assigned(Assignment { vanished: false, ..assignment.clone() }));
-            }
-            State::Withdrawn { since } => self.set(State::Free { since: *since }),
-            State::Assigned(_) | State::Free { .. } => {}
+        match self.usage {
+            Usage::Assigned { vanished: true, .. } => self.set_vanished(false),
+            Usage::Withdrawn { since } => self.set(State::Free { since }),
+            Usage::Assigned { .. } | Usage::Free { .. } => {}
+        }
+    }
+
+    fn set_vanished(&mut self, vanished: bool) {
+        if let State::Assigned(assignment) = self.state() {
+            self.set(State::Assigned(Assignment { vanished, ..assignment.clone() }));
         }
     }
 }

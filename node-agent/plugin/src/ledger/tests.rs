@@ -55,13 +55,20 @@ fn assign(ledger: &mut Ledger, number: u8, now: Millis) -> Option<Ipv4Addr> {
     }
 }
 
+fn written(ledger: &Ledger) -> String {
+    String::from_utf8(format::write(ledger).pieces().flatten().copied().collect()).unwrap()
+}
+
+fn read(text: &str) -> Ledger {
+    format::read(&Arc::new(text.into())).unwrap()
+}
+
 /// A sandbox that gets an address has it still when its ledger was written and read.
 pub(crate) fn is_kept(sandbox: &Sandbox, pod: &Pod, network: &str) {
     let mut ledger = holding(&[1]);
     let proof = Proof::Link(sandbox.host_link(pod));
     assert_eq!(ledger.assign(&Claim { sandbox, pod, network, proof }, START), Assign::Assigned(address(1)));
-    let text: String = format::write(&ledger).pieces().collect();
-    let read = format::read(&Arc::new(text)).unwrap();
+    let read = read(&written(&ledger));
     assert_eq!((&read, read.address_of(sandbox)), (&ledger, Some(address(1))));
 }
 

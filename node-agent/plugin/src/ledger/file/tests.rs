@@ -178,7 +178,7 @@ fn a_transactions_changes_count_before_a_waiter_is_served() {
         due.assign(&Claim::wired(&other, &pod, ""), 0);
         due.assign(&Claim::wired(&alive, &pod, ""), 0);
         due.free(&other, 0);
-        store.replace(&due, "").unwrap();
+        store.replace(&due, &[]).unwrap();
         serves(&store);
         store.peek().unwrap().address_of(&alive)
     };

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use super::{tests::write, *};
+use super::{tests::write, usual::tests::is_usual, *};
 use crate::ledger::Millis;
 
 /// What is read is written so that it is read as the same, also when each line is formatted anew. An address
 /// that goes out is in no other use, however often the text has it. Returns whether it is a ledger.
 fn is_sound(bytes: &[u8]) -> bool {
-    let Ok(text) = String::from_utf8(bytes.to_vec()) else { return false };
-    let Ok(ledger) = read(&Arc::new(text)) else { return false };
-    assert_eq!(read(&Arc::new(write(&ledger))).as_ref(), Ok(&ledger));
+    bytes.split_inclusive(|byte| *byte == b'\n').for_each(|line| _ = is_usual(line));
+    let Ok(ledger) = read(&Arc::new(bytes.to_vec())) else { return false };
+    assert_eq!(read(&Arc::new(write(&ledger).into())).as_ref(), Ok(&ledger));
 
     let mut served = ledger.clone();
     served.serve(Millis::MAX, |_| true);

@@ -1,27 +1,67 @@
-//! A line as it was read, to be written again.
+//! The line of a record as it was read, to be written again.
 
 use std::{ops::Range, sync::Arc};
 
-/// A part of the text that a ledger was read from.
+use crate::sandbox::Sandbox;
+
+/// A line of the text that a ledger was read from, with its end.
 #[derive(Clone, Debug)]
 pub(in crate::ledger) struct Line {
-    text: Arc<String>,
-    range: Range<u32>,
+    text: Arc<Vec<u8>>,
+    start: u32,
+    end: u32,
+    /// Where the name of a usual line's entry is.
+    name: Range<u32>,
+    /// Where in a usual line the words of its sandbox begin, if it has one.
+    sandbox: u32,
 }
 
 impl Line {
     /// This part of the text, which is shorter than 4 GiB.
-    pub(in crate::ledger) fn of(text: &Arc<String>, range: Range<usize>) -> Line {
-        Line { text: text.clone(), range: range.start as u32..range.end as u32 }
+    pub(super) fn of(text: &Arc<Vec<u8>>, range: Range<usize>) -> Line {
+        Line::usual(text, range, 0..0, 0)
     }
 
-    pub(in crate::ledger) fn as_str(&self) -> &str {
-        self.text.get(self.range.start as usize..self.range.end as usize).unwrap_or_default()
+    /// The same, of a usual line.
+    pub(super) fn usual(text: &Arc<Vec<u8>>, all: Range<usize>, name: Range<usize>, sandbox: usize) -> Line {
+        Line {
+            text: text.clone(),
+            start: all.start as u32,
+            end: all.end as u32,
+            name: name.start as u32..name.end as u32,
+            sandbox: sandbox as u32,
+        }
     }
 
-    /// This line and `next` as one, if `next` follows it in the same text.
-    pub(in crate::ledger) fn joined(&self, next: &Line) -> Option<Line> {
-        let follows = Arc::ptr_eq(&self.text, &next.text) && self.range.end == next.range.start;
-        follows.then(|| Line { text: self.text.clone(), range: self.range.start..next.range.end })
+    fn part(&self, start: u32, end: u32) -> &[u8] {
+        self.text.get(start as usize..end as usize).unwrap_or_default()
+    }
+
+    pub(in crate::ledger) fn as_bytes(&self) -> &[u8] {
+        self.part(self.start, self.end)
+    }
+
+    /// The name of a usual line's entry.
+    pub(in crate::ledger) fn name(&self) -> &[u8] {
+        self.part(self.name.start, self.name.end)
+    }
+
+    /// Whether a usual line can be that of this sandbox. That of no other begins so, as a rule.
+    pub(in crate::ledger) fn may_be_of(&self, sandbox: &Sandbox) -> bool {
+        let (words, id) = (self.part(self.sandbox, self.end), sandbox.container_id.as_bytes());
+        match words.first() {
+            Some(b'-' | b' ') => true, // no id, or an empty word
+            first => first == id.first() && words.starts_with(id),
+        }
+    }
+
+    /// Whether `next` stands behind it in the same text.
+    pub(super) fn is_followed_by(&self, next: &Line) -> bool {
+        Arc::ptr_eq(&self.text, &next.text) && self.end == next.start
+    }
+
+    /// Takes in the line that follows it.
+    pub(super) fn join(&mut self, next: &Line) {
+        self.end = next.end;
     }
 }

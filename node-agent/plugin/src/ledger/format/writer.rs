@@ -16,16 +16,16 @@ enum Piece {
 }
 
 impl Text {
-    pub fn pieces(&self) -> impl Iterator<Item = &str> {
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         self.0.iter().map(|piece| match piece {
-            Piece::Kept(line) => line.as_str(),
-            Piece::New(text) => text,
+            Piece::Kept(line) => line.as_bytes(),
+            Piece::New(text) => text.as_bytes(),
         })
     }
 
     /// Whether it is the same as `other`, byte for byte.
-    pub fn is(&self, other: &str) -> bool {
-        self.pieces().try_fold(other, |rest, piece| rest.strip_prefix(piece)).is_some_and(str::is_empty)
+    pub fn is(&self, other: &[u8]) -> bool {
+        self.pieces().try_fold(other, |rest, piece| rest.strip_prefix(piece)).is_some_and(<[u8]>::is_empty)
     }
 }
 
@@ -54,12 +54,9 @@ impl Writer {
         if !self.text.is_empty() {
             self.done.push(Piece::New(std::mem::take(&mut self.text)));
         }
-        if let Some(Piece::Kept(before)) = self.done.last_mut()
-            && let Some(joined) = before.joined(line)
-        {
-            *before = joined;
-        } else {
-            self.done.push(Piece::Kept(line.clone()));
+        match self.done.last_mut() {
+            Some(Piece::Kept(before)) if before.is_followed_by(line) => before.join(line),
+            _ => self.done.push(Piece::Kept(line.clone())),
         }
     }
 

@@ -1,21 +1,10 @@
 //! Properties that hold after any sequence of events.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::collections::{BTreeSet, HashMap};
 
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-
-fn written(ledger: &Ledger) -> String {
-    format::write(ledger).pieces().collect()
-}
-
-fn read(text: &str) -> Ledger {
-    format::read(&Arc::new(text.to_owned())).unwrap()
-}
 
 /// An event in a ledger's life.
 #[derive(Clone, Debug)]
