@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_node_agent::beat::Beat;
 use vnetpool_node_agent::imds::listing::{self, Comparison};
+use vnetpool_node_agent::object::Seen;
 use vnetpool_tests::wait::patience;
 
 /// A request that misses a listed reservation comes within half a minute, the next within half a minute more.
@@ -46,7 +47,7 @@ fn comparing<T: Send>(
 ) -> Result<T> {
     inside(&stage.machine(machine), || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (_objects, object) = watch::channel(Some(Arc::new(object)));
+        let (_objects, object) = watch::channel(Seen::There(Arc::new(object)));
         let (sender, reported) = watch::channel(Comparison::default());
         runtime.block_on(async {
             tokio::select! {

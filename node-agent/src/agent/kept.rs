@@ -47,7 +47,7 @@ impl Kept {
         let text = serde_json::to_string(self)?;
         let write = || {
             store.make_private()?;
-            replace(&store.dir().join(FILE), [text.as_str()])
+            replace(&store.dir().join(FILE), [text.as_bytes()])
         };
         write().with_context(|| format!("can't write {FILE}, from which the next agent has its rules"))
     }
