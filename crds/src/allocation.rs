@@ -372,8 +372,8 @@ impl NodeIPAllocationSpec {
         self.left_interfaces.iter().find(|nic| nic.id.eq_ignore_ascii_case(id))
     }
 
-    /// The reservations on NICs that the node has left, each with its NIC, as they are recorded. Without those
-    /// that stand in `interfaces`, too: a node that gets another NIC keeps its route.
+    /// The reservations on NICs that the node has left, each with its NIC, as they are recorded. Without
+    /// those that stand in `interfaces`, too: a node that gets another NIC keeps its route.
     pub fn left_reservations(&self) -> impl Iterator<Item = (&Interface, &IpConfiguration)> {
         let stays = move |one: &IpConfiguration| self.ip_configurations().any(|held| held.name == one.name);
         let all = self.left_interfaces.iter();

@@ -7,8 +7,8 @@
 //! the node, since these trust every client on the machine. **SNAT**: Azure lets only a NIC's primary address
 //! out of the VNet, so pods' packets to other destinations leave under that. **ARP**: no pod fills the node's
 //! table of neighbours, or takes another's place there ([`arp`]). And with a second NIC, **steering**
-//! ([`Steered`]): what its pods send under an address of the first NIC leaves by the first. Nothing of this is
-//! per pod: the rules change when the NIC or the ranges do, not when pods come and go.
+//! ([`Steered`]): what its pods send under an address of the first NIC leaves by the first. Nothing of this
+//! is per pod: the rules change when the NIC or the ranges do, not when pods come and go.
 
 pub mod apply;
 pub mod arp;
@@ -43,8 +43,8 @@ const METADATA: Ipv4Addr = Service::Metadata.address();
 /// excluded.
 const PLATFORM: [Ipv4Addr; 2] = [WIRE_SERVER, METADATA];
 
-/// The set of each table that packets fill. Here it is of pods that asked Azure's services in vain, by address
-/// and service, each with its packets.
+/// The set of each table that packets fill. Here it is of pods that asked Azure's services in vain, by
+/// address and service, each with its packets.
 const ASKED: &str = "asked";
 /// As many as a NIC brings addresses, when each reservation is a block, for each service. No node's range has
 /// more.

@@ -61,7 +61,8 @@ async fn a_host_port_in_portmaps_own_table_is_missed_when_it_is_flushed() {
     assert!(message.starts_with(&format!("the hostPort of pods {id} leads nowhere")), "{message}");
 }
 
-/// The most memory that this process has had so far, and the most that a program has had which it ran, in KiB.
+/// The most memory that this process has had so far, and the most that a program has had which it ran, in
+/// KiB.
 fn peaks() -> [i64; 2] {
     [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN].map(|who| getrusage(who).unwrap().max_rss())
 }

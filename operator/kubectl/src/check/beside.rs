@@ -1,5 +1,6 @@
-//! Reservations on NICs that don't serve their nodes: those that a node has left, and those beside its serving
-//! one. The nodes' objects record these NICs, and the operator gives back what they hold. So none has leaked.
+//! Reservations on NICs that don't serve their nodes: those that a node has left, and those beside its
+//! serving one. The nodes' objects record these NICs, and the operator gives back what they hold. So none has
+//! leaked.
 
 use std::net::Ipv4Addr;
 
