@@ -248,7 +248,8 @@ async fn serve(
     }
     outcome?;
     Box::pin(attach(ctx, progress, node, memory)).await?;
-    Box::pin(hear(ctx, progress, node, memory)).await
+    Box::pin(hear(ctx, progress, node, memory)).await;
+    Ok(())
 }
 
 /// Makes sure that the view shows each pod that the node had when this process came to lead, where a decision
@@ -497,13 +498,14 @@ async fn attach(
     Ok(())
 }
 
-/// Goes on with the agent's report on the `spec` that was published, if that comes within moments.
-async fn hear(ctx: &Context, progress: &mut Progress, node: &Node, memory: &mut Memory) -> Result<(), Error> {
-    if !answer::comes(ctx, progress, node.boot_id()).await {
-        return Ok(());
+/// Goes on with the agent's report on the `spec` that was published, if that comes within moments and changes
+/// nothing of the plan. Nothing is observed anew for it: Azure might have to be asked, and conditions don't
+/// wait for that.
+async fn hear(ctx: &Context, progress: &mut Progress, node: &Node, memory: &mut Memory) {
+    if let Some(answer) = answer::comes(ctx, progress, node).await {
+        memory.nic.saw(&answer);
+        progress.allocation = answer;
     }
-    observe_again(ctx, progress, node, memory).await?;
-    publish(ctx, progress, node, memory).await
 }
 
 /// The urgency of what isn't for the node's addresses: until these need something more urgent, or the node is

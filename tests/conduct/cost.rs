@@ -6,10 +6,12 @@ use crate::stage::{Stage, quick};
 use anyhow::{Result, ensure};
 use futures::future::try_join_all;
 use serde_json::json;
+use std::time::Duration;
 use vnetpool_azure_sim::LogEntry;
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::condition::{self, READY, UPDATING};
 use vnetpool_tests::control_plane::ControlPlane;
+use vnetpool_tests::wait::patience;
 
 pub const TESTS: &[Test] = crate::tests![
     nodes_that_join_with_their_pods_cost_azure_three_reads_and_one_write_each,
@@ -104,15 +106,14 @@ async fn nodes_that_join_or_take_up_an_edit_cost_the_api_server_few_writes_and_h
     // Eight are right: the object, `spec` with the NIC and with its addresses, a report on each of these two,
     // and conditions before the write, with its announcement and after it. And five are for an edit: `spec`,
     // the report on it, and conditions three times.
-    // A machine with much other work adds a refused report now and then.
-    let bounds = [("a join", before, joined, [9.5, 1.0]), ("an edit", joined, edited, [6.0, 0.5])];
-    for (what, from, to, most) in bounds {
+    // On a machine with much other work one write is late more often, and meets the next.
+    let strain = patience(Duration::from_secs(1)).as_secs_f64();
+    for (what, from, to, right) in [("a join", before, joined, 8.0), ("an edit", joined, edited, 5.0)] {
         let [writes, refused] = [0, 1].map(|of| (to[of] - from[of]) / NODES as f64);
-        println!("{what} costs a node {writes} writes to the API server, of which {refused} are refused");
-        ensure!(
-            writes <= most[0] && refused <= most[1],
-            "{what}: {writes} writes, {refused} of them refused; {most:?} at most"
-        );
+        let costs =
+            format!("{what} costs a node {writes} writes to the API server, {refused} of them refused");
+        println!("{costs}");
+        ensure!(writes - refused <= right + 0.5 && refused <= 0.6 * strain, "{costs}: {right} are right");
     }
     Ok(())
 }

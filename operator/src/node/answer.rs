@@ -2,47 +2,69 @@
 //! write of them has what was published and what the agent has made of that. And a report is applied only to
 //! the version it was made from: conditions that come right after the `spec` would have it refused.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
 use tokio::time::timeout_at;
-use vnetpool_crds::NodeIPAllocation;
+use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationStatus};
 
 use super::lag::{Lag, lag};
+use super::need;
+use super::observe::Seen;
 use super::progress::Progress;
 use crate::cluster::woken;
 use crate::context::Context;
+use crate::node_object::Node;
 
 /// By no more than this conditions are late. An agent whose rules stay the same answers in a fifth of it.
 const WITHIN: Duration = Duration::from_secs(1);
 
 /// Waits for the agent's answer to the `spec` that was just published, or until pods come or go: these are
-/// for the next reconcile, which they don't wait for. Returns whether the answer is there.
-pub async fn comes(ctx: &Context, progress: &Progress, boot_id: &str) -> bool {
-    let Some(published_at) = progress.published_at else { return false };
-    let name = progress.allocation.name_any();
+/// for the next reconcile, which they don't wait for. Gives the answer if the plan is the same by it.
+pub async fn comes(ctx: &Context, progress: &Progress, node: &Node) -> Option<Arc<NodeIPAllocation>> {
+    let published_at = progress.published_at?;
+    // Which of the lost addresses pods use is planned when the agent has reported it.
+    let awaits_more = |seen: &Seen| seen.has_vanished || seen.reported_by.is_some();
+    let is_whole = !progress.seen.as_deref().is_some_and(awaits_more);
+    let name = node.name_any();
     let (mut wakeups, pods) = (ctx.waker.hear(&name), ctx.cluster.bound(&name));
     let answer = async {
         loop {
-            let newest = ctx.cluster.allocation(&name).filter(|_| ctx.cluster.bound(&name) == pods);
-            let Some(newest) = newest else { return false };
-            if let Some(is_there) = answers(&newest, &progress.allocation, boot_id) {
-                return is_there;
+            let newest = ctx.cluster.allocation(&name).filter(|_| ctx.cluster.bound(&name) == pods)?;
+            if let Some(is_alike) = answers(&newest, &progress.allocation, node, pods.0) {
+                return Some(newest).filter(|_| is_alike && is_whole);
             }
             woken(&mut wakeups).await;
         }
     };
-    timeout_at(published_at + WITHIN, answer).await.unwrap_or(false)
+    timeout_at(published_at + WITHIN, answer).await.ok().flatten()
 }
 
-/// Whether this version has the answer to the published one; `None`: not yet. Once another has written `spec`
-/// or made the object again there is none.
-fn answers(newest: &NodeIPAllocation, published: &NodeIPAllocation, boot_id: &str) -> Option<bool> {
+/// Whether this version has the answer to the published one, and the plan of a node with so many `bound` pods
+/// is the same by it; `None`: there is no answer yet. Once another has written `spec`, or made the object
+/// again, there will be none.
+fn answers(newest: &NodeIPAllocation, published: &NodeIPAllocation, node: &Node, bound: u32) -> Option<bool> {
     let [now, then] = [newest, published].map(|one| (&one.metadata.uid, one.metadata.generation));
-    match lag(newest, boot_id) {
-        _ if now != then => Some(false),
-        Lag::None => Some(true),
-        Lag::Behind | Lag::Silent => None,
+    if now == then && lag(newest, node.boot_id()) != Lag::None {
+        return None;
+    }
+    let pods = |one: &NodeIPAllocation| need::demand(one, node, bound).pods();
+    Some(now == then && uncounted(newest) == uncounted(published) && pods(newest) == pods(published))
+}
+
+/// What a plan reads of a report beside how many pods need an address.
+fn uncounted(allocation: &NodeIPAllocation) -> NodeIPAllocationStatus {
+    NodeIPAllocationStatus {
+        observed_generation: None,
+        held: 0,
+        assigned: 0,
+        free: 0,
+        waiting: 0,
+        pods: 0,
+        counted_at: None,
+        conditions: vec![],
+        ..allocation.status.clone().unwrap_or_default()
     }
 }
 
@@ -51,17 +73,24 @@ mod tests {
     use super::super::need::Need;
     use super::*;
     use crate::cluster::Cluster;
-    use serde_json::json;
-    use std::sync::Arc;
+    use serde_json::{Value, json};
     use tokio::time::{Instant, sleep};
 
     /// An object of this version and generation, of which the agent has taken up `observed`.
     fn object(version: u32, generation: i64, observed: Option<i64>) -> NodeIPAllocation {
+        reported(version, generation, json!({"bootID": "b", "observedGeneration": observed, "waiting": 2}))
+    }
+
+    fn reported(version: u32, generation: i64, status: Value) -> NodeIPAllocation {
         let metadata = json!({"name": "n", "uid": "a", "resourceVersion": version.to_string(),
             "generation": generation});
-        let status = json!({"bootID": "b", "observedGeneration": observed});
         let spec = json!({"nodeUID": "u", "pool": "p", "cooldown": "30s"});
         serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status})).unwrap()
+    }
+
+    fn node(boot: &str) -> Node {
+        let status = json!({"nodeInfo": {"bootID": boot}});
+        serde_json::from_value(json!({"metadata": {"name": "n", "uid": "u"}, "status": status})).unwrap()
     }
 
     /// Publishes the second generation of a node whose agent has taken this one up, and waits for its answer,
@@ -83,7 +112,7 @@ mod tests {
             cluster.answered(&Arc::new(then));
             waker.allocation("n");
         });
-        (comes(&ctx, &progress, "b").await, begun.elapsed())
+        (comes(&ctx, &progress, &node("b")).await.is_some(), begun.elapsed())
     }
 
     #[tokio::test(start_paused = true)]
@@ -91,10 +120,7 @@ mod tests {
         let (is_there, after) = wait(Some(1), object(7, 2, Some(2))).await;
         assert!(is_there && after < WITHIN / 2, "{after:?}");
         let (is_there, after) = wait(Some(1), object(7, 2, Some(1))).await;
-        assert!(
-            !is_there && after > WITHIN / 2 && after < 2 * WITHIN,
-            "a report on the one before: {after:?}"
-        );
+        assert!(!is_there && after > WITHIN / 2 && after < 2 * WITHIN, "on the one before: {after:?}");
         let (is_there, after) = wait(Some(1), object(7, 3, Some(1))).await;
         assert!(!is_there && after < WITHIN / 2, "another has written the spec: {after:?}");
     }
@@ -121,7 +147,7 @@ mod tests {
     #[test]
     fn an_answer_is_of_this_object_generation_and_boot() {
         let published = object(6, 2, Some(1));
-        let with = |newest: NodeIPAllocation, boot| answers(&newest, &published, boot);
+        let with = |newest: NodeIPAllocation, boot| answers(&newest, &published, &node(boot), 2);
         assert_eq!(with(object(7, 2, Some(2)), "b"), Some(true));
         assert_eq!(with(object(7, 2, Some(1)), "b"), None);
         assert_eq!(with(object(7, 2, Some(2)), "c"), None);
@@ -129,5 +155,30 @@ mod tests {
         let mut again = object(7, 2, Some(2));
         again.metadata.uid = Some("again".to_owned());
         assert_eq!(with(again, "b"), Some(false));
+    }
+
+    /// What is reported by a plan of before would be wrong: a node that has given up addresses hasn't settled
+    /// before these are released.
+    #[test]
+    fn an_answer_by_which_there_is_more_to_do_is_for_the_next_reconcile() {
+        let published = object(6, 2, Some(1));
+        let with = |more: Value| {
+            let mut status = json!({"bootID": "b", "observedGeneration": 2});
+            status.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            answers(&reported(7, 2, status), &published, &node("b"), 1)
+        };
+        assert_eq!(with(json!({"assigned": 2, "held": 4, "free": 2, "pods": 2})), Some(true));
+        let holder = json!([{"address": "10.0.0.5", "podUID": "u", "sandbox": "s/eth0"}]);
+        for more in [
+            json!({"assigned": 2, "relinquished": ["vnp-1"]}),
+            json!({"assigned": 2, "unlisted": ["vnp-1"]}),
+            json!({"assigned": 2, "confirmed": holder}),
+            json!({"assigned": 2, "lost": holder}),
+            json!({"assigned": 2, "cooling": 1}),
+            json!({"assigned": 2, "waiting": 1}),
+            json!({}),
+        ] {
+            assert_eq!(with(more.clone()), Some(false), "{more}");
+        }
     }
 }
