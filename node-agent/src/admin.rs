@@ -13,16 +13,17 @@ const STUCK: Duration = Duration::from_secs(120);
 const INSPECTION_STUCK: Duration = Duration::from_secs(600);
 
 /// For probes, which come from the node itself. An agent is alive while its reconciles and inspections end,
-/// well or badly; a task that dies ends the process. It is ready while its node has a ledger and the CNI
-/// configuration.
+/// well or badly; a task that dies ends the process. It is ready once it has done its part for the node, with
+/// addresses or without.
 pub fn probes(metrics: &Metrics) -> Router {
     let readiness = metrics.ready.clone();
     let ready = move || async move {
         match readiness.load(Ordering::Relaxed) {
             true => (StatusCode::OK, "ok\n"),
-            false => {
-                (StatusCode::SERVICE_UNAVAILABLE, "no ledger yet, or the CNI configuration isn't installed\n")
-            }
+            false => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "this agent has not done its part for the node: see its log\n",
+            ),
         }
     };
     let metrics = metrics.clone();

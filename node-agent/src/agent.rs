@@ -36,6 +36,7 @@ use crate::{
     firewall,
     imds::listing::Comparison,
     metrics::Metrics,
+    object::{Objects, Seen},
     refusals::Tenants,
     report::{Report, publish::Publisher},
     source::Source,
@@ -108,7 +109,7 @@ pub struct Agent {
     /// Why changes of the ledger go unseen until the next check.
     unwatched: watch::Sender<Option<String>>,
     gate: Arc<Mutex<()>>,
-    objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
+    objects: Objects,
     /// Whether a pod waits for an address.
     waiting: watch::Sender<bool>,
     reports: watch::Sender<Option<Report>>,
@@ -158,7 +159,7 @@ impl Agent {
             listed: watch::Sender::default(),
             unwatched,
             gate: Arc::default(),
-            objects: watch::Sender::new(None),
+            objects: Objects::default(),
             waiting: watch::Sender::new(false),
             reports: watch::Sender::new(None),
         })
@@ -200,17 +201,18 @@ impl Agent {
         let mut retry = FIRST_RETRY;
         let mut inspections = JoinSet::new();
         loop {
-            let object = objects.borrow_and_update().clone();
+            let seen = objects.borrow_and_update().clone();
+            let object = seen.object();
             anyhow::ensure!(
-                !self.is_store_set_back(object.as_deref()).await,
+                !self.is_store_set_back(object).await,
                 "the API server's store was set back to an earlier state; starting over"
             );
-            let outcome = self.reconcile(object.as_deref()).await;
+            let outcome = self.reconcile(object).await;
             self.metrics.reconcile_ended();
             let again = match outcome {
                 Ok(cooled) => {
                     retry = FIRST_RETRY;
-                    self.metrics.ready.store(self.is_ready(), Ordering::Relaxed);
+                    self.metrics.ready.store(self.is_ready(&seen), Ordering::Relaxed);
                     cooled
                 }
                 Err(error) => {
@@ -255,9 +257,22 @@ impl Agent {
         }
     }
 
-    /// Whether pods can be served: with a ledger, which every report has, and the CNI configuration.
-    fn is_ready(&self) -> bool {
-        self.inspected.is_installed && self.reports.borrow().is_some()
+    /// Whether the agent has done its part by the object that the last reconcile had: then an upgrade goes on
+    /// to the next agent. That the node has addresses is no part of it, since an agent can't bring them about
+    /// and would hold the upgrade up for ever. Until it has, STATUS fails and there is no CNI configuration.
+    fn is_ready(&self, seen: &Seen) -> bool {
+        let (may_lack_ledger, may_lack_rules) = match seen {
+            // There may be a spec, whose rules and plugin are yet to come.
+            Seen::Unknown => return false,
+            Seen::Absent => (true, true),
+            // Until the operator has read a NIC, which it may never find, there is nothing to make rules of.
+            Seen::There(object) => (false, object.spec.boot_id.is_empty()),
+        };
+        // Every report has the ledger.
+        let has_ledger = may_lack_ledger || self.reports.borrow().is_some();
+        let has_rules = self.wanted.rules.as_ref().map_or(may_lack_rules, |_| self.inspected.is_ruled);
+        let is_installed = self.inspected.is_installed || !self.wanted.installs;
+        has_ledger && has_rules && is_installed
     }
 
     /// Begins an inspection if one is due, or something else is wanted than at the last.

@@ -36,6 +36,7 @@ mod host_ports;
 pub mod imds;
 mod install;
 pub mod metrics;
+mod object;
 mod others_firewall;
 mod refusals;
 pub mod report;

@@ -66,7 +66,7 @@ struct Verb {
     outcome: &'static str,
 }
 
-/// All families, and whether the node is ready. A clone is another handle on the same.
+/// All families, and whether the agent is ready. A clone is another handle on the same.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
@@ -88,7 +88,7 @@ pub struct Metrics {
     pub rebuilds: Counter,
     /// Times the nftables table had to be put in place.
     pub rules: Counter,
-    /// Whether the node has a ledger and the CNI configuration, as /readyz reports it.
+    /// Whether the agent has done its part for the node, as /readyz reports it.
     pub ready: Arc<AtomicBool>,
     ages: Ages,
     /// When the first of those inspections began that were all broken off; `None` if the last one has ended

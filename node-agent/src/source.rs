@@ -21,6 +21,7 @@ use crate::{
         listing::{self, Comparison},
     },
     metrics::{Metrics, Watch},
+    object::{Objects, Seen},
     report::{
         local,
         publish::{self, Publisher},
@@ -30,9 +31,6 @@ use crate::{
 
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
-
-/// The node's object as seen last; `None` while there is none.
-pub type Objects = watch::Sender<Option<Arc<NodeIPAllocation>>>;
 
 #[derive(Clone)]
 pub enum Source {
@@ -69,11 +67,10 @@ impl Source {
                         Ok(object) => {
                             retry = FIRST_RETRY;
                             metrics.heard(Watch::Metadata);
-                            let is_news = |known: &Option<Arc<NodeIPAllocation>>| {
-                                known.as_ref().is_none_or(|known| known.spec != object.spec)
-                            };
+                            let is_news =
+                                |seen: &Seen| seen.object().is_none_or(|known| known.spec != object.spec);
                             if is_news(&objects.borrow()) {
-                                objects.send_replace(Some(Arc::new(object)));
+                                objects.send_replace(Seen::There(Arc::new(object)));
                             }
                             // Azure publishes no figure for how long a change of a NIC takes to show there,
                             // and allows five requests a second.
@@ -103,7 +100,7 @@ impl Source {
                 found.with_context(|| format!("can't read NodeIPAllocation {name}"))
             }
             Source::Metadata { state_dir, .. } => {
-                let Some(mut object) = objects.borrow().as_deref().cloned() else { return Ok(None) };
+                let Some(mut object) = objects.borrow().object().cloned() else { return Ok(None) };
                 object.status = local::read(state_dir)?;
                 Ok(Some(object))
             }
@@ -140,7 +137,7 @@ impl Source {
     /// it with.
     pub async fn compare(
         &self,
-        objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
+        objects: watch::Receiver<Seen>,
         comparison: watch::Sender<Comparison>,
         beat: Beat,
     ) -> anyhow::Result<()> {

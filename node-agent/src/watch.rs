@@ -33,7 +33,10 @@ use vnetpool_plugin::{
     wiring::{self, Events, Uplinks},
 };
 
-use crate::metrics::{Metrics, Watch};
+use crate::{
+    metrics::{Metrics, Watch},
+    object::{Objects, Seen},
+};
 
 /// While a pod waits, the object is read when the watch has been silent for so long.
 const SILENT: Duration = Duration::from_secs(5);
@@ -41,13 +44,13 @@ const SILENT: Duration = Duration::from_secs(5);
 /// new doubles that time, up to this.
 const LONG_SILENT: Duration = Duration::from_secs(60);
 
-/// Keeps `objects` at the NodeIPAllocation `name`, the only one that is requested; `None` while there is
-/// none. Goes on past errors, waiting longer each time. An object that can't be read is there all the same:
-/// its last readable version goes on to hold, and so does the ledger.
+/// Keeps `objects` at the NodeIPAllocation `name`, the only one that is requested. Goes on past errors,
+/// waiting longer each time. An object that can't be read is there all the same: its last readable version
+/// goes on to hold, and so does the ledger.
 pub async fn object(
     api: Api<Reading<NodeIPAllocation>>,
     name: String,
-    objects: watch::Sender<Option<Arc<NodeIPAllocation>>>,
+    objects: Objects,
     mut waiting: watch::Receiver<bool>,
     metrics: Metrics,
 ) -> anyhow::Result<()> {
@@ -128,19 +131,24 @@ fn lasting(name: &str) -> u32 {
     1800 + (BuildHasherDefault::<DefaultHasher>::default().hash_one(name) % 1800) as u32
 }
 
-fn take(object: Option<Reading<NodeIPAllocation>>, objects: &watch::Sender<Option<Arc<NodeIPAllocation>>>) {
+fn take(object: Option<Reading<NodeIPAllocation>>, objects: &Objects) {
     match object {
         None => {
-            objects.send_replace(None);
+            objects.send_replace(Seen::Absent);
         }
         Some(Reading(Ok(object))) => {
-            objects.send_replace(Some(Arc::new(object)));
+            objects.send_replace(Seen::There(Arc::new(object)));
         }
-        Some(Reading(Err(unreadable))) => tracing::warn!(
-            error = unreadable.error,
-            "can't read the node's NodeIPAllocation: going on with what is known; correct the field, or upgrade the agent if a \
-             newer operator wrote it"
-        ),
+        Some(Reading(Err(unreadable))) => {
+            tracing::warn!(
+                error = unreadable.error,
+                "can't read the node's NodeIPAllocation: going on with what is known; correct the field, or upgrade the agent if \
+                 a newer operator wrote it"
+            );
+            if matches!(*objects.borrow(), Seen::Absent) {
+                objects.send_replace(Seen::Unknown);
+            }
+        }
     }
 }
 
@@ -281,6 +289,7 @@ fn may_be_wired(store: &Store, address: Ipv4Addr) -> bool {
 mod tests {
     use super::*;
     use crate::alone::{self, this_test};
+    use serde_json::json;
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -336,6 +345,10 @@ mod tests {
         (vnetpool_apiserver::client::client(kube::Config::new(url.parse().unwrap())).unwrap(), requests)
     }
 
+    fn is_there(seen: &Seen) -> bool {
+        seen.object().is_some()
+    }
+
     fn metrics() -> Metrics {
         Metrics::new(std::path::Path::new("/nonexistent"))
     }
@@ -347,14 +360,12 @@ mod tests {
         let _heard = tracing::subscriber::set_default(tracing_subscriber::fmt().with_test_writer().finish());
         let newest = Arc::new(AtomicU64::new(1));
         let client = server(newest.clone()).await;
-        let objects = watch::Sender::new(None);
+        let objects = Objects::default();
         let (waiting, is_waiting) = watch::channel(false);
         let mut seen = objects.subscribe();
         tokio::spawn(object(Api::all(client), "n".into(), objects, is_waiting, metrics()));
         let is = |version: u64| {
-            move |object: &Option<Arc<NodeIPAllocation>>| {
-                object.as_deref().is_some_and(|object| super::version(object) == version)
-            }
+            move |seen: &Seen| seen.object().is_some_and(|object| super::version(object) == version)
         };
         seen.wait_for(is(1)).await.unwrap();
         newest.store(2, Ordering::Relaxed);
@@ -373,10 +384,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_watch_lasts_half_an_hour_to_an_hour_by_the_nodes_name() {
         let (client, requests) = recorded(Arc::new(AtomicU64::new(1))).await;
-        let (objects, waiting) = (watch::Sender::new(None), watch::Sender::new(false));
+        let (objects, waiting) = (Objects::default(), watch::Sender::new(false));
         let mut seen = objects.subscribe();
         tokio::spawn(object(Api::all(client), "n".into(), objects, waiting.subscribe(), metrics()));
-        seen.wait_for(Option::is_some).await.unwrap();
+        seen.wait_for(is_there).await.unwrap();
         sleep(SILENT).await;
         let requests = requests.lock().unwrap();
         let (_, watch) = requests.iter().find(|(_, head)| head.contains("watch=true")).unwrap();
@@ -393,10 +404,10 @@ mod tests {
         let _heard = tracing::subscriber::set_default(tracing_subscriber::fmt().with_test_writer().finish());
         let newest = Arc::new(AtomicU64::new(1));
         let (client, requests) = recorded(newest.clone()).await;
-        let (objects, waiting) = (watch::Sender::new(None), watch::Sender::new(false));
+        let (objects, waiting) = (Objects::default(), watch::Sender::new(false));
         let mut seen = objects.subscribe();
         tokio::spawn(object(Api::all(client), "n".into(), objects, waiting.subscribe(), metrics()));
-        seen.wait_for(Option::is_some).await.unwrap();
+        seen.wait_for(is_there).await.unwrap();
         let begun = Instant::now();
         // Each ADD waits for 20 s, and the next one comes soon after.
         for _ in 0..24 {
@@ -417,7 +428,7 @@ mod tests {
         // A change that only a read shows begins anew, and so does another wait, later.
         newest.store(2, Ordering::Relaxed);
         waiting.send_replace(true);
-        seen.wait_for(|object| object.as_deref().is_some_and(|object| version(object) == 2)).await.unwrap();
+        seen.wait_for(|seen| seen.object().is_some_and(|object| version(object) == 2)).await.unwrap();
         let changed = Instant::now();
         sleep(3 * SILENT).await;
         assert!(!reads(changed).is_empty());
@@ -454,14 +465,27 @@ mod tests {
         let _heard = tracing::subscriber::set_default(heard);
         let newest = Arc::new(AtomicU64::new(1));
         let client = server(newest.clone()).await;
-        let (objects, waiting) = (watch::Sender::new(None), watch::Sender::new(true));
+        let (objects, waiting) = (Objects::default(), watch::Sender::new(true));
         let mut seen = objects.subscribe();
         tokio::spawn(object(Api::all(client), "n".into(), objects, waiting.subscribe(), metrics()));
-        seen.wait_for(Option::is_some).await.unwrap();
+        seen.wait_for(is_there).await.unwrap();
         newest.store(101, Ordering::Relaxed);
         sleep(20 * SILENT).await;
         assert_eq!(warnings.0.load(Ordering::Relaxed), 1);
-        assert_eq!(seen.borrow().as_deref().map(version), Some(1), "what was read last holds");
+        assert_eq!(seen.borrow().object().map(version), Some(1), "what was read last holds");
+    }
+
+    #[test]
+    fn an_object_that_can_not_be_read_is_not_taken_for_an_absent_one() {
+        let unreadable = json!({
+            "apiVersion": "vnetpool.io/v1alpha1", "kind": "NodeIPAllocation", "metadata": { "name": "n" },
+            "spec": { "nodeUID": "u", "pool": 7, "cooldown": "30s" },
+        });
+        let objects = Objects::default();
+        take(None, &objects);
+        assert!(matches!(*objects.borrow(), Seen::Absent));
+        take(Some(serde_json::from_value(unreadable).unwrap()), &objects);
+        assert!(matches!(*objects.borrow(), Seen::Unknown));
     }
 
     const WITHOUT: &str = "VNETPOOL_TEST_WITHOUT_INOTIFY";

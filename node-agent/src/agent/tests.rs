@@ -2,6 +2,7 @@
 
 mod beside;
 mod gap;
+mod ready;
 mod refused;
 mod tables;
 
@@ -53,8 +54,13 @@ fn object(agent: &Agent, generation: i64, count: u8, exclusion: &str) -> NodeIPA
         },
     });
     let object: NodeIPAllocation = serde_json::from_value(object).unwrap();
-    agent.objects.send_replace(Some(Arc::new(object.clone())));
+    agent.objects.send_replace(Seen::There(Arc::new(object.clone())));
     object
+}
+
+/// The agent's readiness by the object that was made last.
+fn is_ready(agent: &Agent) -> bool {
+    agent.is_ready(&agent.objects.borrow())
 }
 
 /// An inspection has made the wanted rules.
@@ -185,26 +191,11 @@ async fn by_an_object_that_is_gone_nothing_is_taken_off_the_nodes_links_nor_inst
     assert_ne!(agent.reserved, Reserved::default());
     assert!(agent.wanted.installs);
 
-    agent.objects.send_replace(None);
+    agent.objects.send_replace(Seen::Absent);
     agent.reconcile(None).await.unwrap();
     assert_eq!(agent.reserved, Reserved::default());
     assert!(!agent.wanted.installs);
     assert!(agent.wanted.rules.is_some(), "pods that still run keep their rules");
-}
-
-#[tokio::test]
-async fn an_agent_without_a_ledger_is_not_ready_though_it_is_installed() {
-    let root = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut agent = agent(root.path());
-    agent.inspected.is_installed = true;
-    agent.reconcile(None).await.unwrap();
-    assert!(!agent.is_ready());
-    let first = object(&agent, 2, 1, "192.168.0.0/16");
-    agent.wanted.rules = Some(keeper::basis(&first.spec));
-    has_inspected(&mut agent);
-    agent.inspected.is_installed = true;
-    agent.reconcile(Some(&first)).await.unwrap();
-    assert!(agent.is_ready());
 }
 
 #[tokio::test]
@@ -380,7 +371,7 @@ async fn a_node_whose_rules_fail_reports_it_assigns_nothing_and_keeps_its_pods_a
     for type_ in [condition::RULES_APPLIED, condition::SUPPLIED, condition::CNI_INSTALLED] {
         assert_eq!(reported(&agent, type_).0, "True", "{type_:?}");
     }
-    assert!(agent.is_ready());
+    assert!(is_ready(&agent));
     let [a, b] = sandboxes();
     assert!(matches!(assign(&agent, &a), Assign::Assigned(_)));
 
@@ -390,7 +381,7 @@ async fn a_node_whose_rules_fail_reports_it_assigns_nothing_and_keeps_its_pods_a
     assert_eq!(counts(&agent), without);
     assert_eq!(reported(&agent, condition::ASSIGNMENTS_BACKED), is("True", "Backed"));
     assert_eq!(reported(&agent, condition::CNI_INSTALLED), is("Unknown", "NotInspected"));
-    assert!(!agent.is_ready());
+    assert!(!is_ready(&agent));
     assert_eq!(assign(&agent, &b), Assign::Waiting);
     agent.store.with(|ledger, _| ledger.cancel(&b)).unwrap();
 
@@ -482,21 +473,6 @@ async fn a_setting_that_shows_bridged_packets_to_the_rules_is_undone_and_reporte
     let Verdict { reason, message, .. } = agent.notes.undisturbed().verdict;
     assert_eq!((bridged().as_str(), reason), ("0", Reason::Repaired), "{message}");
     assert!(message.contains("bridge-nf-call-iptables"), "{message}");
-}
-
-#[tokio::test]
-async fn a_spec_that_is_refused_leaves_the_node_as_ready_as_it_was() {
-    let Some(dir) = on_a_node(&this_test!()) else { return };
-    let (mut agent, object) = settled(&dir).await;
-    settle(&mut agent, &object).await;
-    assert!(agent.is_ready());
-    let mut refused = object.clone();
-    refused.metadata.generation = Some(3);
-    refused.spec.interfaces[0].ip_configurations[0].address = "10.240.250.1/31".to_owned();
-    settle(&mut agent, &refused).await;
-    assert_eq!(reported(&agent, condition::SUPPLIED), ("False".to_owned(), "InvalidSpec".to_owned()));
-    assert_eq!(reported(&agent, condition::CNI_INSTALLED).0, "True");
-    assert!(agent.is_ready());
 }
 
 #[tokio::test]

@@ -11,7 +11,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
     net::Ipv4Addr,
-    sync::Arc,
     time::Duration,
 };
 
@@ -20,10 +19,10 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
-use vnetpool_crds::{NodeIPAllocation, allocation::Interface};
+use vnetpool_crds::allocation::Interface;
 
 use super::{Network, client, hardware_address};
-use crate::beat::Beat;
+use crate::{beat::Beat, object::Seen};
 
 /// Before a reservation that is missing for the first time is checked again, at least, and up to three times
 /// as long: many nodes that lose addresses at one moment must not all come to the operator at another.
@@ -109,22 +108,22 @@ fn singles(nic: &Interface) -> impl Iterator<Item = (&str, Ipv4Addr)> {
 /// If the service doesn't answer, for instance because a node's administrator has closed it, no pod misses
 /// it: the operator reads the NIC more often instead.
 pub async fn watch(
-    mut objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
+    mut objects: watch::Receiver<Seen>,
     comparison: watch::Sender<Comparison>,
     beat: Beat,
 ) -> anyhow::Result<()> {
     let mut listing = Listing::default();
     for count in 0_u64.. {
-        let has_singles = |object: &Option<Arc<NodeIPAllocation>>| {
-            let nic = object.as_ref().and_then(|object| object.spec.serving());
+        let has_singles = |seen: &Seen| {
+            let nic = seen.object().and_then(|object| object.spec.serving());
             nic.is_some_and(|nic| singles(nic).next().is_some())
         };
         objects.wait_for(has_singles).await?;
         let answer = client::network().await;
         // As `spec` is now that there is an answer: a reservation that came after the request may well not be
         // in it, and wasn't listed before.
-        let object = objects.borrow().clone();
-        let Some(object) = object else { continue };
+        let seen = objects.borrow().clone();
+        let Some(object) = seen.object() else { continue };
         match (answer, object.spec.serving()) {
             (Ok(answer), Some(nic)) => listing.take_in(nic, &answer),
             (Err(error), _) => {

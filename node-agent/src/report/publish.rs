@@ -26,7 +26,7 @@ use vnetpool_crds::{NodeIPAllocation, NodeIPAllocationStatus, names};
 
 use super::pace::{Pace, difference};
 use super::{Report, building, compose};
-use crate::{metrics::Metrics, watch::version};
+use crate::{metrics::Metrics, object::Seen, watch::version};
 
 /// Between two writes: a burst of pods costs two a second, and the last state always gets out.
 const BETWEEN_WRITES: Duration = Duration::from_millis(500);
@@ -38,8 +38,8 @@ pub struct Publisher {
     pub state_dir: PathBuf,
     /// `None` while there is no ledger.
     pub reports: watch::Receiver<Option<Report>>,
-    /// The object as watched; `None` while there is none.
-    pub objects: watch::Receiver<Option<Arc<NodeIPAllocation>>>,
+    /// The object as watched.
+    pub objects: watch::Receiver<Seen>,
     /// Held while writing. The task that builds a ledger from the published status holds it, too, so that no
     /// report of the ledger before can come after.
     pub gate: Arc<Mutex<()>>,
@@ -99,11 +99,11 @@ impl Publisher {
         pace: &mut Pace,
     ) -> anyhow::Result<Outcome> {
         let _gate = self.gate.lock().await;
-        let watched = self.objects.borrow_and_update().clone();
+        let seen = self.objects.borrow_and_update().clone();
         let report = self.reports.borrow_and_update().clone();
-        let (Some(watched), Some(report)) = (watched, report) else { return Ok(Outcome::Nothing) };
+        let (Some(watched), Some(report)) = (seen.object(), report) else { return Ok(Outcome::Nothing) };
         let newest =
-            written.as_ref().filter(|written| version(written) > version(&watched)).unwrap_or(&watched);
+            written.as_ref().filter(|written| version(written) > version(watched)).unwrap_or(watched);
         let published = newest.status.as_ref();
         let status = compose(&report, published);
         let difference = difference(&status, published, report.warm);
@@ -241,7 +241,7 @@ mod tests {
             let mut object = NodeIPAllocation::new("node-1", sample::spec());
             object.metadata.uid = Some("u".into());
             object.metadata.resource_version = Some(version.into());
-            Some(Arc::new(object))
+            Seen::There(Arc::new(object))
         };
         let (reports, objects) = (watch::Sender::new(Some(report())), watch::Sender::new(object("7")));
         let publisher = Publisher {
