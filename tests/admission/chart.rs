@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::Command;
-use vnetpool_tests::control_plane::{Objects, path, rendered, template};
+use vnetpool_tests::control_plane::{Objects, path, rendered, template, template_of};
 use vnetpool_tests::project::programs;
 
 /// The pod that the one object of a template makes.
@@ -377,6 +377,32 @@ pub fn every_pod_has_the_secrets_for_its_registry_those_of_a_parent_chart_too() 
     let secrets: Vec<_> = specs.map(|spec| &spec["imagePullSecrets"]).collect();
     ensure!(secrets.len() == 4 && secrets.iter().all(|one| **one == expected), "{secrets:?}");
     ensure!(pod(&rendered(&[])?, "operator/deployment.yaml")?["spec"]["imagePullSecrets"].is_null());
+    Ok(())
+}
+
+/// Helm gives the value that is the condition to this chart, too.
+pub fn a_parent_chart_switches_it_on_and_off_by_its_condition() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let parts = folder.path().join("charts");
+    std::fs::create_dir(&parts)?;
+    let copied = Command::new("cp").args(["-r", &path("charts/vnetpool")]).arg(&parts).status()?;
+    ensure!(copied.success());
+    let parent = "apiVersion: v2
+name: parent
+version: 1.0.0
+dependencies: [{ name: vnetpool, version: '*', condition: vnetpool.enabled }]
+";
+    std::fs::write(folder.path().join("Chart.yaml"), parent)?;
+    let folder = folder.path().to_string_lossy();
+    let has_agents = |enabled: bool| -> Result<bool> {
+        let values = format!("vnetpool.image.registry=registry.example,vnetpool.enabled={enabled}");
+        Ok(template_of(&folder, &["--set", &values])?.contains("name: vnetpool-node-agent"))
+    };
+    ensure!(has_agents(true)?);
+    ensure!(!has_agents(false)?);
+    // Alone it would be rendered all the same.
+    let refusal = template(&["--set", "enabled=false"]).err().map(|error| error.to_string());
+    ensure!(refusal.as_ref().is_some_and(|text| text.contains("enabled")), "{refusal:?}");
     Ok(())
 }
 

@@ -2,9 +2,10 @@
 
 use crate::chart::{container, environment, pod};
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::Command;
-use vnetpool_tests::control_plane::{rendered, template};
+use vnetpool_tests::control_plane::{path, rendered, template};
 use vnetpool_tests::project::programs;
 
 /// A setting that was renamed would otherwise go unheard in a cluster.
@@ -128,4 +129,47 @@ pub fn an_unknown_value_is_refused() -> Result<()> {
         ensure!(refusal.as_ref().is_some_and(|text| text.contains(named)), "{value}: {refusal:?}");
     }
     Ok(())
+}
+
+/// What stands in a file of values without anything below it is null, and takes its defaults away.
+pub fn a_map_that_is_null_is_empty_or_refused_by_its_name() -> Result<()> {
+    let schema: Value =
+        serde_json::from_str(&std::fs::read_to_string(path("charts/vnetpool/values.schema.json"))?)?;
+    let (mut parts, mut free) = (vec![], vec![]);
+    maps("", &schema, &mut parts, &mut free);
+    ensure!(parts.len() > 10 && free.len() > 20, "{parts:?}, {free:?}");
+    let all = "monitoring.podMonitors.enabled=true,monitoring.alerts.enabled=true,monitoring.dashboards.enabled=true";
+    let null = |path: &String| format!("{path}=null");
+    let nulls: Vec<_> = free.iter().map(null).collect();
+    let objects = rendered(&["--set", all, "--set", &nulls.join(",")])?;
+    ensure!(objects["defaultpool.yaml"][0]["spec"] == json!({}), "{:?}", objects["defaultpool.yaml"]);
+    let mut refused = vec![];
+    for part in parts {
+        let Err(error) = template(&["--set", all, "--set", &null(&part)]) else { continue };
+        let (error, name) = (error.to_string(), part.rsplit('.').next().unwrap_or_default());
+        ensure!(error.contains("schema") && error.contains(name), "{part}: {error}");
+        refused.push(part);
+    }
+    // Without the defaults of these there would be nothing to go by.
+    let required =
+        ["azure.identity", "azure", "defaultPool", "image", "nodeAgent.cni", "nodeAgent", "operator"];
+    ensure!(refused == required, "{refused:?}");
+    Ok(())
+}
+
+/// The paths of all maps of the chart's own: parts, which have certain names, and those that are free to hold
+/// any.
+fn maps(above: &str, schema: &Value, parts: &mut Vec<String>, free: &mut Vec<String>) {
+    for (name, value) in schema["properties"].as_object().into_iter().flatten() {
+        if value["type"] != "object" || name == "global" {
+            continue;
+        }
+        let path = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+        if value["additionalProperties"] == false {
+            maps(&path, value, parts, free);
+            parts.push(path);
+        } else {
+            free.push(path);
+        }
+    }
 }

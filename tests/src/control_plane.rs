@@ -258,12 +258,17 @@ pub fn kubernetes() -> Result<String> {
 
 /// The chart, rendered with these further arguments of helm; helm's complaint is the error.
 pub fn template(args: &[&str]) -> Result<String> {
+    template_of(&path("charts/vnetpool"), args)
+}
+
+/// The same of the chart in a folder, for instance of one that this chart is a part of.
+pub fn template_of(chart: &str, args: &[&str]) -> Result<String> {
     let mut helm = Command::new(tool("helm"));
     // Helm built from its module doesn't know which Kubernetes it is for.
     helm.args([
         "template",
         "vnetpool",
-        &path("charts/vnetpool"),
+        chart,
         "--kube-version",
         &kubernetes()?,
         "--namespace",

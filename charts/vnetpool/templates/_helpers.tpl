@@ -1,3 +1,6 @@
+{{/* A map of the values may be null, or missing where an upgrade reuses older ones: then `(.Values.a).b` is
+nothing, and `.Values.a.b` an error. The schema requires those without which the chart can't do. */}}
+
 {{/* Labels of every object, with the values' own. Argument: (list . "component"). */}}
 {{- define "vnetpool.labels" -}}
 {{ merge (include "vnetpool.ownLabels" . | fromYaml) ((first .).Values.commonLabels | default dict) | toYaml }}
@@ -153,7 +156,7 @@ it. */}}
 - name: VNETPOOL_ADMIN_ADDRESS
   value: 127.0.0.1:{{ last . }}
 {{- $monitoring := (first .).Values.monitoring }}
-{{- if or $monitoring.expose $monitoring.podMonitors.enabled }}
+{{- if or ($monitoring).expose (($monitoring).podMonitors).enabled }}
 - name: HOST_IP
   valueFrom: { fieldRef: { fieldPath: status.hostIP } }
 - name: VNETPOOL_METRICS_ADDRESS
@@ -164,19 +167,19 @@ it. */}}
 {{/* A component's probes. Argument: .Values.operator or .Values.nodeAgent. Values that an upgrade reuses may
 lack them: without numbers of its own a probe has those of Kubernetes, which would end a slow start. */}}
 {{- define "vnetpool.probes" -}}
-{{- with (.probes | default dict).startup }}
+{{- with (.probes).startup }}
 startupProbe:
   httpGet: { host: 127.0.0.1, path: /healthz, port: admin }
   {{- toYaml . | nindent 2 }}
 {{- end }}
 livenessProbe:
   httpGet: { host: 127.0.0.1, path: /healthz, port: admin }
-  {{- with (.probes | default dict).liveness }}
+  {{- with (.probes).liveness }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 readinessProbe:
   httpGet: { host: 127.0.0.1, path: /readyz, port: admin }
-  {{- with (.probes | default dict).readiness }}
+  {{- with (.probes).readiness }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end }}

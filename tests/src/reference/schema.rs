@@ -20,6 +20,14 @@ pub(super) fn schema() -> Result<Value> {
     let values = std::fs::read_to_string(root().join("charts/vnetpool/values.yaml"))?;
     let mut schema = made_from(&values)?;
     schema["$schema"] = json!("http://json-schema.org/draft-07/schema#");
+    // An empty one in a file of values takes the defaults below it away, and the chart needs some of them.
+    schema["required"] = json!(["azure", "defaultPool", "image", "nodeAgent", "operator"]);
+    // Helm gives it to this chart if it is the condition of a parent chart, and only if it holds.
+    schema["properties"]["enabled"] = json!({
+        "description": "A parent chart's condition for this chart. It can't switch off a chart that has no parent.",
+        "type": "boolean",
+        "const": true,
+    });
     // Helm gives them to every chart, with whatever other charts use of them.
     let object =
         json!({ "type": "object", "required": ["name"], "properties": { "name": { "type": "string" } } });

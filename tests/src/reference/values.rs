@@ -26,7 +26,8 @@ fn lists() -> Result<String> {
     let schema = schema::schema()?;
     let mut page = String::new();
     let parts = schema["properties"].as_object().context("no values")?;
-    for (name, part) in parts.iter().filter(|(name, _)| *name != "global") {
+    let of_a_parent = ["enabled", "global"];
+    for (name, part) in parts.iter().filter(|(name, _)| !of_a_parent.contains(&name.as_str())) {
         page += &format!("\n## {name}\n\n");
         list(&mut page, part, name);
     }
