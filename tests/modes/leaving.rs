@@ -20,12 +20,12 @@ const ASPECTS: [(&str, &str); 8] = [
     ("addresses", "ip -o -4 address | awk '{ print $2, $4 }'"),
     ("routes", "ip route list table all"),
     ("rules", "ip rule list"),
-    // kube-proxy's own come and go with Services, in iptables' tables; portmap's common chains stay, as the
-    // document says.
+    // kube-proxy's own come and go with Services, in iptables' tables, which are there from their first use
+    // on; portmap's common chains stay, as the document says.
     ("nftables", "nft list tables | grep -Ev ' ip6? (nat|filter|mangle|raw)$' || true"),
     (
         "iptables",
-        "for save in iptables-nft-save iptables-legacy-save; do $save | grep '^[:-]' | grep -Ev 'KUBE-|CNI-HOSTPORT-' | sed 's/ \\[.*//'; done || true",
+        "for save in iptables-nft-save iptables-legacy-save; do $save | grep '^[:-]' | grep -Ev 'KUBE-|CNI-HOSTPORT-|^:[A-Z]+ ACCEPT' | sed 's/ \\[.*//'; done || true",
     ),
     (
         "settings",
@@ -48,7 +48,15 @@ const LEFT: &str = "mkdir -p /run/vnetpool /etc/cni/net.d
     nft add table arp vnetpool
     ip link add vnpbridge type bridge
     ip route add 10.9.9.9/32 dev lo proto 176
-    ip rule add from 10.9.9.9 lookup 100 protocol 176";
+    ip rule add from 10.9.9.9 lookup 100 protocol 176
+    nft add table ip filter
+    nft 'add chain ip filter FORWARD { type filter hook forward priority 0; }'
+    for link in iifname oifname; do
+        nft insert rule ip filter FORWARD $link '\"vnp*\"' counter accept comment '\"vnetpool\"'
+    done
+    for link in -i -o; do
+        iptables-legacy -I FORWARD $link vnp+ -m comment --comment vnetpool -j ACCEPT
+    done";
 
 /// A cluster and its nodes, line by line.
 #[derive(Debug)]
