@@ -180,12 +180,12 @@ impl Ledger {
 
         self.relinquished.retain(|name| entries.iter().any(|entry| entry.name == *name));
         for record in &mut self.records {
-            if !entries.iter().any(|entry| entry.is_recorded_as(record.entry())) {
+            if !entries.iter().any(|entry| record.is_of_entry(entry)) {
                 record.vanish();
             }
         }
         for entry in entries.iter().filter(|entry| !self.relinquished.contains(&entry.name)) {
-            let known = self.records.iter().position(|record| entry.is_recorded_as(record.entry()));
+            let known = self.records.iter().position(|record| record.is_of_entry(entry));
             let under_its_pod = || self.records.iter().position(|record| record.waits_for(entry.address));
             match known.or_else(under_its_pod) {
                 Some(index) => self.records[index].come_back(entry),
@@ -232,7 +232,8 @@ impl Ledger {
                 names.push(name);
             }
         }
-        self.records.retain(|record| !record.is_free() || !names.contains(&record.entry().name));
+        let is_given_up = |record: &Record| names.iter().any(|name| name.as_bytes() == record.name());
+        self.records.retain(|record| !record.is_free() || !is_given_up(record));
         self.relinquished.extend_from_slice(&names);
         names
     }
@@ -248,11 +249,11 @@ impl Ledger {
             in_use: bool,
         }
         // In the order of the records, so that names freed at the same time keep that order.
-        let mut order: Vec<&str> = Vec::new();
-        let mut all: HashMap<&str, Reservation> = HashMap::new();
+        let mut order: Vec<&[u8]> = Vec::new();
+        let mut all: HashMap<&[u8], Reservation> = HashMap::new();
         let readiness = self.readiness();
         for record in &self.records {
-            let name = record.entry().name.as_str();
+            let name = record.name();
             let one = all.entry(name).or_insert_with(|| {
                 order.push(name);
                 Reservation::default()
@@ -262,11 +263,11 @@ impl Ledger {
             // No pod has the empty UID, so an entry with an attachment counts as in use, too.
             one.in_use |= !record.is_for("") || !readiness.is_ready(record, now);
         }
-        let mut idle: Vec<(&str, &Reservation)> =
+        let mut idle: Vec<(&[u8], &Reservation)> =
             order.iter().filter_map(|name| all.get_key_value(name)).map(|(name, one)| (*name, one)).collect();
         idle.retain(|(_, one)| !one.in_use);
         idle.sort_by_key(|(_, one)| one.freed);
-        idle.into_iter().map(|(name, one)| (name.to_owned(), one.size)).collect()
+        idle.into_iter().map(|(name, one)| (String::from_utf8_lossy(name).into_owned(), one.size)).collect()
     }
 
     /// Assigns an address to a sandbox that uses it on the node without being in the ledger. Returns whether

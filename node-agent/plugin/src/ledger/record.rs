@@ -131,6 +131,12 @@ impl Record {
         }
     }
 
+    /// Whether it is of this entry of the spec. A record from a rebuild, in use and unnamed yet, takes the name
+    /// that the spec has for its address.
+    pub(super) fn is_of_entry(&self, entry: &Entry) -> bool {
+        self.address == entry.address && (self.name().is_empty() || self.name() == entry.name.as_bytes())
+    }
+
     /// UID of the only pod that may have it.
     pub(super) fn attached_to(&self) -> Option<&str> {
         // A usual line has none.
@@ -189,26 +195,31 @@ impl Record {
 
     /// The spec no longer has this entry, which was not relinquished.
     pub(super) fn vanish(&mut self) {
-        match self.state() {
-            State::Assigned(assignment) if !assignment.vanished => {
-                self.set(State::Assigned(Assignment { vanished: true, ..assignment.clone() }));
-            }
-            State::Free { since } => self.set(State::Withdrawn { since: *since }),
-            State::Assigned(_) | State::Withdrawn { .. } => {}
+        match self.usage {
+            Usage::Assigned { vanished: false, .. } => self.set_vanished(true),
+            Usage::Free { since } => self.set(State::Withdrawn { since }),
+            Usage::Assigned { .. } | Usage::Withdrawn { .. } => {}
         }
     }
 
     /// The spec has this entry, perhaps again.
     pub(super) fn come_back(&mut self, entry: &Entry) {
-        if self.entry() != entry {
+        let Entry { name, address, attached_to } = entry;
+        if (self.name(), self.address, self.attached_to())
+            != (name.as_bytes(), *address, attached_to.as_deref())
+        {
             *self = Record::new(entry.clone(), self.state().clone());
         }
-        match self.state() {
-            State::Assigned(assignment) if assignment.vanished => {
-                self.set(State::Assigned(Assignment { vanished: false, ..assignment.clone() }));
-            }
-            State::Withdrawn { since } => self.set(State::Free { since: *since }),
-            State::Assigned(_) | State::Free { .. } => {}
+        match self.usage {
+            Usage::Assigned { vanished: true, .. } => self.set_vanished(false),
+            Usage::Withdrawn { since } => self.set(State::Free { since }),
+            Usage::Assigned { .. } | Usage::Free { .. } => {}
+        }
+    }
+
+    fn set_vanished(&mut self, vanished: bool) {
+        if let State::Assigned(assignment) = self.state() {
+            self.set(State::Assigned(Assignment { vanished, ..assignment.clone() }));
         }
     }
 }

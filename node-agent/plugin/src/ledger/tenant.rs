@@ -16,14 +16,6 @@ pub struct Entry {
     pub attached_to: Option<String>,
 }
 
-impl Entry {
-    /// Whether the record of `recorded` is of this entry of the spec. A record from a rebuild, in use and
-    /// unnamed yet, takes the name that the spec has for its address.
-    pub(super) fn is_recorded_as(&self, recorded: &Entry) -> bool {
-        self.address == recorded.address && (recorded.name.is_empty() || self.name == recorded.name)
-    }
-}
-
 /// The sandbox that has an entry, and how to see whether it lives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tenant {

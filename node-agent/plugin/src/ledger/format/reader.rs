@@ -26,9 +26,9 @@ pub enum Malformed {
     CutOff,
 }
 
-/// The entry in the line of a record, and its use.
+/// The entry in the line of a record, and its use. The line stands here without its end, or with it.
 pub(in crate::ledger) fn record(line: &[u8]) -> Result<(Entry, State), Malformed> {
-    let mut words = Lines::of(line).next()?;
+    let mut words = Words::of(1, line.strip_suffix(b"\n").unwrap_or(line))?;
     let keyword = words.word()?;
     words.record(keyword)
 }
@@ -61,8 +61,7 @@ impl<'a> Lines<'a> {
         let rest = self.text.get(self.next..).ok_or(Malformed::CutOff)?;
         let end = usual::length(rest);
         self.advance(self.next + end + 1);
-        let line = str::from_utf8(&rest[..end]).map_err(|_| Malformed::Line(self.number))?;
-        Ok(Words { line: self.number, rest: Some(line) })
+        Words::of(self.number, &rest[..end])
     }
 
     /// The next line, which has to begin with this word.
@@ -95,6 +94,11 @@ pub(super) struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
+    fn of(line: usize, text: &'a [u8]) -> Result<Words<'a>, Malformed> {
+        let rest = str::from_utf8(text).map_err(|_| Malformed::Line(line))?;
+        Ok(Words { line, rest: Some(rest) })
+    }
+
     pub(super) fn malformed(&self) -> Malformed {
         Malformed::Line(self.line)
     }
