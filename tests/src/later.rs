@@ -209,8 +209,8 @@ pub const STEPS: &[(&str, &[Edit])] = &[
         "the Lease has an annotation",
         &[Edit {
             file: "operator/src/leader.rs",
-            from: "            Lease { spec: Some(self.claim(spec.lease_transitions.unwrap_or_default() + 1)), ..lease };\n",
-            to: "            Lease { spec: Some(self.claim(spec.lease_transitions.unwrap_or_default() + 1)), ..lease };
+            from: "            ..lease\n        };\n",
+            to: "            ..lease\n        };
         let mut claimed = claimed;
         claimed.metadata.annotations.get_or_insert_default().insert(\"vnetpool.io/later\".into(), \"1\".into());\n",
         }],
