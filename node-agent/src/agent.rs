@@ -11,8 +11,8 @@
 
 mod blocking;
 mod keeper;
-mod kept;
 mod notes;
+mod rules_spec;
 mod supply;
 mod tables;
 #[cfg(test)]
@@ -50,7 +50,7 @@ use supply::{Meaning, TakenIn};
 use tables::{Tables, guard};
 
 pub use keeper::put_in_place;
-pub use kept::Kept;
+pub use rules_spec::RulesSpec;
 pub use supply::{Transacted, rebuild, transact};
 
 /// How long changes of the ledger are collected before a reconcile: pods come in bursts.
@@ -92,7 +92,7 @@ pub struct Agent {
     /// `None` during an inspection.
     keeper: Option<Keeper>,
     /// The source of the wanted rules, as the next agent of this boot will know it.
-    kept: Option<Kept>,
+    rules_spec: Option<RulesSpec>,
     /// The purpose of the next inspection, and the purpose and outcome of the last one.
     wanted: Purpose,
     inspected: Inspected,
@@ -123,11 +123,11 @@ impl Agent {
     pub fn new(config: Config, source: Source, metrics: Metrics, beat: Beat) -> anyhow::Result<Agent> {
         let boot_id = config.boot_id()?;
         let store = Store::at(&config.state_dir).of_boot(&boot_id);
-        let kept = Kept::read(&store, &boot_id).unwrap_or_else(|error| {
+        let rules_spec = RulesSpec::read(&store, &boot_id).unwrap_or_else(|error| {
             tracing::warn!(error = format!("{error:#}"), "can't read which rules the node had");
             None
         });
-        let rules = kept.as_ref().map(|kept| kept.spec.clone());
+        let rules = rules_spec.as_ref().map(|known| known.spec.clone());
         let notes = Notes::new(metrics.clone());
         let (uplinks, unwatched) = (watch::Sender::default(), watch::Sender::default());
         let (sent, received) = (watch::Sender::clone(&uplinks), unwatched.subscribe());
@@ -156,7 +156,7 @@ impl Agent {
             notes,
             tables,
             tenants,
-            kept,
+            rules_spec,
             wanted: Purpose { rules, ..Purpose::default() },
             inspected: Inspected::default(),
             is_ruled: None,
@@ -363,14 +363,14 @@ impl Agent {
     /// From here on inspections make the rules of this object, which is for this node, if it is for this
     /// boot. Fails if the next agent couldn't know them.
     async fn want_rules(&mut self, object: &NodeIPAllocation) -> anyhow::Result<()> {
-        let kept = Kept::of(object);
-        if object.spec.boot_id != self.boot_id || self.kept.as_ref() == Some(&kept) {
+        let rules_spec = RulesSpec::of(object);
+        if object.spec.boot_id != self.boot_id || self.rules_spec.as_ref() == Some(&rules_spec) {
             return Ok(());
         }
-        let (store, written) = (self.store.clone(), kept.clone());
+        let (store, written) = (self.store.clone(), rules_spec.clone());
         blocking(move || written.write(&store)).await??;
-        self.wanted.rules = Some(kept.spec.clone());
-        self.kept = Some(kept);
+        self.wanted.rules = Some(rules_spec.spec.clone());
+        self.rules_spec = Some(rules_spec);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::{
 use clap::Parser;
 use serde_json::{Value, json};
 use vnetpool_node_agent::{
-    agent::{self, Kept},
+    agent::{self, RulesSpec},
     args::Args,
     cleanup,
     config::Config,
@@ -130,7 +130,7 @@ fn keep(store: &Store, Spec { generation, .. }: Spec) {
         "metadata": { "name": "n", "uid": "allocation", "generation": generation },
         "spec": { "nodeUID": "node", "bootID": BOOT, "pool": "p", "cooldown": "30s" },
     });
-    Kept::of(&serde_json::from_value(object).unwrap()).write(store).unwrap();
+    RulesSpec::of(&serde_json::from_value(object).unwrap()).write(store).unwrap();
 }
 
 const BOOT: &str = "boot";
@@ -144,14 +144,14 @@ fn an_agent_killed_as_it_keeps_the_rules_of_a_spec_leaves_those_of_the_former_or
     let store = &stage.node.store;
     let kept = |spec| {
         keep(store, spec);
-        Kept::read(store, BOOT).unwrap().unwrap()
+        RulesSpec::read(store, BOOT).unwrap().unwrap()
     };
     let (former, new) = (kept(FIRST), kept(LATER));
     assert_ne!(former, new);
     kill_before_each(what, |call| {
         keep(store, FIRST);
         let is_killed = stage.kill_agent_before(call, what);
-        let left = Kept::read(store, BOOT).unwrap().unwrap();
+        let left = RulesSpec::read(store, BOOT).unwrap().unwrap();
         assert!(left == new || (left == former && is_killed), "killed before call {call}: {left:?}");
         assert_eq!(kept(LATER), new, "killed before call {call}");
         is_killed

@@ -24,7 +24,7 @@ const FILE: &str = "rules.json";
 
 /// The source of a node's rules.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct RulesSpec {
     /// UID and generation of the object.
     object: String,
     generation: i64,
@@ -32,10 +32,10 @@ pub struct Kept {
     pub(super) spec: NodeIPAllocationSpec,
 }
 
-impl Kept {
-    pub fn of(object: &NodeIPAllocation) -> Kept {
+impl RulesSpec {
+    pub fn of(object: &NodeIPAllocation) -> RulesSpec {
         let metadata = &object.metadata;
-        Kept {
+        RulesSpec {
             object: metadata.uid.clone().unwrap_or_default(),
             generation: metadata.generation.unwrap_or_default(),
             spec: basis(&object.spec),
@@ -54,11 +54,11 @@ impl Kept {
 
     /// What an agent before this one has kept, unless it is of another boot, or of an older spec than the
     /// ledger's. Fails if the file can't be read.
-    pub fn read(store: &Store, boot_id: &str) -> anyhow::Result<Option<Kept>> {
+    pub fn read(store: &Store, boot_id: &str) -> anyhow::Result<Option<RulesSpec>> {
         let text = if_there(fs::read(store.dir().join(FILE)))?;
-        let kept: Option<Kept> = text.map(|text| serde_json::from_slice(&text)).transpose()?;
+        let known: Option<RulesSpec> = text.map(|text| serde_json::from_slice(&text)).transpose()?;
         let ledger = store.peek().ok();
-        Ok(kept.filter(|kept| kept.spec.boot_id == boot_id && !kept.is_behind(ledger.as_ref())))
+        Ok(known.filter(|known| known.spec.boot_id == boot_id && !known.is_behind(ledger.as_ref())))
     }
 
     /// Without a ledger that can be read it is all that is known of the node.
