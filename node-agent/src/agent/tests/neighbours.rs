@@ -67,6 +67,7 @@ async fn an_inspection_of_a_bridged_pod_that_nobody_has_disturbed_repairs_nothin
     let mut agent = agent(&dir);
     let mut object = object(&agent, 2, 1, "192.168.0.0/16");
     object.spec.wiring = pool::Wiring::Bridge;
+    agent.objects.send_replace(Some(Arc::new(object.clone())));
     settle(&mut agent, &object).await;
     let (_pod, address) = start(&agent, Wiring::Bridge);
     for _ in 0..2 {
