@@ -14,12 +14,11 @@ use std::time::Duration;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use vnetpool_crds::pool::{Attachments, BackendPool};
+use vnetpool_model::operator::{name, number};
+use vnetpool_model::world::Book;
 use vnetpool_operator::azure::{Attached, IpConfiguration, ProvisioningState, ResourceId};
 use vnetpool_operator::planner::attachments::{self, Facts, Mark, Step, Wish};
 use vnetpool_plugin::ledger::{Claim, Entry, Ledger, Pod, Sandbox, Supply};
-
-use crate::operator::{name, number};
-use crate::world::Book;
 
 /// The first asks for a backend pool, now or at times; the second for nothing.
 const PODS: [&str; 2] = ["asks", "other"];

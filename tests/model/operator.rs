@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use vnetpool_crds::pool::Sizing;
 use vnetpool_crds::{NodeIPAllocation, condition};
-use vnetpool_operator::azure::{self, Freshness, IpConfiguration, Nic};
+use vnetpool_operator::azure::{self, Freshness, IpConfiguration, Nic, Others};
 use vnetpool_operator::planner::{self, Demand, Observed, Plan};
 use vnetpool_operator::{Basis, Known, Read};
 
+use crate::Broken;
 use crate::world::{
     Configuration, Document, Memory, Object, Observation, PODS, Process, ProvisioningState, Put, Spec, Step,
     World,
 };
-use crate::{Broken, others};
 
 /// Time is no part of the model: every wait of the planner is over.
 const LONG: Duration = Duration::from_secs(24 * 3600);
@@ -403,13 +403,32 @@ fn as_read(object: &Object) -> &'static NodeIPAllocation {
 fn as_nic(state: ProvisioningState) -> &'static Nic {
     static ALL: LazyLock<[Nic; 3]> = LazyLock::new(|| {
         use azure::ProvisioningState::{Failed, Succeeded, Updating};
-        [Succeeded, Updating, Failed].map(|state| Nic { state, ..others::nic(false) })
+        [Succeeded, Updating, Failed].map(nic)
     });
     let [succeeded, updating, failed] = &*ALL;
     match state {
         ProvisioningState::Succeeded => succeeded,
         ProvisioningState::Updating => updating,
         ProvisioningState::Failed => failed,
+    }
+}
+
+/// A NIC in this state, with nothing of ours on it.
+pub fn nic(state: azure::ProvisioningState) -> Nic {
+    const NETWORK: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network";
+    Nic {
+        id: format!("{NETWORK}/networkInterfaces/nic").parse().unwrap(),
+        location: "westeurope".into(),
+        mac: None,
+        vm: None,
+        primary: "10.0.0.4".parse().unwrap(),
+        subnet: format!("{NETWORK}/virtualNetworks/v/subnets/nodes").parse().unwrap(),
+        state,
+        ip_configurations: vec![],
+        forwards: false,
+        groups: vec![],
+        foreign: 1,
+        others: Others::default(),
     }
 }
 

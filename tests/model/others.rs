@@ -14,14 +14,12 @@ use serde_json::{Value, json};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use vnetpool_crds::NodeIPAllocation;
 use vnetpool_crds::pool::Adopt;
+use vnetpool_model::operator;
 use vnetpool_operator::azure::{Nic, Others, ProvisioningState};
 use vnetpool_operator::{Found, Uid, adoption, lost};
 
 const PODS: [&str; 2] = ["a", "b"];
 const BOOT: &str = "boot";
-const NIC: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/nic";
-const SUBNET: &str =
-    "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets/nodes";
 /// The address that another client takes off the NIC.
 const ADDRESS: &str = "10.0.0.9";
 
@@ -44,21 +42,9 @@ struct Report {
 }
 
 /// A NIC with another plugin's ipConfiguration, or with none.
-pub fn nic(has_other: bool) -> Nic {
-    Nic {
-        id: NIC.parse().unwrap(),
-        location: "westeurope".into(),
-        mac: None,
-        vm: None,
-        primary: "10.0.0.4".parse().unwrap(),
-        subnet: SUBNET.parse().unwrap(),
-        state: ProvisioningState::Succeeded,
-        ip_configurations: vec![],
-        forwards: false,
-        groups: vec![],
-        foreign: 1,
-        others: Others { idle: has_other.then(|| "theirs".into()).into_iter().collect(), attached: vec![] },
-    }
+fn nic(has_other: bool) -> Nic {
+    let others = Others { idle: has_other.then(|| "theirs".into()).into_iter().collect(), attached: vec![] };
+    Nic { others, ..operator::nic(ProvisioningState::Succeeded) }
 }
 
 /// The object as the operator sees it, or as it would without the rule.
@@ -66,7 +52,9 @@ fn object(broken: Broken, generation: u8, asks: bool, reported: &Report) -> Node
     let holder = |&pod: &usize| json!({"address": ADDRESS, "podUID": PODS[pod], "sandbox": PODS[pod]});
     let pods: Vec<Value> = reported.pods.iter().map(holder).collect();
     let observed = if broken == Broken::BelievesOldReports { generation } else { reported.generation };
-    let interface = json!({"id": NIC, "mac": "m", "primaryAddress": "10.0.0.4", "subnet": {"id": SUBNET}});
+    let Nic { id, subnet, .. } = nic(false);
+    let interface = json!({"id": id.as_str(), "mac": "m", "primaryAddress": "10.0.0.4",
+        "subnet": {"id": subnet.as_str()}});
     let object = json!({
         "metadata": {"name": "node", "generation": generation},
         "spec": {"nodeUID": "node", "pool": "p", "cooldown": "30s", "interfaces": [interface],
