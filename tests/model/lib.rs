@@ -28,6 +28,9 @@
 //! fails any more, in `protocol/settle.rs`, with the node's rules and without. Left out: time (the cooldown
 //! is 0, every wait is over; both have tests of their own); the building of a ledger halfway (the sandbox
 //! locks keep verbs out); changes of the NIC by others, which `others.rs` has.
+//!
+//! The order of reads and writes is the one part that no code of the product decides here. [`trace`] ties it
+//! to the product: what happens in its traces is done to the real operator, too (`tests/conduct/replayed.rs`).
 
 #![allow(clippy::unwrap_used)] // never shipped
 
@@ -35,6 +38,7 @@ mod azure;
 mod node;
 pub mod operator;
 pub mod protocol;
+pub mod trace;
 pub mod world;
 
 /// A rule of the protocol that is left out.

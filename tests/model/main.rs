@@ -8,12 +8,14 @@
 //! harm: that is what the second half of the tests shows, and that the model would notice. Run with
 //! `--nocapture` for the sizes and the ways to each harm.
 //!
-//! Beside it stand the models of attachments ([`attach`]) and of others' changes of a NIC ([`others`]).
+//! Beside it stand the models of attachments ([`attach`]) and of others' changes of a NIC ([`others`]). And
+//! the traces that `conduct` replays are checked here for what they have happen ([`traces`]).
 
 #![allow(clippy::unwrap_used)] // all of it is a test
 
 mod attach;
 mod others;
+mod traces;
 
 use std::fmt::Debug;
 use std::hash::Hash;
