@@ -27,7 +27,7 @@ use vnetpool_node_agent::imds::{Network, listing::Listing};
 use vnetpool_node_agent::report::pace::{Pace, difference};
 use vnetpool_node_agent::report::{Report, compose};
 use vnetpool_node_agent::supply::supply;
-use vnetpool_plugin::ledger::{Claim, Ledger, Millis, Pod, Sandbox, Supplied};
+use vnetpool_plugin::ledger::{Claim, Ledger, Millis, Occupant, Pod, Sandbox, Supplied, Supply};
 use vnetpool_process::lock::lock;
 
 /// All agents.
@@ -141,6 +141,30 @@ impl Agents {
         all.map(|(entry, one)| (one.pod.uid.clone(), entry.address)).collect()
     }
 
+    /// The node's ledger, unless its agent has none yet.
+    pub fn ledger(&self, node: &str) -> Option<Ledger> {
+        self.lock().get(node)?.ledger.clone()
+    }
+
+    /// The node's ledger is lost, and its agent builds another: from the addresses that these pods have, by
+    /// UID, then from what `announced` lists as given up, and from its `spec` last. That version of the
+    /// object was written to announce it.
+    pub fn rebuild<'a>(&self, node: &str, pods: impl Iterator<Item = &'a str>, announced: &NodeIPAllocation) {
+        self.change(node, |agent| {
+            let Some(lost) = agent.ledger.take() else { return };
+            let has = |uid: &str| lost.assignments().find(|(_, one)| one.pod.uid == uid);
+            let occupants = pods.filter_map(has).map(|(entry, one)| Occupant {
+                sandbox: one.sandbox.clone(),
+                pod: one.pod.clone(),
+                address: entry.address,
+                proof: one.proof.clone(),
+            });
+            let occupants: Vec<Occupant> = occupants.collect();
+            agent.ledger = supply(announced).ok().map(|supply| agent.build(&occupants, announced, &supply));
+            agent.reported = None;
+        });
+    }
+
     fn change(&self, node: &str, change: impl FnOnce(&mut Agent)) {
         if let Some(agent) = self.lock().get_mut(node) {
             change(agent);
@@ -244,13 +268,21 @@ impl Agents {
 }
 
 impl Agent {
+    /// A ledger from the addresses in use, from what the object lists as given up, and from its `spec`.
+    fn build(&self, occupants: &[Occupant], object: &NodeIPAllocation, supply: &Supply) -> Ledger {
+        let relinquished: Vec<String> =
+            object.status.iter().flat_map(|status| status.relinquished.clone()).collect();
+        Ledger::rebuild(&self.boot, occupants, &relinquished, supply, None, self.now, true)
+    }
+
     /// None: the object isn't for this boot yet, or older than the version that the ledger knows.
     fn take_up(&mut self, object: &NodeIPAllocation, is_paced: bool) -> Option<NodeIPAllocationStatus> {
         let supply = supply(object).ok().filter(|supply| supply.boot_id == self.boot)?;
-        let relinquished = object.status.iter().flat_map(|status| status.relinquished.clone());
-        let ledger = self.ledger.get_or_insert_with(|| {
-            Ledger::rebuild(&self.boot, &[], &relinquished.collect::<Vec<_>>(), &supply, None, self.now, true)
-        });
+        let ledger = match self.ledger.take() {
+            Some(ledger) => ledger,
+            None => self.build(&[], object, &supply),
+        };
+        let ledger = self.ledger.insert(ledger);
         match ledger.supply(&supply) {
             Supplied::Applied => {}
             // It is ahead of the object, and reports so.

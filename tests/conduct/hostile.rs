@@ -35,8 +35,8 @@ pub const LONG: &[Test] = crate::tests![
 /// [`RECOVERY`].
 pub const LONGEST: Duration = Duration::from_secs(240);
 
-/// Further seeds, each to be a test of its own for each [`Scene`], and one of garbage: those that
-/// `HOSTILE_SEEDS` names, as `make nightly` does.
+/// Further seeds, each to be a test of its own for each [`Scene`], one of garbage, and one of a trace of the
+/// model: those that `HOSTILE_SEEDS` names, as `make nightly` does.
 pub fn further_seeds() -> Result<Vec<u64>> {
     let named = std::env::var("HOSTILE_SEEDS").unwrap_or_default();
     named

@@ -52,6 +52,7 @@ mod public_addresses;
 mod quiet;
 mod refused;
 mod regained;
+mod replayed;
 mod reported;
 mod restored;
 mod rollout;
@@ -151,7 +152,10 @@ fn main() -> ExitCode {
         let garbage = trial(format!("garbage::seed_{seed}"), &planes, garbage::LONGEST, move |plane| {
             Box::pin(garbage::survive(plane, seed))
         });
-        hostile::Scene::ALL.map(of_scene).into_iter().chain([garbage])
+        let replayed = trial(format!("replayed::seed_{seed}"), &planes, LONGEST, move |plane| {
+            Box::pin(replayed::replay(plane, seed))
+        });
+        hostile::Scene::ALL.map(of_scene).into_iter().chain([garbage, replayed])
     };
     // Those that take minutes.
     let nightly = std::env::var_os("NIGHTLY").map(|_| [silent::TESTS, pruned::NIGHTLY]).unwrap_or_default();
@@ -200,6 +204,7 @@ fn main() -> ExitCode {
         quiet::TESTS,
         refused::TESTS,
         regained::TESTS,
+        replayed::TESTS,
         reported::TESTS,
         restored::TESTS,
         rollout::TESTS,

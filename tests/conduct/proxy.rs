@@ -19,6 +19,8 @@ use tokio::task::JoinHandle;
 pub struct Proxy {
     pub address: SocketAddr,
     fault: watch::Sender<Fault>,
+    /// Ends the connections that are open.
+    ending: watch::Sender<()>,
     met: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -52,20 +54,26 @@ impl Proxy {
         let listener = TcpListener::from_std(listener)?;
         let address = listener.local_addr()?;
         let (fault, faults) = watch::channel(Fault::None);
+        let ending = watch::Sender::default();
         let met = Arc::<AtomicUsize>::default();
-        let count = met.clone();
+        let (count, ends) = (met.clone(), ending.clone());
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(server) = TcpStream::connect(server).await else { continue };
-                tokio::spawn(lead(client, server, faults.clone(), count.clone()));
+                tokio::spawn(lead(client, server, (faults.clone(), ends.subscribe()), count.clone()));
             }
         });
-        Ok(Proxy { address, fault, met, task })
+        Ok(Proxy { address, fault, ending, met, task })
     }
 
     /// From now on.
     pub fn fault(&self, fault: Fault) {
         self.fault.send_replace(fault);
+    }
+
+    /// Every connection that is open now ends, once. What was asked on one has reached the server.
+    pub fn cut_open(&self) {
+        self.ending.send_replace(());
     }
 
     /// How many connections have met a fault.
@@ -83,7 +91,7 @@ impl Drop for Proxy {
 async fn lead(
     client: TcpStream,
     server: TcpStream,
-    mut faults: watch::Receiver<Fault>,
+    (mut faults, mut ending): (watch::Receiver<Fault>, watch::Receiver<()>),
     met: Arc<AtomicUsize>,
 ) {
     let Ok(far) = client.as_fd().try_clone_to_owned() else { return };
@@ -98,6 +106,7 @@ async fn lead(
     let fault = tokio::select! {
         _ = &mut passing => return,
         Ok(fault) = faults.wait_for(ends) => *fault,
+        Ok(()) = ending.changed() => Fault::Cut,
     };
     let dies = fault == Fault::Die;
     // No acknowledgement leaves either, so this is not the end of a connection but of its far end.

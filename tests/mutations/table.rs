@@ -108,6 +108,14 @@ pub const ALL: &[Mutation] = &[
         tests: &["a_spec_is_written_to_exactly_the_version_that_it_was_planned_from"],
     },
     Mutation {
+        rule: "a_write_is_announced_before_it_is_sent",
+        file: "operator/src/node.rs",
+        from: "|write| announcement.before(write)",
+        to: "|write| write",
+        program: CONDUCT,
+        tests: &["what_happens_in_a_trace_of_the_model_leads_the_programs_to_what_the_model_shows"],
+    },
+    Mutation {
         rule: "an_object_goes_only_when_the_nic_lacks_what_it_lists_as_relinquished",
         file: "operator/src/node/vacate.rs",
         from: "allocation.status.iter().flat_map(|status| status.relinquished.clone()).collect();",
