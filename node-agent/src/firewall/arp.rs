@@ -1,14 +1,14 @@
 //! The table `arp vnetpool`: what the node takes of pods' ARP. Nothing of it is per pod.
 //!
-//! The node's entry for a pod is permanent, and so is a pod's for its gateway, so neither needs a reply. Each
-//! request that the node answers makes an entry in its table of neighbours, which all links share: made-up
-//! senders of one pod would fill it. So the node takes no request.
+//! The node's entry for a pod is permanent, and so is a pod's for its gateway: neither has to ask. What a pod
+//! sends of its own accord does harm only. Each request that the node answers makes an entry in its table of
+//! neighbours, which all links share, and made-up senders would fill it.
 //!
-//! It takes replies, because its entry for a pod may be missing: another program has removed it, or an
-//! earlier release made none. Until the agent's next inspection adds it, the node asks, and the pod isn't cut
-//! off. All pods of the bridge hear the question, and any of them may reply to it, or announce another's
-//! address unasked. So a reply counts only where the node has asked, and only with the MAC that the plugin
-//! gives to the pod of that address. Whoever sends it, the node learns nothing else from it.
+//! But the node's entry may be missing: another program has removed it, or an earlier release made none.
+//! Until the agent's next inspection adds it, the node asks by ARP, and the pod isn't cut off. All pods of the
+//! bridge hear the question, and any of them may reply to it, or announce another's address unasked. So a
+//! sender counts only if the node has asked for it on that link, and only with the MAC that the plugin gives
+//! to the pod of that address. Whoever has sent the packet, the node learns nothing else from it.
 
 use std::{fmt::Write, net::Ipv4Addr, time::Duration};
 
@@ -58,7 +58,6 @@ pub fn table(ipam_only: bool) -> String {
          \t\toifname \"{LINK_PREFIX}*\" arp operation request update @{ASKED} {{ oif . arp daddr ip }}\n\
          \t}}\n\
          \tchain pod {{\n\
-         \t\tarp operation != reply counter drop\n\
          \t\tiif . arp saddr ip != @{ASKED} counter drop\n\
          \t\tarp saddr ether & ff:ff:00:00:00:00 != {first:02x}:{second:02x}:00:00:00:00 counter drop\n"
     );
@@ -99,7 +98,6 @@ table arp vnetpool {
 		oifname "vnp*" arp operation request update @asked { oif . arp daddr ip }
 	}
 	chain pod {
-		arp operation != reply counter drop
 		iif . arp saddr ip != @asked counter drop
 		arp saddr ether & ff:ff:00:00:00:00 != 0a:58:00:00:00:00 counter drop
 		@nh,80,8 . @nh,112,8 != @equal counter drop
