@@ -323,8 +323,8 @@ impl Ledger {
     pub fn free(&mut self, sandbox: &Sandbox, now: Millis) -> Option<Ipv4Addr> {
         self.cancel(sandbox);
         let record = self.records.iter_mut().find(|record| record.is_of(sandbox))?;
-        let State::Assigned(assignment) = record.state() else { return None };
-        record.set(match assignment.vanished {
+        let Usage::Assigned { vanished, .. } = record.usage() else { return None };
+        record.set(match vanished {
             true => State::Withdrawn { since: Some(now) },
             false => State::Free { since: Some(now) },
         });

@@ -102,9 +102,9 @@ impl Record {
         })
     }
 
-    #[cfg(test)]
-    pub(super) fn is_parsed(&self) -> bool {
-        self.parsed.get().is_some()
+    /// Its usual line, as long as that is not parsed.
+    pub(super) fn unparsed(&self) -> Option<&Line> {
+        self.line.as_ref().filter(|_| self.parsed.get().is_none())
     }
 
     pub fn entry(&self) -> &Entry {
@@ -125,10 +125,7 @@ impl Record {
 
     /// The name of its entry, to compare it with others.
     pub(super) fn name(&self) -> &[u8] {
-        match (self.parsed.get(), &self.line) {
-            (None, Some(line)) => line.name(),
-            _ => self.entry().name.as_bytes(),
-        }
+        self.unparsed().map_or_else(|| self.entry().name.as_bytes(), Line::name)
     }
 
     /// Whether it is of this entry of the spec. A record from a rebuild, in use and unnamed yet, takes the
@@ -154,17 +151,22 @@ impl Record {
     }
 
     pub(super) fn set(&mut self, state: State) {
-        *self = Record::new(self.entry().clone(), state);
+        let entry = match self.unparsed() {
+            Some(line) => {
+                let name = String::from_utf8_lossy(line.name()).into_owned();
+                Entry { name, address: self.address, attached_to: None }
+            }
+            None => self.entry().clone(),
+        };
+        *self = Record::new(entry, state);
     }
 
     pub(super) fn is_of(&self, sandbox: &Sandbox) -> bool {
-        // Most are others': their words needn't be parsed.
-        let may_be = || match (self.parsed.get(), &self.line) {
-            (None, Some(line)) => line.may_be_of(sandbox),
-            _ => true,
-        };
-        let is = || matches!(self.state(), State::Assigned(assignment) if assignment.sandbox == *sandbox);
-        self.is_assigned() && may_be() && is()
+        self.is_assigned()
+            && match self.unparsed() {
+                Some(line) => line.is_of(sandbox),
+                None => matches!(self.state(), State::Assigned(assignment) if assignment.sandbox == *sandbox),
+            }
     }
 
     pub(super) fn is_free(&self) -> bool {

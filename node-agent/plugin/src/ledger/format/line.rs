@@ -46,13 +46,15 @@ impl Line {
         self.part(self.name.start, self.name.end)
     }
 
-    /// Whether a usual line can be that of this sandbox. That of no other begins so, as a rule.
-    pub(in crate::ledger) fn may_be_of(&self, sandbox: &Sandbox) -> bool {
+    /// Whether a usual line is that of this sandbox.
+    pub(in crate::ledger) fn is_of(&self, sandbox: &Sandbox) -> bool {
         let (words, id) = (self.part(self.sandbox, self.end), sandbox.container_id.as_bytes());
-        match words.first() {
+        // Most are others', and differ in their first byte.
+        let may_be = match words.first() {
             Some(b'-' | b' ') => true, // no id, or an empty word
             first => first == id.first() && words.starts_with(id),
-        }
+        };
+        may_be && begin_with(words, sandbox)
     }
 
     /// Whether `next` stands behind it in the same text.
@@ -64,4 +66,14 @@ impl Line {
     pub(super) fn join(&mut self, next: &Line) {
         self.end = next.end;
     }
+}
+
+/// Whether these words of a usual line begin with those of this sandbox.
+#[cold]
+fn begin_with(words: &[u8], Sandbox { container_id, ifname }: &Sandbox) -> bool {
+    let mut words = words.split(|byte| *byte == b' ');
+    [container_id, ifname].into_iter().all(|text| match words.next() {
+        Some(b"-") => text.is_empty(),
+        word => word == Some(text.as_bytes()),
+    })
 }

@@ -4,7 +4,7 @@ use super::{
     super::{line::Line, reader},
     *,
 };
-use crate::ledger::State;
+use crate::ledger::{Assignment, Sandbox, State, Tenant};
 
 const LINES: [&str; 9] = [
     "free vnp-1 10.1.2.3 - -\n",
@@ -30,8 +30,18 @@ pub(in crate::ledger::format) fn is_usual(text: &[u8]) -> bool {
     assert_eq!(Usage::of(&state), usage);
     let line = Line::usual(&Arc::new(text.to_vec()), 0..end, name, sandbox);
     assert_eq!(line.as_bytes(), &text[..end]);
-    if let State::Assigned(assignment) = state {
-        assert!(line.may_be_of(&assignment.sandbox));
+    if let State::Assigned(Assignment { tenant: Tenant { sandbox, .. }, .. }) = state {
+        let Sandbox { container_id: id, ifname } = &sandbox;
+        let other = |id: String, ifname: String| Sandbox { container_id: id, ifname };
+        let others = [
+            other(format!("{id}x"), ifname.clone()),
+            other(id.clone(), format!("{ifname}x")),
+            other(format!("{id} {ifname}"), String::new()),
+            other("-".to_owned(), ifname.clone()),
+            other(id.clone(), "-".to_owned()),
+        ];
+        assert!(line.is_of(&sandbox));
+        assert!(others.iter().all(|other| !line.is_of(other)));
     }
     true
 }
