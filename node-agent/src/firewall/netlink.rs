@@ -1,5 +1,5 @@
 //! Questions that the kernel's nftables answers by netlink: its generation, whether a table is there, and
-//! which chains there are. For each of these nft would first read all that any program has there, which grows
+//! which chains there are. For the last two nft would first read what all programs have there, and that grows
 //! with the cluster's Services.
 
 use std::{io, iter, str};
