@@ -342,9 +342,9 @@ build-tests:
 	cargo test --workspace --no-run
 
 # Many more cases for every property, the model in ten million states, a plugin killed in more situations,
-# more seeds of hostile answers, of garbage and of the model's traces, watches that are silent for minutes, the
-# chapters on clusters in the opposite order, with those that keep a machine busy for minutes, and this release
-# beside a later one.
+# more seeds of hostile answers, of garbage and of the model's traces, watches that are silent for minutes,
+# the chapters on clusters in the opposite order, with those that keep a machine busy for minutes, and this
+# release beside a later one.
 test-nightly:
 	PROPTEST_CASES=10000 cargo test --workspace --no-fail-fast --lib
 	NIGHTLY=yes cargo test --workspace --no-fail-fast --test model -- trouble_of_every_kind

@@ -1,7 +1,7 @@
-//! Traces of the model (`tests/model`), replayed: what happens in one is done to the real operator, Azure, the
-//! API server and the node. Each time the programs come to rest, the real world has to show what the modelled
-//! one does, so the model knows all that the programs do. At each moment in between no address may be where
-//! the model finds that it never is.
+//! Traces of the model (`tests/model`), replayed: what happens in one is done to the real operator, Azure,
+//! the API server and the node. Each time the programs come to rest, the real world has to show what the
+//! modelled one does, so the model knows all that the programs do. At each moment in between no address may
+//! be where the model finds that it never is.
 //!
 //! Azure handles a write to the NIC when the trace has it do so: until then the simulator holds it, whatever
 //! becomes of the connection. The agents are those of all of `conduct`: they have a real ledger, and no

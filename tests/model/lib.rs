@@ -30,7 +30,8 @@
 //! locks keep verbs out); changes of the NIC by others, which `others.rs` has.
 //!
 //! The order of reads and writes is the one part that no code of the product decides here. [`trace`] ties it
-//! to the product: what happens in its traces is done to the real operator, too (`tests/conduct/replayed.rs`).
+//! to the product: what happens in its traces is done to the real operator, too
+//! (`tests/conduct/replayed.rs`).
 
 #![allow(clippy::unwrap_used)] // never shipped
 

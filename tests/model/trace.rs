@@ -200,6 +200,7 @@ fn is_their_own(action: &Action) -> bool {
 
 /// The worlds in which the programs may come to rest. From there on no step of theirs changes what is seen,
 /// and none of them is in the middle of anything but a write that Azure has yet to handle.
+#[allow(clippy::mutable_key_type)] // what a ledger's records cache is no part of their hash
 fn rests(protocol: &Protocol, begun: Vec<World>) -> Vec<World> {
     let mut numbers: HashMap<World, usize> = HashMap::new();
     let mut worlds: Vec<World> = vec![];

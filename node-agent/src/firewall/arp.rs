@@ -5,8 +5,8 @@
 //! neighbours, which all links share, and made-up senders would fill it.
 //!
 //! But the node's entry may be missing: another program has removed it, or an earlier release made none.
-//! Until the agent's next inspection adds it, the node asks by ARP, and the pod isn't cut off. All pods of the
-//! bridge hear the question, and any of them may reply to it, or announce another's address unasked. So a
+//! Until the agent's next inspection adds it, the node asks by ARP, and the pod isn't cut off. All pods of
+//! the bridge hear the question, and any of them may reply to it, or announce another's address unasked. So a
 //! sender counts only if the node has asked for it on that link, and only with the MAC that the plugin gives
 //! to the pod of that address. Whoever has sent the packet, the node learns nothing else from it.
 

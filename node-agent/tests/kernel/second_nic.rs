@@ -118,7 +118,8 @@ impl TwoNics {
     /// The source that a pod sees for a client in the VNet.
     fn seen_by(&self, client: Ipv4Addr, to: (Ipv4Addr, u16)) -> Ipv4Addr {
         let connected = self.world.vnet.connect_from(client, to);
-        ask(&mut connected.unwrap_or_else(|error| panic!("{client} to {to:?}: {error}")))
+        assert!(connected.is_ok(), "{client} to {to:?}: {connected:?}");
+        ask(&mut connected.unwrap())
     }
 
     /// The paths of [`serve`]'s Services, by which a node that has one NIC leads packets to pods, too.
@@ -267,7 +268,7 @@ fn a_node_with_an_address_on_its_second_nic_answers_under_each_by_its_nic() {
     two.far_pod.source_seen_by(DOUBTED);
 }
 
-/// It comes by the second NIC, which the pod's entry in a backend pool is of. The node has a host route to
+/// It comes by the second NIC, which has the pod's entry in a backend pool. The node has a host route to
 /// the prober by the first, for DNS.
 #[test]
 fn a_load_balancers_probe_of_a_second_nics_pod_is_answered_by_that_nic() {
