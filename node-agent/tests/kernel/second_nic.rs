@@ -34,8 +34,8 @@ const DNS: u16 = 53;
 const DIRECT: u16 = 30001;
 const NEAR: u16 = 30002;
 const REMOTE: u16 = 30003;
-/// Addresses of Services whose pod is elsewhere: as pods come to it by default, and as they do where kube-proxy
-/// doesn't take them for pods.
+/// Addresses of Services whose pod is elsewhere: as pods come to it by default, and as they do where
+/// kube-proxy doesn't take them for pods.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 const DOUBTED: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 2);
 
@@ -267,7 +267,7 @@ fn a_node_with_an_address_on_its_second_nic_answers_under_each_by_its_nic() {
     two.far_pod.source_seen_by(DOUBTED);
 }
 
-/// It comes by the second NIC, which the pod's entry in a backend pool is of. The node has a host route to the
+/// It comes by the second NIC, which has the pod's entry in a backend pool. The node has a host route to the
 /// prober by the first, for DNS.
 #[test]
 fn a_load_balancers_probe_of_a_second_nics_pod_is_answered_by_that_nic() {
