@@ -20,7 +20,7 @@ use crate::world::{
     INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, POD, PORT, WIRE_SERVER, World, ask, ensure, wire,
 };
 
-/// The second NIC's primary address. Its link has no address and is down, as Azure's images leave it.
+/// The second NIC's primary address. Its link is down and has no address, as it should be.
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 4);
 /// The first address of the second NIC's subnet, for a machine there, too.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 1);
@@ -118,7 +118,8 @@ impl TwoNics {
     /// The source that a pod sees for a client in the VNet.
     fn seen_by(&self, client: Ipv4Addr, to: (Ipv4Addr, u16)) -> Ipv4Addr {
         let connected = self.world.vnet.connect_from(client, to);
-        ask(&mut connected.unwrap_or_else(|error| panic!("{client} to {to:?}: {error}")))
+        assert!(connected.is_ok(), "{client} to {to:?}: {connected:?}");
+        ask(&mut connected.unwrap())
     }
 
     /// The paths of [`serve`]'s Services, by which a node that has one NIC leads packets to pods, too.
@@ -245,7 +246,8 @@ fn a_strict_filter_of_the_first_nic_would_drop_what_it_takes_for_a_pod_of_the_se
     assert_eq!(two.seen_by(NEIGHBOUR, (NODE, DIRECT)), NEIGHBOUR);
 }
 
-/// As cloud-init may have it. Then the node has a route to the pods' subnet by that NIC.
+/// As images have it that configure each NIC by DHCP. Then the node has a route to the pods' subnet by it,
+/// and answers nobody there under the first NIC's address, whatever is done for pods.
 #[test]
 fn a_node_with_an_address_on_its_second_nic_answers_under_each_by_its_nic() {
     let two = TwoNics::new(true);

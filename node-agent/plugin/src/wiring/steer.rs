@@ -8,8 +8,8 @@
 //! ```
 //! The rules are by source and not by pod, so they change with the NIC and not with pods. Routing sees a
 //! packet's source before the node translates it, so the source alone would lead a Service's reply out by the
-//! wrong NIC: the agent's table of nftables marks such packets. And the node has a host route to 168.63.129.16
-//! by its first NIC, which an answer under a pod's own address must not take.
+//! wrong NIC: the agent's table of nftables marks such packets. And the node has a host route to
+//! 168.63.129.16 by its first NIC, which an answer under a pod's own address must not take.
 
 use std::net::Ipv4Addr;
 
