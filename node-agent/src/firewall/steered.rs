@@ -1,10 +1,10 @@
 //! The part of the table for pods of a secondary NIC: which of their packets leave by another NIC.
 //!
-//! Routing goes by a packet's source ([`steer`](vnetpool_plugin::wiring::steer)), which the node replaces
-//! only afterwards. A connection that kube-proxy or `portmap` has led to a pod came to an address of the
-//! first NIC, as a rule, and its replies leave under that address. So do packets that kube-proxy gives the
-//! node's address, and those to Azure's services on the host, which answer the first NIC only. Azure takes
-//! none of these from the second NIC, so a mark has them routed like the node's own packets.
+//! Routing goes by a packet's source ([`steer`](vnetpool_plugin::wiring::steer)), and the node replaces that
+//! only afterwards. A connection that kube-proxy or `portmap` led to a pod came to an address of the first
+//! NIC, as a rule, and its replies leave under that address. So do packets that kube-proxy gives the node's
+//! address, and those to Azure's services on the host, which answer the first NIC only. Azure takes none of
+//! these from the second NIC, so a mark has them routed like the node's own packets.
 //!
 //! The mark is one bit of many. It is set behind all translations of the prerouting hook, and taken off
 //! before the filters of the forward hook, so that rules of others that ask for marks don't meet it.
@@ -39,10 +39,9 @@ impl Steered {
         let set = set_of_ranges(SET, &Ipv4Net::aggregate(sources));
         let (platform, rest) = (joined(&PLATFORM), !MARK);
         let mark = format!("meta mark set meta mark or {MARK:#x}");
-        // By the NIC itself come packets to pods, which are the bulk, and they need no mark. Nor would one be
-        // safe: where a site has the kernel heed marks as it filters reverse paths (`src_valid_mark`), the
-        // mark leads back by another NIC. An answer to a connection that left under the node's address needs
-        // it.
+        // By the NIC itself comes the bulk, for pods, which needs no mark. Nor would one be safe: where the
+        // kernel heeds marks as it filters reverse paths (`src_valid_mark`), it leads back by another NIC. An
+        // answer to a connection that left under the node's address goes on to its client, and needs it.
         format!(
             "{set}\
              \tchain by_another_nic {{\n\

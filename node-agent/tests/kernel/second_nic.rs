@@ -20,7 +20,7 @@ use crate::world::{
     INTERNET, METADATA, NEIGHBOUR, NODE, Namespace, POD, PORT, WIRE_SERVER, World, ask, ensure, wire,
 };
 
-/// The second NIC's primary address. Its link has no address and is down, as Azure's images leave it.
+/// The second NIC's primary address. Its link is down and has no address, as it should be.
 const SECOND: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 4);
 /// The first address of the second NIC's subnet, for a machine there, too.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 240, 32, 1);
@@ -246,7 +246,8 @@ fn a_strict_filter_of_the_first_nic_would_drop_what_it_takes_for_a_pod_of_the_se
     assert_eq!(two.seen_by(NEIGHBOUR, (NODE, DIRECT)), NEIGHBOUR);
 }
 
-/// As cloud-init may have it. Then the node has a route to the pods' subnet by that NIC.
+/// As images have it that configure each NIC by DHCP. Then the node has a route to the pods' subnet by it,
+/// and answers nobody there under the first NIC's address, whatever is done for pods.
 #[test]
 fn a_node_with_an_address_on_its_second_nic_answers_under_each_by_its_nic() {
     let two = TwoNics::new(true);
@@ -268,8 +269,8 @@ fn a_node_with_an_address_on_its_second_nic_answers_under_each_by_its_nic() {
     two.far_pod.source_seen_by(DOUBTED);
 }
 
-/// It comes by the second NIC, which has the pod's entry in a backend pool. The node has a host route to
-/// the prober by the first, for DNS.
+/// It comes by the second NIC, which has the pod's entry in a backend pool. The node has a host route to the
+/// prober by the first, for DNS.
 #[test]
 fn a_load_balancers_probe_of_a_second_nics_pod_is_answered_by_that_nic() {
     for has_host_routes in [true, false] {

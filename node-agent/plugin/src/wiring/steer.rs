@@ -1,15 +1,15 @@
 //! Routes packets of a secondary NIC's pods to that NIC: Azure drops packets that come by another NIC.
 //!
 //! ```text
-//!   7598: from the NIC's subnet fwmark 0x1000/0x1000 lookup main         what leaves under another NIC's address
-//!   7599: from the NIC's subnet to 168.63.129.16 lookup 176              answers to load balancers' probes
-//!   7600: from the NIC's subnet lookup main suppress_prefixlength 31     the node's own pods
-//!   7601: from the NIC's subnet lookup 176                               all else: default via the NIC's gateway
+//!   7598: from the NIC's subnet fwmark 0x1000/0x1000 lookup main        leaves under another NIC's address
+//!   7599: from the NIC's subnet to 168.63.129.16 lookup 176             answers to load balancers' probes
+//!   7600: from the NIC's subnet lookup main suppress_prefixlength 31    to the node's own pods
+//!   7601: from the NIC's subnet lookup 176                              all else, via the NIC's gateway
 //! ```
 //! The rules are by source and not by pod, so they change with the NIC and not with pods. Routing sees a
-//! packet's source before the node translates it, so the source alone would lead a reply of a Service's out
-//! by the wrong NIC. The agent's table of nftables marks such packets. And the node has a host route to
-//! 168.63.129.16 by its first NIC, by which an answer under a pod's own address must not go.
+//! packet's source before the node translates it, so the source alone would lead a Service's reply out by the
+//! wrong NIC: the agent's table of nftables marks such packets. And the node has a host route to
+//! 168.63.129.16 by its first NIC, which an answer under a pod's own address must not take.
 
 use std::net::Ipv4Addr;
 
