@@ -128,8 +128,8 @@ impl Record {
         self.unparsed().map_or_else(|| self.entry().name.as_bytes(), Line::name)
     }
 
-    /// Whether it is of this entry of the spec. A record from a rebuild, in use and unnamed yet, takes the name
-    /// that the spec has for its address.
+    /// Whether it is of this entry of the spec. A record from a rebuild, in use and unnamed yet, takes the
+    /// name that the spec has for its address.
     pub(super) fn is_of_entry(&self, entry: &Entry) -> bool {
         self.address == entry.address && (self.name().is_empty() || self.name() == entry.name.as_bytes())
     }
