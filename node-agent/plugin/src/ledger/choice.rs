@@ -84,6 +84,7 @@ impl Choice {
         let mut ready: Vec<Candidate> = ready.map(|(index, _)| Candidate { index, in_use: 0 }).collect();
         let mut assigned = records.iter().filter(|record| record.is_assigned()).peekable();
         if assigned.peek().is_some() {
+            // Only of the blocks that have an address to assign, which are fewer than those in use.
             let names = ready.iter().map(|one| (records[one.index].name(), 0));
             let mut in_use: Map<&[u8], u32> = names.collect();
             for record in assigned {

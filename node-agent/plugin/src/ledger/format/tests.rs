@@ -131,6 +131,8 @@ fn words_that_a_later_release_adds_to_a_line_are_no_matter() {
 fn a_text_of_another_version_or_cut_off_or_garbled_is_no_ledger() {
     let refusal = |text: &str| read(text).unwrap_err();
     assert_eq!(refusal(&VERSION_1.replacen('1', "4", 1)), Malformed::Version(4));
+    let newer_and_no_text = Arc::new(b"ledger 4\n\xff\xff\n".to_vec());
+    assert_eq!(super::read(&newer_and_no_text).unwrap_err(), Malformed::Version(4));
     assert_eq!(refusal(""), Malformed::Line(1));
     for line in 1..VERSION_1.lines().count() {
         let cut: String = VERSION_1.lines().take(line).map(|line| format!("{line}\n")).collect();
