@@ -71,9 +71,10 @@ impl<'a> Secluded<'a> {
         served_within(&self.stage, &self.machine, SILENT).await
     }
 
-    /// Each request that was to be refused has been.
+    /// Each request that was to be refused has been: the last may be a report of counts, which waits for up
+    /// to two minutes.
     async fn until_refused(&self) -> Result<()> {
-        eventually("all were refused", LOST, || async {
+        eventually("all were refused", Duration::from_secs(180), || async {
             ensure!(self.gateway.left() == 0, "{} weren't", self.gateway.left());
             Ok(Some(()))
         })
