@@ -74,6 +74,11 @@ impl Script {
         self
     }
 
+    /// The answers that nobody has asked for by now aren't to be asked for.
+    pub fn forget_rest(&self) {
+        self.state.lock().unwrap().to_come.clear();
+    }
+
     /// The VM has no managed identity.
     pub fn refuse_tokens(&self) {
         self.state.lock().unwrap().no_tokens = true;
