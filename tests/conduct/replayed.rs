@@ -101,14 +101,18 @@ struct Past {
     held: BTreeSet<String>,
 }
 
-/// Whether both show the same. While a write is under way the product may have published the `target` that it
-/// is for: the model does so afterwards only.
+/// Whether both show the same. While a write is under way the product may have published the NIC as it has
+/// read it, and the `target` that the write is for: the model does so afterwards only.
 fn is_alike(real: &View, modelled: &View) -> bool {
     let mut real = real.clone();
     if modelled.writes > 0
-        && let (Some(real), Some(modelled)) = (&mut real.object, &modelled.object)
+        && let (Some(shown), Some(modelled)) = (&mut real.object, &modelled.object)
     {
-        real.target = modelled.target;
+        shown.target = modelled.target;
+        if shown.spec == real.nic && real.nic != modelled.spec {
+            let Shown { is_of_boot, spec, relinquished, .. } = modelled.clone();
+            *shown = Shown { is_of_boot, spec, relinquished, ..shown.clone() };
+        }
     }
     real == *modelled
 }
@@ -168,7 +172,11 @@ impl<'a> World<'a> {
                 // As the agent does before it builds a ledger.
                 let agent = Client::try_from(self.plane.config(User::Agent(NODE)).await?)?;
                 let objects = Api::<Reading<NodeIPAllocation>>::all(agent);
-                let announced = publish::announce(&objects, &stage.allocation(NODE).await?).await?;
+                // The operator may write at the same moment.
+                let announced = eventually("the agent announces a ledger", PATIENCE, || async {
+                    Ok(publish::announce(&objects, &stage.allocation(NODE).await?).await.ok())
+                });
+                let announced = announced.await?;
                 let pods = self.pods.iter().flatten().map(|pod| pod.uid.as_str());
                 stage.agents.rebuild(NODE, pods, &announced);
                 Ok(())
