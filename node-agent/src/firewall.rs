@@ -182,16 +182,7 @@ impl Rules {
         for counter in COUNTERS {
             let _ = writeln!(text, "\tcounter {counter} {{}}");
         }
-        let _ = write!(
-            text,
-            "\tset {ASKED} {{\n\
-             \t\ttype ipv4_addr . ipv4_addr\n\
-             \t\tsize {ASKED_AT_MOST}\n\
-             \t\tflags dynamic, timeout\n\
-             \t\ttimeout {}s\n\
-             \t}}\n",
-            ASKED_FOR.as_secs()
-        );
+        text.push_str(&set_by_packets(ASKED, "ipv4_addr . ipv4_addr", ASKED_AT_MOST, ASKED_FOR));
         if !self.direct.is_empty() {
             text.push_str(&set_of_ranges("direct", &self.direct));
         }
@@ -286,6 +277,19 @@ pub fn own_ranges(spec: &NodeIPAllocationSpec) -> Vec<Ipv4Net> {
 fn set_of_ranges(name: &str, ranges: &[Ipv4Net]) -> String {
     let ranges = joined(ranges);
     format!("\tset {name} {{\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = {{ {ranges} }}\n\t}}\n")
+}
+
+/// A set that packets fill with up to so many elements of this type, each of which stays for so long.
+fn set_by_packets(name: &str, of: &str, most: u32, stays: Duration) -> String {
+    let seconds = stays.as_secs();
+    format!(
+        "\tset {name} {{\n\
+         \t\ttype {of}\n\
+         \t\tsize {most}\n\
+         \t\tflags dynamic, timeout\n\
+         \t\ttimeout {seconds}s\n\
+         \t}}\n"
+    )
 }
 
 /// The members of a set, as nft reads them.

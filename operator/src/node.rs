@@ -160,9 +160,8 @@ fn is_served(allocation: &NodeIPAllocation, memory: &Memory, is_of_another_past:
     if allocation.metadata.deletion_timestamp.is_none() {
         return true;
     }
-    let names_more = |spec: &NodeIPAllocationSpec| {
-        !spec.left_interfaces.is_empty() || publish::on_no_nic(spec, &spec.interfaces).next().is_some()
-    };
+    let names_more =
+        |spec: &NodeIPAllocationSpec| publish::named_only_here(spec, &spec.interfaces).next().is_some();
     !is_of_another_past && memory.serves_on && (memory.nic.must_read || names_more(&allocation.spec))
 }
 

@@ -33,6 +33,16 @@ async fn unable_to_make(stage: &mut Stage<'_>, plane: &ControlPlane) -> Result<G
     Ok(gateway)
 }
 
+/// Somebody deletes the object, and the operator ends when that has gone and the next one isn't made.
+async fn die_between_two_objects(stage: &mut Stage<'_>, plane: &ControlPlane) -> Result<Gateway> {
+    let gateway = unable_to_make(stage, plane).await?;
+    stage.delete_allocation("n1").await?;
+    stage.start().await?;
+    stage.until_gone("n1").await?;
+    stage.kill().await?;
+    Ok(gateway)
+}
+
 /// It can again.
 fn able_to_make(gateway: &Gateway) {
     gateway.trouble(Trouble::RefuseToMake(StatusCode::INTERNAL_SERVER_ERROR), 0);
@@ -45,11 +55,7 @@ async fn a_public_address_on_no_nic_is_not_forgotten_by_an_operator_that_dies_be
     stage.kill().await?;
     stage.sim.lift_fault(fault)?;
     stage.remove("n1", &pod).await?;
-    let gateway = unable_to_make(&mut stage, plane).await?;
-    stage.delete_allocation("n1").await?;
-    stage.start().await?;
-    stage.until_gone("n1").await?;
-    stage.kill().await?;
+    let gateway = die_between_two_objects(&mut stage, plane).await?;
     able_to_make(&gateway);
     stage.start().await?;
     stage.until_holds("n1", 4).await?;
@@ -68,11 +74,7 @@ async fn a_public_address_on_no_nic_is_not_forgotten_when_its_pod_ends_between_t
     let (mut stage, pod, public, fault) = detached(plane).await?;
     stage.kill().await?;
     stage.sim.lift_fault(fault)?;
-    let gateway = unable_to_make(&mut stage, plane).await?;
-    stage.delete_allocation("n1").await?;
-    stage.start().await?;
-    stage.until_gone("n1").await?;
-    stage.kill().await?;
+    let gateway = die_between_two_objects(&mut stage, plane).await?;
     // The next leader never sees it.
     stage.remove("n1", &pod).await?;
     able_to_make(&gateway);
@@ -134,12 +136,8 @@ async fn a_nic_that_a_node_has_left_is_not_forgotten_by_an_operator_that_dies_be
     until_served_beside(&stage, &first, &second).await?;
     stage.kill().await?;
     stage.sim.lift_fault(fault)?;
-    let gateway = unable_to_make(&mut stage, plane).await?;
-    stage.delete_allocation("n1").await?;
-    stage.start().await?;
-    stage.until_gone("n1").await?;
+    let gateway = die_between_two_objects(&mut stage, plane).await?;
     ensure!(stage.held("n1").is_empty(), "nothing names what is left: {:?}", stage.held("n1"));
-    stage.kill().await?;
     able_to_make(&gateway);
     stage.start().await?;
     let is_served = |seen: &NodeIPAllocation| {

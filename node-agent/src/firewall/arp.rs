@@ -18,7 +18,7 @@ use vnetpool_plugin::{sandbox::LINK_PREFIX, wiring::pod_mac};
 use super::{
     ASKED, Family,
     equal::{self, Bytes},
-    no_table,
+    no_table, set_by_packets,
 };
 
 /// The last four bytes of the sender's MAC in ARP for Ethernet and IPv4 (RFC 826).
@@ -38,17 +38,8 @@ pub fn table(ipam_only: bool) -> String {
     if ipam_only {
         return text;
     }
-    let _ = write!(
-        text,
-        "table arp vnetpool {{\n\
-         \tset {ASKED} {{\n\
-         \t\ttype iface_index . ipv4_addr\n\
-         \t\tsize {ASKED_AT_MOST}\n\
-         \t\tflags dynamic, timeout\n\
-         \t\ttimeout {}s\n\
-         \t}}\n",
-        REPLY_WITHIN.as_secs()
-    );
+    text.push_str("table arp vnetpool {\n");
+    text.push_str(&set_by_packets(ASKED, "iface_index . ipv4_addr", ASKED_AT_MOST, REPLY_WITHIN));
     text.push_str(&equal::set(MAC, SENDER));
     let [first, second, ..] = pod_mac(Ipv4Addr::UNSPECIFIED);
     let _ = write!(

@@ -68,7 +68,7 @@ pub struct Memory {
     pub lacks_pods_since: Option<tokio::time::Instant>,
     /// Since when the Node is gone.
     pub vacant_since: Option<Instant>,
-    /// The object was deleted, and serves its node until a NIC has each public address that it names.
+    /// The object was deleted, and serves its node as long as it is the only one that names something.
     pub serves_on: bool,
     /// The resources that Azure reports as absent.
     pub absences: Absences,

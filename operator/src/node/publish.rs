@@ -90,9 +90,10 @@ fn detached<'a>(
     detached.into_iter().map(str::to_owned).collect()
 }
 
-/// The public addresses of ours that `spec` names and that are attached to none of these interfaces: the next
-/// object wouldn't find them. Each may be there, also one that is about to be made.
-pub fn on_no_nic<'a>(
+/// What the next object wouldn't find of what `spec` names: public addresses of ours that are attached to
+/// none of these interfaces, and NICs that the node has left. Each address may be there, also one that is
+/// about to be made.
+pub fn named_only_here<'a>(
     spec: &'a NodeIPAllocationSpec,
     interfaces: &[Interface],
 ) -> impl Iterator<Item = &'a str> {
@@ -100,7 +101,9 @@ pub fn on_no_nic<'a>(
     let attached = all.filter_map(|one| one.public_address.as_ref()).filter(|one| one.address.is_some());
     let attached: HashSet<ResourceId> = attached.filter_map(|one| one.id.parse().ok()).collect();
     let is_ours = move |id: &ResourceId| attachments::pod_of(id).is_some() && !attached.contains(id);
-    spec.public_addresses().filter(move |id| id.parse().is_ok_and(|id: ResourceId| is_ours(&id)))
+    let public =
+        spec.public_addresses().filter(move |id| id.parse().is_ok_and(|id: ResourceId| is_ours(&id)));
+    public.chain(spec.left_interfaces.iter().map(|nic| nic.id.as_str()))
 }
 
 /// Whether others' ipConfigurations are to leave the NIC, for which each pod must be known to have an address
@@ -421,7 +424,7 @@ mod tests {
             .unwrap()
         };
         let none = |spec: &NodeIPAllocationSpec, interfaces: &[Interface]| -> Vec<String> {
-            on_no_nic(spec, interfaces).map(str::to_owned).collect()
+            named_only_here(spec, interfaces).map(str::to_owned).collect()
         };
         let attached = spec(&json!({"id": public("a").replace("providers", "PROVIDERS"),
             "address": "20.0.0.1"}));

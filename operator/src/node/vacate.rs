@@ -171,10 +171,8 @@ pub async fn replace(
     delete_ended(ctx, allocation, &mut memory.absences).await;
     // An object of another past serves nobody.
     if !allocation.is_copy() && !allocation.is_set_back() {
-        let public = publish::on_no_nic(&allocation.spec, &interfaces);
-        let public = public.filter(|id| !memory.absences.has_deleted(id));
-        let left = allocation.spec.left_interfaces.iter().map(|nic| nic.id.as_str());
-        let awaited: Vec<&str> = public.chain(left).collect();
+        let all = publish::named_only_here(&allocation.spec, &interfaces);
+        let awaited: Vec<&str> = all.filter(|id| !memory.absences.has_deleted(id)).collect();
         let is_news = !std::mem::replace(&mut memory.serves_on, !awaited.is_empty());
         if memory.serves_on {
             if is_news {

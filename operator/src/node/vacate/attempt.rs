@@ -226,15 +226,13 @@ impl<'a> Attempt<'a> {
             };
         }
         // Azure may leave the VM out: another node's, or the node's own.
-        if self.own.is_none() && is_living_nodes(ctx, allocation, id) {
-            return Ok(Ended::Nothing);
-        }
-        let may_be_used = || {
-            is_recorded_elsewhere(ctx, allocation, id)
-                || strays::idle(allocation, &nic).len() < nic.ip_configurations.len()
-        };
-        if self.own.is_some() && may_be_used() {
-            return Ok(Ended::InPart);
+        let is_in_part_used = || strays::idle(allocation, &nic).len() < nic.ip_configurations.len();
+        match self.own {
+            None if is_living_nodes(ctx, allocation, id) => return Ok(Ended::Nothing),
+            Some(_) if is_recorded_elsewhere(ctx, allocation, id) || is_in_part_used() => {
+                return Ok(Ended::InPart);
+            }
+            _ => {}
         }
         let release: Vec<String> = nic.ip_configurations.iter().map(|one| one.name.clone()).collect();
         let leave = ours(allocation, id);
